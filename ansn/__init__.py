@@ -1,0 +1,31 @@
+"""Score models whose training noise has a covariance learned online.
+
+Start with :class:`AdaptiveCovariance`, :class:`NoiseModel`, :class:`Denoiser`, :func:`dsm_loss` and :func:`sample`;
+``ansn.ops`` holds the kernels, ``ansn.networks`` the networks, ``ansn.levels`` the ladders.
+"""
+
+from ansn import levels, networks, ops, sampling
+from ansn.covariance import AdaptiveCovariance
+from ansn.data import load_dataset
+from ansn.denoiser import Denoiser
+from ansn.errors import InputError
+from ansn.loss import dsm_loss
+from ansn.noise import Level, NoiseModel
+from ansn.sampling import sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveCovariance",
+    "Denoiser",
+    "InputError",
+    "Level",
+    "NoiseModel",
+    "dsm_loss",
+    "levels",
+    "load_dataset",
+    "networks",
+    "ops",
+    "sample",
+    "sampling",
+]

@@ -1,0 +1,348 @@
+"""The adaptive covariance: running moments, shaped into the noise's R and its factor (math section 1)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ansn import ops
+from ansn.moments import RunningMoments, keep_dtypes
+from ansn.structures import STRUCTURES
+
+QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
+"""Variance of the rounding of 8-bit data scaled to [0, 1]."""
+
+
+class AdaptiveCovariance(nn.Module):
+    r"""Covariance of the data, learned online, one for each of K regions, and the noise shape ``R_k = L_k L_k^T`` made of it.
+
+    With ``S_k`` the unbiased running covariance of region k, ``t_k = tr S_k / d``::
+
+        R_k = (1 - rho) t_k I + rho S_k + eps I          (shrinkage; rho = 0 isotropic, 1 the paper's)
+        R_k = S_k^gamma scaled to trace d t_k, + eps I   (spectral power; gamma = 0 isotropic, 1 full)
+        C_k = s_d (S_k + eps I),  s_d = 2.4^2 / d        (Haario's form, Eq. 2.5 of the paper)
+
+    Every R has about the trace of S, so that a level ``tau`` counts standard deviations of the data. ``factor``, ``center`` and ``scale`` are
+    a snapshot, remade by :meth:`update` when the number of points has grown by ``refresh`` since the last one, by :meth:`refresh` and by
+    :meth:`freeze`; noise, denoiser and samplers read only the snapshot.
+
+    Args:
+        shape: shape of one data point, ``(1, 28, 28)`` or ``(d,)`` or ``d``.
+        regions: K. K = 1 is the paper.
+        structure: ``"dense"`` (K d^2 numbers) or ``"diagonal"`` (K d).
+        rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
+        gamma: exponent of the spectral family, instead of rho. Needs an eigendecomposition at each refresh.
+        eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
+        eps_floor: smallest default ridge; by default the quantisation noise of 8-bit data in [0, 1]. Give 0 for data without quantisation.
+        root: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates).
+        warmup: points, at least 2, that a region needs before its own S replaces ``initial``.
+        initial: guess of S before that: a variance, ``[d]`` variances or ``[d, d]``; default 1. Haario's C_0 is ``s_d * initial``.
+        forgetting: lambda in (0, 1]; the moments are scaled by it at every update. 1 remembers everything.
+        refresh: relative growth of the number of points after which the factor is remade.
+        dtype: of the state, float64 or float32. factor_dtype: of the snapshot.
+
+    Raises ValueError for a bad argument, MemoryError when the structure cannot fit.
+    """
+
+    factor: Tensor
+    center: Tensor
+    scale: Tensor
+    initial: Tensor
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        regions: int = 1,
+        structure: str = "dense",
+        *,
+        rho: float | None = None,
+        gamma: float | None = None,
+        eps: float | None = None,
+        eps_floor: float = QUANTISATION_8BIT,
+        root: str = "cholesky",
+        warmup: int = 2,
+        initial: float | Tensor = 1.0,
+        forgetting: float = 1.0,
+        refresh: float = 0.05,
+        dtype: torch.dtype = torch.float64,
+        factor_dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.dim = math.prod(self.shape)
+        if self.dim < 1 or regions < 1:
+            raise ValueError(f"shape, regions: got {self.shape}, {regions}, expected at least one coordinate and region")
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(STRUCTURES)}")
+        if rho is not None and gamma is not None:
+            raise ValueError(f"rho, gamma: got both ({rho}, {gamma}), expected one: they are two families of shapes")
+        rho = 0.5 if rho is None and gamma is None else rho
+        if rho is not None and not 0.0 <= rho <= 1.0:
+            raise ValueError(f"rho: got {rho}, expected 0 <= rho <= 1")
+        if gamma is not None and not -1.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma: got {gamma}, expected -1 <= gamma <= 1")
+        if (eps is not None and not eps >= 0) or not eps_floor >= 0:
+            raise ValueError(f"eps, eps_floor: got {eps}, {eps_floor}, expected numbers >= 0")
+        if root not in ("cholesky", "symmetric"):
+            raise ValueError(f"root: got {root!r}, expected 'cholesky' or 'symmetric'")
+        if warmup < 2:
+            raise ValueError(f"warmup: got {warmup}, expected at least 2 points: one point has no covariance")
+        if not 0.0 < forgetting <= 1.0:
+            raise ValueError(f"forgetting: got {forgetting}, expected 0 < forgetting <= 1")
+        if not refresh > 0:
+            raise ValueError(f"refresh: got {refresh}, expected a relative growth > 0")
+        for name, value in (("dtype", dtype), ("factor_dtype", factor_dtype)):
+            if value not in (torch.float32, torch.float64):
+                raise ValueError(f"{name}: got {value}, expected torch.float32 or torch.float64")
+        self.regions, self.structure, self.rho, self.gamma = regions, STRUCTURES[structure], rho, gamma
+        self.eps, self.eps_floor, self.root, self.warmup = eps, eps_floor, root, warmup
+        self.forgetting, self.growth = forgetting, refresh
+        self._refuse_what_cannot_fit(dtype, factor_dtype, device, memory_limit)
+        # Counts on the host, so that deciding on a refresh never waits for the device.
+        self.seen, self.seen_at_refresh, self.frozen = 0, 0, False
+        self.moments = RunningMoments(self.dim, regions, self.structure, dtype, device)
+        self.register_buffer("initial", self._initial(initial, dtype, device))
+        storage = self.structure.storage(regions, self.dim)
+        self.register_buffer("factor", torch.zeros(storage, dtype=factor_dtype, device=device))
+        self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
+        self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
+        self._eps_warned = False
+        self.refresh()
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(self, x: Tensor, region: Tensor | None = None) -> AdaptiveCovariance:
+        """Learn from the rows of ``x`` ``[B, *shape]``; ``region`` int64 ``[B]``. Does nothing once frozen. Returns self.
+
+        Raises TypeError or ValueError naming the argument (on the CPU also for values that are not finite); the state is
+        then as it was.
+        """
+        if self.frozen:
+            return self
+        if x.shape[1:].numel() != self.dim:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
+        self.moments.update(x, region, self.forgetting)
+        self.seen += x.shape[0]
+        if self.due():
+            self.refresh()
+        return self
+
+    def due(self, pending: int = 0) -> bool:
+        """Whether the points seen, plus ``pending`` ones not merged yet, call for a new factor."""
+        seen = self.seen + pending
+        return not self.frozen and seen > self.seen_at_refresh and seen >= (1 + self.growth) * self.seen_at_refresh
+
+    @torch.no_grad()
+    def merge(self, other: AdaptiveCovariance | RunningMoments, points: int | None = None) -> AdaptiveCovariance:
+        """Add what another state gathered (Chan's formula; exact, in any order). Returns self.
+
+        ``points``: how many rows that was, where ``other`` is bare moments. Raises ValueError if the states do not fit
+        together or this one is frozen.
+        """
+        moments = other.moments if isinstance(other, AdaptiveCovariance) else other
+        if self.frozen:
+            raise ValueError("merge: this covariance is frozen, expected one that still learns")
+        if moments.scatter.shape != self.moments.scatter.shape:
+            raise ValueError(
+                f"other: got a state of shape {list(moments.scatter.shape)}, expected {list(self.moments.scatter.shape)}"
+            )
+        self.moments.merge(moments)
+        self.seen += other.seen if isinstance(other, AdaptiveCovariance) else int(points or 0)
+        if self.due():
+            self.refresh()
+        return self
+
+    def freeze(self) -> AdaptiveCovariance:
+        """Remake the snapshot once more and stop learning: R does not change from here on. Returns self."""
+        if not self.frozen:
+            self.refresh()
+            self.frozen = True
+        return self
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Remake ``factor``, ``center`` and ``scale`` from the moments. Raises ValueError if R has no factor, state untouched."""
+        if self.frozen:
+            raise ValueError("refresh: this covariance is frozen, expected one that still learns")
+        s = self.covariance()
+        factor = self._factor(self._shape(s))
+        # In place: compiled code and captured graphs keep reading the same memory.
+        self.factor.copy_(factor)
+        self.center.copy_(self.moments.mean)
+        self.scale.copy_(self.structure.variances(s).mean(1).sqrt())
+        self.seen_at_refresh = self.seen
+
+    # -- readings ------------------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> Tensor:
+        """Points in each region, float64 ``[K]`` (sums of weights under forgetting)."""
+        return self.moments.weight
+
+    @property
+    def mean(self) -> Tensor:
+        """Running mean, ``[K, d]``."""
+        return self.moments.mean
+
+    @property
+    def triangular(self) -> bool:
+        """Whether a dense factor is lower triangular."""
+        return self.root == "cholesky"
+
+    def covariance(self) -> Tensor:
+        """``S_k``, unbiased; ``initial`` for a region that is still warming up. ``[K, d, d]`` or ``[K, d]``."""
+        warm = self.count >= self.warmup
+        shape = (-1,) + (1,) * (self.initial.ndim)
+        return torch.where(warm.reshape(shape), self.moments.covariance(), self.initial)
+
+    def haario(self) -> Tensor:
+        """``C_k = s_d (S_k + eps I)``, Eq. 2.5; ``s_d initial`` for a region that is still warming up."""
+        s = self.covariance()
+        ridge = torch.where(self.count >= self.warmup, self._eps(s), 0.0)
+        return self.haario_scale * (s + self.structure.scaled_identity(ridge, self.dim))
+
+    @property
+    def haario_scale(self) -> float:
+        """``s_d = 2.4^2 / d``."""
+        return 2.4**2 / self.dim
+
+    def noise_shape(self) -> Tensor:
+        """``R_k = L_k L_k^T`` of the snapshot, in the state's dtype, ``[K, d, d]`` or ``[K, d]``."""
+        return self.structure.gram(self.factor.to(self.initial.dtype))
+
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of R, ascending, ``[K, d]``, squared data units."""
+        return self.structure.eigenvalues(self.noise_shape())
+
+    def condition_number(self) -> Tensor:
+        """Largest over smallest eigenvalue of R, ``[K]``."""
+        values = self.eigenvalues()
+        return values[:, -1] / values[:, 0]
+
+    def effective_rank(self) -> Tensor:
+        """``exp(H(p))``, p the normalised eigenvalues of S (Roy and Vetterli 2007), ``[K]``, between 1 and d."""
+        values = self.structure.eigenvalues(self.covariance()).clamp_min(0)
+        p = values / values.sum(1, keepdim=True)
+        return torch.special.entr(p).sum(1).exp()
+
+    def trace(self) -> Tensor:
+        """``tr S_k``, total variance, ``[K]``."""
+        return self.structure.variances(self.covariance()).sum(1)
+
+    def color(self, z: Tensor, region: Tensor | None = None) -> Tensor:
+        """``L z``, ``[B, *shape]``."""
+        return ops.apply_factor(z, self.factor, region, lower=self.triangular)
+
+    def whiten(self, v: Tensor, region: Tensor | None = None, *, transpose: bool = False) -> Tensor:
+        """``L^-1 v``, or ``L^-T v``, ``[B, *shape]``."""
+        return ops.apply_factor(v, self.factor, region, transpose=transpose, inverse=True, lower=self.triangular)
+
+    def extra_repr(self) -> str:
+        family = f"rho={self.rho}" if self.gamma is None else f"gamma={self.gamma}"
+        state = "frozen" if self.frozen else "learning"
+        return f"shape={self.shape}, regions={self.regions}, {self.structure.name}, {family}, {self.seen} points, {state}"
+
+    # -- nn.Module -----------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> Tensor:
+        """Host counters as a tensor, so that a checkpoint needs no pickle."""
+        return torch.tensor([self.seen, self.seen_at_refresh, int(self.frozen)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.seen, self.seen_at_refresh, frozen = (int(v) for v in state)
+        self.frozen = bool(frozen)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:
+        keep_dtypes(self, fn)
+        return self
+
+    # -- internals -----------------------------------------------------------------------------------------------
+
+    def _eps(self, s: Tensor) -> Tensor:
+        if self.eps is not None:
+            return torch.full((self.regions,), self.eps, dtype=s.dtype, device=s.device)
+        return (1e-3 * self.structure.variances(s).mean(1)).clamp_min(self.eps_floor)
+
+    def _shape(self, s: Tensor) -> Tensor:
+        """R before its ridge is folded in, plus ridge."""
+        eps, level = self._eps(s), self.structure.variances(s).mean(1)
+        if self.eps is None and not self._eps_warned and self.seen >= self.warmup:
+            low = float(level.min())
+            if self.eps_floor > 0.1 * low:
+                self._eps_warned = True
+                warnings.warn(
+                    f"eps_floor {self.eps_floor:.2g} is not small beside the data's mean variance {low:.2g}, so the noise is"
+                    " nearly isotropic; give eps_floor=0 if the data is not 8-bit",
+                    stacklevel=4,
+                )
+        if self.gamma is None:
+            assert self.rho is not None
+            return self.rho * s + self.structure.scaled_identity((1.0 - self.rho) * level + eps, self.dim)
+        powered = self.structure.power(s, self.gamma, eps)
+        trace = self.structure.variances(powered).mean(1)
+        ratio = torch.where(trace > 0, level / trace, 0.0).reshape((-1,) + (1,) * (s.ndim - 1))
+        return ratio * powered + self.structure.scaled_identity(eps, self.dim)
+
+    def _factor(self, r: Tensor) -> Tensor:
+        factor, status = self.structure.factor(r, self.root)
+        jitter = self.structure.variances(r).mean(1) * torch.finfo(r.dtype).eps
+        # Rounding can push R = rank-deficient + eps I below zero when eps is 0 or tiny: raise the ridge a little at a time.
+        for _ in range(6):
+            if not bool((status != 0).any()):
+                return factor
+            r = r + self.structure.scaled_identity(torch.where(status != 0, jitter, 0.0), self.dim)
+            jitter = jitter * 10
+            factor, status = self.structure.factor(r, self.root)
+        bad = int((status != 0).nonzero()[0])
+        smallest = float(self.structure.eigenvalues(r)[bad, 0])
+        raise ValueError(
+            f"region {bad}: the noise shape is not positive definite (smallest eigenvalue {smallest:.3g}); expected a larger eps"
+        )
+
+    def _initial(self, value: float | Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+        """The guess of S in the structure's storage, without the region dimension."""
+        given = torch.as_tensor(value, dtype=dtype, device=device)
+        if given.ndim == 0:
+            variances = given.expand(self.dim)
+        elif given.shape in ((self.dim,), (self.dim, self.dim)):
+            variances = given if given.ndim == 1 else given.diagonal()
+        else:
+            raise ValueError(
+                f"initial: got shape {list(given.shape)}, expected a number, [{self.dim}] or [{self.dim}, {self.dim}]"
+            )
+        if not bool((variances > 0).all()) or not bool(torch.isfinite(given).all()):
+            raise ValueError("initial: got a variance that is not positive and finite, expected a positive definite guess")
+        if self.structure.name == "diagonal":
+            return variances.clone()
+        return given.clone() if given.ndim == 2 else torch.diag(variances)
+
+    def _refuse_what_cannot_fit(
+        self,
+        dtype: torch.dtype,
+        factor_dtype: torch.dtype,
+        device: torch.device | str | None,
+        limit: int | None,
+    ) -> None:
+        where = torch.device(device or "cpu")
+        if limit is None:
+            limit = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+        sizes = {s.name: s.bytes(self.regions, self.dim, dtype, factor_dtype) for s in STRUCTURES.values()}
+        if sizes[self.structure.name] > limit:
+            fits = [f"{name} ({_gib(size)})" for name, size in sizes.items() if size <= limit]
+            raise MemoryError(
+                f"structure: {self.structure.name!r} of {self.regions} x {self.dim} coordinates takes"
+                f" {_gib(sizes[self.structure.name])} ({sizes[self.structure.name]} bytes), {_gib(limit)} is there;"
+                f" structures that fit: {', '.join(fits) or 'none'}"
+            )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"

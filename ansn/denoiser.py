@@ -1,0 +1,120 @@
+"""The denoiser: a network with preconditioning in whitened units; gives D, f or the score (math section 4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ansn import ops
+from ansn.noise import NoiseModel
+
+PREDICTIONS = ("denoiser", "whitened")
+
+
+class Denoiser(nn.Module):
+    r"""``D(x~, tau) = E[x | x~]``, made from a network; called as ``denoiser(x, sigma, **extra)``, k-diffusion's signature.
+
+    With ``v^2 = 1 + tau^2``, ``m`` the data's mean and ``s`` its pixel standard deviation (from the covariance's snapshot):
+
+    * ``prediction="denoiser"``, a network in data units::
+
+          D = m + (x~ - m) / v^2 + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
+
+      which is EDM's preconditioning (Karras et al. 2022, Table 1) in units where the data has unit variance.
+    * ``prediction="whitened"``, the paper's ``s_theta``: the network gives ``f``, and ``D = x~ + tau L f``.
+
+    Args:
+        network: ``network(x, level, y=None)``. Its attribute ``conditioning`` says what ``level`` is: ``"log"`` ``ln(tau)/4`` float ``[B]``
+            (also taken when there is no such attribute), ``"index"`` the nearest rung of the ladder, int64 ``[B]``, ``"none"``:
+            the network is called without it.
+        noise: levels and covariance; ``tau`` below is in its units.
+        prediction: what the network gives.
+        precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
+    """
+
+    def __init__(
+        self, network: nn.Module, noise: NoiseModel, prediction: str = "denoiser", *, precondition: bool = True
+    ) -> None:
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+        conditioning = getattr(network, "conditioning", "log")
+        if conditioning not in ("log", "index", "none"):
+            raise ValueError(f"network.conditioning: got {conditioning!r}, expected 'log', 'index' or 'none'")
+        self.network, self.noise = network, noise
+        self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
+
+    def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
+        """``D``, shape and dtype of ``x`` ``[B, *shape]``; ``sigma`` is tau, a number, ``[]`` or ``[B]``; extra goes to the network."""
+        tau = self._tau(x, sigma)
+        if self.prediction == "whitened":
+            return self._with_f(x, tau, region, self._network(x, tau, region, extra))
+        wide = _column(tau, x)
+        if not self.precondition:
+            return self._network(x, tau, region, extra).to(x.dtype)
+        mean, scale = self._snapshot(x, region)
+        v = torch.sqrt(1.0 + wide * wide)
+        return mean + (x - mean) / (v * v) + (wide / v) * scale * self._network(x, tau, region, extra).to(x.dtype)
+
+    def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
+        """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""
+        tau = self._tau(x, sigma)
+        if self.prediction == "whitened":
+            return self._network(x, tau, region, extra).to(x.dtype)
+        return self.noise.covariance.whiten(self(x, tau, region, **extra) - x, region) / _column(tau, x)
+
+    def score(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
+        """Stein score of the perturbed density, ``(tau L)^-T f = Sigma^-1 (D - x~)``."""
+        tau = self._tau(x, sigma)
+        f = self.f(x, tau, region, **extra)
+        return self.noise.covariance.whiten(f, region, transpose=True) / _column(tau, x)
+
+    def _with_f(self, x: Tensor, tau: Tensor, region: Tensor | None, f: Tensor) -> Tensor:
+        covariance = self.noise.covariance
+        return ops.colored_step(
+            x, f=f.to(x.dtype), a=tau, factor=covariance.factor, region=region, lower=covariance.triangular
+        )
+
+    def _network(self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any]) -> Tensor:
+        if self.precondition:
+            mean, scale = self._snapshot(x, region)
+            x = (x - mean) / (torch.sqrt(1.0 + _column(tau, x) ** 2) * scale)
+        if self.conditioning == "none":
+            return self.network(x, **extra)
+        if self.conditioning == "log":
+            return self.network(x, (torch.log(tau) / 4.0).to(x.dtype), **extra)
+        # Nearest in the logarithm, where the ladder is even.
+        distance = (torch.log(tau).unsqueeze(1) - torch.log(self.noise.tau.to(tau)).unsqueeze(0)).abs()
+        return self.network(x, distance.argmin(1), **extra)
+
+    def _snapshot(self, x: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean ``[B or 1, *shape]`` and pixel standard deviation ``[B or 1, 1, ...]`` of each row's region."""
+        covariance = self.noise.covariance
+        mean, scale = covariance.center, covariance.scale
+        if region is not None and covariance.regions > 1:
+            mean, scale = mean[region], scale[region]
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return mean.to(x.dtype).reshape(-1, *covariance.shape), scale.to(x.dtype).reshape(shape)
+
+    def _tau(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        if x.shape[1:] != self.noise.covariance.shape:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {_sizes(self.noise.covariance.shape)}]")
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if not isinstance(sigma, Tensor):
+            if not (math.isfinite(sigma) and sigma > 0):
+                raise ValueError(f"sigma: got {sigma}, expected a finite level > 0")
+            return torch.full((x.shape[0],), float(sigma), dtype=dtype, device=x.device)
+        if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0])):
+            raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [] or [{x.shape[0]}]")
+        return sigma.to(device=x.device, dtype=dtype).expand(x.shape[0])
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(size) for size in shape)
+
+
+def _column(tau: Tensor, x: Tensor) -> Tensor:
+    return tau.to(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))

@@ -1,0 +1,155 @@
+"""Ladders of noise levels ``tau_1 > ... > tau_N`` and the distribution that training draws levels from (math section 5).
+
+``tau`` is a dimensionless standard deviation: the noise shape R has the trace of the data's covariance, so tau counts
+standard deviations of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy import optimize, stats
+from torch import Tensor
+
+from ansn.covariance import AdaptiveCovariance
+
+_FIXED_RATIO = 1.5  # where NCSNv2's rule has no solution (d <= 4)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A ladder and a training distribution; make one with :func:`geometric`, :func:`karras` or :func:`paper`.
+
+    Attributes:
+        tau: the ladder, strictly decreasing, every rung > 0.
+        training: ``"ladder"`` draws a rung uniformly (NCSN); ``"lognormal"`` draws ``ln tau ~ N(log_mean, log_std^2)``
+            clipped to the ladder's ends (EDM).
+        log_mean, log_std: of the log-normal; EDM's -1.2 and 1.2 at a data deviation of 0.5 are -0.5 and 1.2 here.
+    """
+
+    tau: tuple[float, ...]
+    training: str = "ladder"
+    log_mean: float = -0.5
+    log_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.tau or not all(math.isfinite(t) and t > 0 for t in self.tau):
+            raise ValueError(f"tau: got {self.tau}, expected at least one level, each finite and > 0")
+        if any(a <= b for a, b in zip(self.tau, self.tau[1:], strict=False)):
+            raise ValueError("tau: got levels that do not decrease strictly, expected tau_1 > ... > tau_N")
+        if self.training not in ("ladder", "lognormal"):
+            raise ValueError(f"training: got {self.training!r}, expected 'ladder' or 'lognormal'")
+        if not self.log_std > 0:
+            raise ValueError(f"log_std: got {self.log_std}, expected > 0")
+
+    def __len__(self) -> int:
+        return len(self.tau)
+
+    @property
+    def maximum(self) -> float:
+        return self.tau[0]
+
+    @property
+    def minimum(self) -> float:
+        return self.tau[-1]
+
+    def from_normal(self, z: Tensor, ladder: Tensor) -> Tensor:
+        """Training levels from standard normals ``z`` ``[B]``; ``ladder`` is ``tau`` as a tensor on z's device."""
+        if self.training == "lognormal":
+            return torch.exp(self.log_mean + self.log_std * z).clamp(self.minimum, self.maximum)
+        # Phi(z) is uniform; float64, so that the last rung is as likely as the others.
+        rung = (torch.special.ndtr(z.double()) * len(self.tau)).long().clamp(0, len(self.tau) - 1)
+        return ladder[rung]
+
+
+def overlap_ratio(dim: int) -> float:
+    """Ratio of neighbouring levels by NCSNv2's Technique 2: half of one level's shell lies within three deviations of the next's.
+
+    Solves ``Phi(sqrt(2 d)(g - 1) + 3 g) - Phi(sqrt(2 d)(g - 1) - 3 g) = 0.5``; 1.36, 1.08, 1.04 for d = 64, 784, 3072.
+    There is no solution for d <= 4, where a fixed 1.5 serves.
+    """
+    if dim < 1:
+        raise ValueError(f"dim: got {dim}, expected at least 1")
+
+    def excess(ratio: float) -> float:
+        shift = math.sqrt(2.0 * dim) * (ratio - 1.0)
+        return float(stats.norm.cdf(shift + 3 * ratio) - stats.norm.cdf(shift - 3 * ratio)) - 0.5
+
+    return float(optimize.brentq(excess, 1.0, 50.0)) if excess(50.0) < 0 else _FIXED_RATIO
+
+
+def geometric(
+    tau_max: float,
+    tau_min: float,
+    *,
+    dim: int | None = None,
+    ratio: float | None = None,
+    n: int | None = None,
+    training: str = "ladder",
+) -> Levels:
+    """Geometric ladder. Give one of ``n`` (number of levels), ``ratio`` (> 1) or ``dim`` (NCSNv2's overlap rule in d dimensions)."""
+    _check_range(tau_max, tau_min)
+    if sum(v is not None for v in (dim, ratio, n)) != 1:
+        raise ValueError(f"dim, ratio, n: got {dim}, {ratio}, {n}, expected exactly one of them")
+    if n is None:
+        step = ratio if ratio is not None else overlap_ratio(dim or 0)
+        if not step > 1:
+            raise ValueError(f"ratio: got {step}, expected > 1")
+        n = 1 + math.ceil(math.log(tau_max / tau_min) / math.log(step))
+    if n < 2:
+        raise ValueError(f"n: got {n}, expected at least 2 levels")
+    logs = torch.linspace(math.log(tau_max), math.log(tau_min), n, dtype=torch.float64)
+    return Levels(tuple(logs.exp().tolist()), training)
+
+
+def karras(
+    tau_max: float, tau_min: float, *, n: int = 20, rho: float = 7.0, training: str = "lognormal"
+) -> Levels:
+    """``tau_i = (tau_max^(1/rho) + i/(n-1) (tau_min^(1/rho) - tau_max^(1/rho)))^rho`` (Karras et al. 2022, Eq. 5)."""
+    _check_range(tau_max, tau_min)
+    if n < 2:
+        raise ValueError(f"n: got {n}, expected at least 2 levels")
+    if not rho > 0:
+        raise ValueError(f"rho: got {rho}, expected > 0")
+    ends = torch.tensor([tau_max, tau_min], dtype=torch.float64) ** (1.0 / rho)
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
+    return Levels(tuple(((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist()), training)
+
+
+def paper(dim: int) -> Levels:
+    """The paper's single level ``tau = sqrt(s_d) = 2.4 / sqrt(d)``: Haario's scale, the smallest rung of a ladder."""
+    if dim < 1:
+        raise ValueError(f"dim: got {dim}, expected at least 1")
+    return Levels((2.4 / math.sqrt(dim),))
+
+
+def tau_max_flow(dim: int, kl: float = 0.01) -> float:
+    """``(d / (4 KL))^(1/4)``: largest level for the probability flow started from ``N(m, S + tau^2 R)``.
+
+    ``kl`` is how far, in nats, the start may be from the perturbed data; 11.8 for d = 784 at the default.
+    """
+    if dim < 1 or not kl > 0:
+        raise ValueError(f"dim, kl: got {dim}, {kl}, expected dim >= 1 and kl > 0")
+    return (dim / (4.0 * kl)) ** 0.25
+
+
+@torch.no_grad()
+def tau_max_langevin(x: Tensor, covariance: AdaptiveCovariance, quantile: float = 0.99) -> float:
+    """Upper quantile of the pairwise Mahalanobis distances of the data, about ``sqrt(2 d)`` (NCSNv2's Technique 1 in units of R).
+
+    ``x`` ``[B, *shape]``, B >= 2: a sample of the data, some hundred points; distances are under region 0's factor.
+    """
+    if x.shape[0] < 2:
+        raise ValueError(f"x: got {x.shape[0]} points, expected at least 2 for a distance")
+    if not 0.0 < quantile <= 1.0:
+        raise ValueError(f"quantile: got {quantile}, expected 0 < quantile <= 1")
+    flat = x.reshape(x.shape[0], -1).to(covariance.factor.dtype)
+    region = None if covariance.regions == 1 else torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
+    return float(torch.pdist(covariance.whiten(flat, region)).double().quantile(quantile))
+
+
+def _check_range(tau_max: float, tau_min: float) -> None:
+    if not (math.isfinite(tau_max) and tau_max > tau_min > 0):
+        raise ValueError(f"tau_max, tau_min: got {tau_max}, {tau_min}, expected tau_max > tau_min > 0")

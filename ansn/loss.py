@@ -1,0 +1,69 @@
+"""Denoising score matching under the three metrics of math section 4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ansn import ops
+from ansn.denoiser import Denoiser
+from ansn.noise import Level
+
+METRICS = ("pixel", "whitened", "paper")
+
+
+def dsm_loss(
+    model: Denoiser,
+    x: Tensor,
+    perturbed: Tensor,
+    level: Level,
+    metric: str | None = None,
+    *,
+    reduction: str = "mean",
+    **extra: Any,
+) -> Tensor:
+    r"""``w(tau) || W (D - x) ||^2 / d`` (math section 4), where ``D - x = tau L (f + z)``.
+
+    ======== ===================== ============================== =====================================================
+    metric   W                     w                              note
+    ======== ===================== ============================== =====================================================
+    pixel    I                     (1 + tau^2) / (tau^2 s^2)      default of a denoiser network; s: the data's pixel deviation
+    whitened (tau L)^-1            1/2                            ``1/2 ||f + z||^2``, default of a whitened network; NCSNv2's at R = I
+    paper    Sigma^-1              1/2                            Eq. 3.1 read literally
+    ======== ===================== ============================== =====================================================
+
+    Args:
+        model: the denoiser.
+        x, perturbed, level: clean data ``[B, *shape]`` and what :meth:`NoiseModel.perturb` returned for it.
+        metric: None takes the default of the model's prediction.
+        reduction: ``"mean"`` over rows, or ``"none"`` for ``[B]``.
+        extra: to the network (``y``: class labels).
+
+    Every metric has the minimiser ``D = E[x | x~]``. Losses of different Sigma or metric are not comparable.
+    """
+    metric = metric or ("pixel" if model.prediction == "denoiser" else "whitened")
+    if metric not in METRICS:
+        raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'")
+    tau, region = level.tau, level.region
+    covariance = model.noise.covariance
+    if metric == "pixel":
+        scale = covariance.scale if region is None or covariance.regions == 1 else covariance.scale[region]
+        weight = (1.0 + tau * tau) / (tau * scale) ** 2
+        rows = ops.dsm_loss(model(perturbed, tau, region, **extra), x.to(perturbed.dtype), weight=weight)
+    elif metric == "whitened" and model.prediction == "whitened":
+        rows = ops.dsm_loss(
+            model.f(perturbed, tau, region, **extra),
+            weight=0.5, seed=level.seed, row=level.row, step=level.step, stream=ops.PERTURB,
+        )  # fmt: skip
+    else:
+        residual = model(perturbed, tau, region, **extra) - x.to(perturbed.dtype)
+        whitened = covariance.whiten(residual, region)
+        power = 1
+        if metric == "paper":
+            whitened, power = covariance.whiten(whitened, region, transpose=True), 2
+        zero = whitened.detach().new_zeros(whitened.shape)
+        rows = ops.dsm_loss(whitened, zero, weight=0.5 / tau ** (2 * power))
+    return rows.mean() if reduction == "mean" else rows

@@ -1,0 +1,31 @@
+"""The kernels' public face: each operation checks its arguments, then runs on the back end in force.
+
+``reference`` is plain torch and the oracle, ``native`` the C++ module; see :func:`backend`.
+"""
+
+from ansn.ops import native as _native  # noqa: F401 - offers its kernels to the dispatcher
+from ansn.ops._dispatch import BACKENDS, backend, current_backend, operations, registered
+from ansn.ops.apply_factor import apply_factor
+from ansn.ops.cholesky import cholesky
+from ansn.ops.colored_step import colored_step
+from ansn.ops.covariance_update import covariance_update_
+from ansn.ops.dsm_loss import dsm_loss
+from ansn.ops.reference import LANGEVIN, LEVELS, PERTURB, PRIOR, REGIONS
+
+__all__ = [
+    "BACKENDS",
+    "LANGEVIN",
+    "LEVELS",
+    "PERTURB",
+    "PRIOR",
+    "REGIONS",
+    "apply_factor",
+    "backend",
+    "cholesky",
+    "colored_step",
+    "covariance_update_",
+    "current_backend",
+    "dsm_loss",
+    "operations",
+    "registered",
+]

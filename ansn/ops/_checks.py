@@ -1,0 +1,81 @@
+"""Argument checks shared by the operations: each failure is one line naming argument, value and expectation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def floating(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        raise TypeError(f"{name}: got {describe(value)}, expected a float32, float64, bfloat16 or float16 tensor")
+
+
+def batched(name: str, value: Tensor) -> None:
+    floating(name, value)
+    if value.ndim < 2:
+        raise ValueError(f"{name}: got shape {list(value.shape)}, expected [B, ...] with at least two dimensions")
+
+
+def like(name: str, value: Tensor, x: Tensor, other: str = "x") -> None:
+    floating(name, value)
+    if value.shape != x.shape or value.device != x.device:
+        raise ValueError(f"{name}: got {describe(value)}, expected {other}'s shape {list(x.shape)} on {x.device}")
+
+
+def region(value: Tensor | None, rows: int, count: int, device: torch.device) -> None:
+    """Shape and dtype; values are checked only eagerly on the CPU, where reading them costs no synchronisation."""
+    if value is None:
+        if count != 1:
+            raise ValueError(f"region: got None, expected an int64 tensor [{rows}] because there are {count} regions")
+        return
+    if value.dtype != torch.int64 or value.shape != (rows,) or value.device != device:
+        raise ValueError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}] on {device}")
+    if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= count:
+            raise ValueError(f"region: got values {low}..{high}, expected 0..{count - 1}")
+
+
+def factor(value: Tensor, rows: int, dim: int, regions: Tensor | None, device: torch.device) -> None:
+    floating("factor", value)
+    dense = value.ndim == 3 and value.shape[1] == dim and value.shape[2] == dim
+    diagonal = value.ndim == 2 and value.shape[1] == dim
+    if not (dense or diagonal) or value.device != device:
+        raise ValueError(
+            f"factor: got {describe(value)}, expected [K, {dim}, {dim}] (dense) or [K, {dim}] (diagonal) on {device}"
+        )
+    region(regions, rows, value.shape[0], device)
+
+
+def coefficient(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> Tensor | None:
+    """A number or a tensor ``[]`` or ``[B]`` to a tensor in the arithmetic's dtype; None and the number 0 to None."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: got {describe(value)}, expected a number or a tensor of shape [] or [{rows}]")
+        return None if value == 0 else torch.full((), value, dtype=dtype, device=x.device)
+    if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != rows):
+        raise ValueError(f"{name}: got {describe(value)}, expected a number or a tensor of shape [] or [{rows}]")
+    return value.detach().to(device=x.device, dtype=dtype)
+
+
+def counter(seed: int, row: int, step: int, stream: int) -> None:
+    """Counters of the RNG contract; values that Python cannot know while compiling are taken as they are."""
+    if torch.compiler.is_compiling():
+        return
+    for name, value, limit in (("seed", seed, 63), ("row", row, 62), ("step", step, 32), ("stream", stream, 32)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}: got {describe(value)}, expected an int")
+        if not 0 <= value < 2**limit:
+            raise ValueError(f"{name}: got {value}, expected 0 <= {name} < 2^{limit}")

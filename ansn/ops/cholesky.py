@@ -1,0 +1,65 @@
+"""Batched Cholesky factors with a status for each matrix, and no host synchronisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _checks, _dispatch, reference
+
+_dispatch.library.define("cholesky(Tensor matrix) -> (Tensor, Tensor)")
+_dispatch.register("cholesky", "reference", reference.cholesky)
+# LAPACK through torch is the CPU's kernel for large matrices.
+_dispatch.register("cholesky", "native", reference.cholesky)
+
+
+def _run(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    return _dispatch.call("cholesky", matrix.device, matrix)
+
+
+_dispatch.library.impl("cholesky", _run, "CPU")
+_dispatch.library.impl("cholesky", _run, "CUDA")
+
+
+@torch.library.register_fake("ansn::cholesky")
+def _(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    # cholesky_ex returns column-major matrices.
+    return torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT, matrix.new_empty(
+        matrix.shape[:1], dtype=torch.int32
+    )
+
+
+class _Cholesky(torch.autograd.Function):
+    """``A_bar = sym(L^-T Phi(L^T L_bar) L^-1)``, Phi the lower triangle with half the diagonal (Murray 2016, Eq. 8)."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        factor, info = torch.ops.ansn.cholesky(matrix)
+        ctx.save_for_backward(factor)
+        ctx.mark_non_differentiable(info)
+        return factor, info
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (factor,) = ctx.saved_tensors
+        phi = (factor.mT @ grads[0]).tril()
+        phi = phi - 0.5 * torch.diag_embed(phi.diagonal(dim1=-2, dim2=-1))
+        right = torch.linalg.solve_triangular(factor, phi, upper=False, left=False)
+        bar = torch.linalg.solve_triangular(factor.mT, right, upper=True)
+        return 0.5 * (bar + bar.mT)
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factors ``L L^T = A`` of ``[K, d, d]`` symmetric matrices, of which the lower triangle is read.
+
+    Returns ``(factor, info)``: factor of matrix's shape and dtype (float32 or float64), info int32 ``[K]``: 0, or the
+    order of the first leading minor that is not positive; that region's factor is then meaningless. Nothing is raised
+    for it and nothing waits for the device: read ``info`` when it suits. Differentiable in ``matrix``.
+    """
+    if not isinstance(matrix, Tensor) or matrix.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"matrix: got {_checks.describe(matrix)}, expected a float32 or float64 tensor")
+    if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2]:
+        raise ValueError(f"matrix: got shape {list(matrix.shape)}, expected [K, d, d]")
+    return _Cholesky.apply(matrix)

@@ -1,0 +1,113 @@
+"""The coloured step: draw, Langevin update, denoising and flow step in one operation (math section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _checks, _dispatch, reference
+from ansn.ops.apply_factor import apply_factor
+
+_dispatch.library.define(
+    "colored_step(Tensor x, Tensor? denoised, Tensor? f, Tensor? c, Tensor? a, Tensor? b, Tensor? factor,"
+    " Tensor? region, bool lower, SymInt seed, SymInt row, SymInt step, SymInt stream) -> Tensor"
+)
+_dispatch.register("colored_step", "reference", reference.colored_step)
+
+
+def _run(x: Tensor, *args: Any) -> Tensor:
+    return _dispatch.call("colored_step", x.device, x, *args)
+
+
+_dispatch.library.impl("colored_step", _run, "CPU")
+_dispatch.library.impl("colored_step", _run, "CUDA")
+
+
+@torch.library.register_fake("ansn::colored_step")
+def _(x: Tensor, *_args: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+class _ColoredStep(torch.autograd.Function):
+    """Linear in x, D and f: the gradients are ``(1 - c) g``, ``c g`` and ``a L^T g``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: Any) -> Tensor:
+        c, a, b, factor, region, lower, *counter = args
+        ctx.save_for_backward(c, a, factor, region)
+        ctx.lower, ctx.has_denoised, ctx.has_f = lower, denoised is not None, f is not None
+        return torch.ops.ansn.colored_step(x, denoised, f, c, a, b, factor, region, lower, *counter)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        g = grads[0].contiguous()
+        c, a, factor, region = ctx.saved_tensors
+        gx, gd, gf = g, None, None
+        if ctx.has_denoised and c is not None:
+            gd = g * c.reshape(-1, 1).to(g.dtype)
+            gx = g - gd
+        if ctx.has_f and a is not None:
+            gf = g if factor is None else apply_factor(g, factor, region, transpose=True, lower=ctx.lower)
+            gf = gf * a.reshape(-1, 1).to(g.dtype)
+        return gx, gd, gf, *([None] * 10)
+
+
+def colored_step(
+    x: Tensor,
+    denoised: Tensor | None = None,
+    f: Tensor | None = None,
+    *,
+    c: float | Tensor | None = None,
+    a: float | Tensor | None = None,
+    b: float | Tensor | None = None,
+    factor: Tensor | None = None,
+    region: Tensor | None = None,
+    lower: bool = True,
+    seed: int = 0,
+    row: int = 0,
+    step: int = 0,
+    stream: int = reference.PERTURB,
+) -> Tensor:
+    """``out = x + c (D - x) + L_k (a f + b z)``, row by row (math section 3).
+
+    Args:
+        x: ``[B, ...]``, float32, float64, bfloat16 or float16; trailing dimensions are flattened to ``d``.
+        denoised: ``D``, shape of x; counts with ``c``.
+        f: whitened prediction, shape of x; counts with ``a``.
+        c, a, b: dimensionless coefficients, numbers or tensors ``[]`` or ``[B]``; None or 0 leaves the term out.
+        factor: ``L``: None for the identity, ``[K, d]`` diagonal, ``[K, d, d]`` dense.
+        region: int64 ``[B]``, which of the K factors each row uses; may be None when K = 1.
+        lower: a dense factor is lower triangular (the upper half is then never read).
+        seed, row, step, stream: counters of the noise ``z`` (math section 7): row ``r`` of ``x`` draws the normals of
+            ``(seed, row + r, step, stream)``, whatever the batch it sits in.
+
+    Returns a new tensor, x's shape and dtype. Arithmetic is float32 (float64 for float64 input).
+    Differentiable in x, denoised and f. Raises TypeError or ValueError naming the argument.
+    """
+    _checks.batched("x", x)
+    rows, shape = x.shape[0], x.shape
+    for name, value in (("denoised", denoised), ("f", f)):
+        if value is not None:
+            _checks.like(name, value, x)
+    _checks.counter(seed, row, step, stream)
+    flat = x.reshape(rows, -1).contiguous()
+    if factor is not None:
+        _checks.factor(factor, rows, flat.shape[1], region, x.device)
+    out = _ColoredStep.apply(
+        flat,
+        None if denoised is None else denoised.reshape(rows, -1).contiguous(),
+        None if f is None else f.reshape(rows, -1).contiguous(),
+        _checks.coefficient("c", c, rows, x),
+        _checks.coefficient("a", a, rows, x),
+        _checks.coefficient("b", b, rows, x),
+        factor,
+        region,
+        lower,
+        seed,
+        row,
+        step,
+        stream,
+    )
+    return out.reshape(shape)

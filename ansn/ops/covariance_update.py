@@ -1,0 +1,86 @@
+"""The running moments: one batched rank-b update of ``(n, mean, scatter)`` (math section 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _checks, _dispatch, reference
+
+_dispatch.library.define(
+    "covariance_update_(Tensor(a!) weight, Tensor(b!) weight2, Tensor(c!) mean, Tensor(d!) scatter, Tensor x,"
+    " Tensor? region, float decay) -> ()"
+)
+_dispatch.register("covariance_update_", "reference", reference.covariance_update_)
+
+
+def _run_cpu(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
+    # Here reading the values costs no synchronisation; one bad row would poison the state for good.
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        row = int((~finite).any(1).nonzero()[0])
+        raise ValueError(f"x: row {row} holds a value that is not finite; the covariance was left as it was")
+    _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
+
+
+def _run_cuda(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
+    _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
+
+
+_dispatch.library.impl("covariance_update_", _run_cpu, "CPU")
+_dispatch.library.impl("covariance_update_", _run_cuda, "CUDA")
+
+
+@torch.library.register_fake("ansn::covariance_update_")
+def _(*_args: Any) -> None:
+    return None
+
+
+def covariance_update_(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    x: Tensor,
+    region: Tensor | None = None,
+    *,
+    decay: float = 1.0,
+) -> None:
+    """Merge a batch into the moments of its regions, in place (Pebay/Chan; math section 1).
+
+    With ``b`` rows of mean ``bm`` in a region, ``delta = bm - m`` and ``A = [x - bm; sqrt(n b / (n + b)) delta]``::
+
+        M <- decay M + A^T A,  m <- m + b / (n + b) delta,  n <- decay n + b,  n2 <- decay^2 n2 + b
+
+    Args:
+        weight, weight2: float64 ``[K]``, sums of the weights and of their squares.
+        mean: ``[K, d]``, float32 or float64, the state's dtype.
+        scatter: ``[K, d, d]``, of which **only the lower triangle is used**, or ``[K, d]`` (diagonal); the state's dtype.
+        x: ``[B, ...]``, any float dtype, flattened to ``[B, d]``. ``B = 0`` only decays.
+        region: int64 ``[B]`` in ``0..K-1``; may be None when K = 1.
+        decay: forgetting factor ``lambda`` in (0, 1], applied to every region before the merge.
+
+    Raises TypeError or ValueError naming the argument; on the CPU also when x is not finite. The state is then untouched.
+    """
+    _checks.batched("x", x)
+    flat = x.detach().reshape(x.shape[0], -1).contiguous()
+    dim = flat.shape[1]
+    if mean.ndim != 2 or mean.shape[1] != dim or mean.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"mean: got {_checks.describe(mean)}, expected float32 or float64 [K, {dim}]")
+    count = mean.shape[0]
+    if scatter.shape not in ((count, dim, dim), (count, dim)) or scatter.dtype != mean.dtype:
+        raise ValueError(
+            f"scatter: got {_checks.describe(scatter)}, expected {mean.dtype} [{count}, {dim}, {dim}] or [{count}, {dim}]"
+        )
+    for name, value in (("weight", weight), ("weight2", weight2)):
+        if value.shape != (count,) or value.dtype != torch.float64:
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected float64 [{count}]")
+    for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
+        if value.device != x.device or not value.is_contiguous():
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous tensor on {x.device}")
+    if not 0.0 < decay <= 1.0:
+        raise ValueError(f"decay: got {decay}, expected a number in (0, 1]")
+    _checks.region(region, flat.shape[0], count, x.device)
+    torch.ops.ansn.covariance_update_(weight, weight2, mean, scatter, flat, region, decay)

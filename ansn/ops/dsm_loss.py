@@ -1,0 +1,79 @@
+"""Denoising score matching: weighted squared error and its gradient in one pass, z regenerated from its counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _checks, _dispatch, reference
+
+_dispatch.library.define(
+    "dsm_loss(Tensor prediction, Tensor? target, Tensor weight, SymInt seed, SymInt row, SymInt step, SymInt stream)"
+    " -> (Tensor, Tensor)"
+)
+_dispatch.register("dsm_loss", "reference", reference.dsm_loss)
+
+
+def _run(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _dispatch.call("dsm_loss", prediction.device, prediction, *args)
+
+
+_dispatch.library.impl("dsm_loss", _run, "CPU")
+_dispatch.library.impl("dsm_loss", _run, "CUDA")
+
+
+@torch.library.register_fake("ansn::dsm_loss")
+def _(prediction: Tensor, target: Tensor | None, *_args: Any) -> tuple[Tensor, Tensor]:
+    loss = prediction.new_empty(prediction.shape[:1], dtype=reference.compute_dtype(prediction, target))
+    return loss, torch.empty_like(prediction, memory_format=torch.contiguous_format)
+
+
+class _DsmLoss(torch.autograd.Function):
+    """The gradient is made in the forward pass, so that backward only scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, *args: Any) -> Tensor:
+        loss, gradient = torch.ops.ansn.dsm_loss(prediction, *args)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].unsqueeze(1).to(gradient.dtype), *([None] * 6)
+
+
+def dsm_loss(
+    prediction: Tensor,
+    target: Tensor | None = None,
+    *,
+    weight: float | Tensor = 1.0,
+    seed: int = 0,
+    row: int = 0,
+    step: int = 0,
+    stream: int = reference.PERTURB,
+) -> Tensor:
+    """``loss_r = w_r ||p_r - t_r||^2 / d`` for each row (math section 4).
+
+    Args:
+        prediction: ``[B, ...]``, any float dtype, flattened to ``[B, d]``: the denoised x, or the whitened ``f``.
+        target: prediction's shape, data without gradient. None: ``t = -z``, regenerated from the counters with which
+            :func:`ansn.ops.colored_step` drew it, which gives ``w ||f + z||^2 / d``.
+        weight: number or tensor ``[]`` or ``[B]``, dimensionless.
+        seed, row, step, stream: counters of ``z`` (math section 7).
+
+    Returns ``[B]``, float32 (float64 for float64 input); differentiable once, in ``prediction``.
+    """
+    _checks.batched("prediction", prediction)
+    if target is not None:
+        _checks.like("target", target, prediction, "prediction")
+    _checks.counter(seed, row, step, stream)
+    rows = prediction.shape[0]
+    w = _checks.coefficient("weight", weight, rows, prediction)
+    if w is None:
+        raise ValueError("weight: got 0 or None, expected a number or tensor that is not zero")
+    flat = prediction.reshape(rows, -1).contiguous()
+    flat_target = None if target is None else target.detach().reshape(rows, -1).contiguous()
+    return _DsmLoss.apply(flat, flat_target, w, seed, row, step, stream)

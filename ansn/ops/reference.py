@@ -1,0 +1,188 @@
+"""Every operation in plain torch: the oracle that other back ends are tested against, and the fallback.
+
+Clarity first: float64 for the normals, loops over regions, no fusion. All functions take and return
+flat ``[B, d]`` tensors; the shapes were checked by the public functions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PERTURB, LANGEVIN, PRIOR, LEVELS, REGIONS = range(5)
+"""Random streams, the counter word c3 of math section 7."""
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+
+
+def philox_words(seed: int, row: Tensor, quad: Tensor, step: int, stream: int) -> Tensor:
+    """Philox4x32-10 of counter ``(quad, row, step, stream)`` under the 64-bit key ``seed``, low word first.
+
+    ``row`` and ``quad`` are int64 and broadcast; returns int64 words in [0, 2^32), shape ``[*broadcast, 4]``.
+    """
+    row, quad = torch.broadcast_tensors(row, quad)
+    c0, c1 = quad & _MASK, row & _MASK
+    c2 = torch.full_like(c0, step & _MASK)
+    c3 = torch.full_like(c0, stream & _MASK)
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        # The int64 product wraps modulo 2^64, which keeps every bit; masking undoes the sign of the shift.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def normals(
+    seed: int, row: int, step: int, stream: int, rows: int, cols: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normals ``z[r, j]``, float64 ``[rows, cols]``, by the RNG contract (math section 7)."""
+    r = torch.arange(row, row + rows, device=device).unsqueeze(1)
+    q = torch.arange((cols + 3) // 4, device=device).unsqueeze(0)
+    u = (philox_words(seed, r, q, step, stream).double() + 0.5) * 2.0**-32
+    radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
+    angle = 2.0 * math.pi * u[..., 1::2]
+    z = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return z.reshape(rows, -1)[:, :cols]
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where any tensor is, else float32: half precision is storage only."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _per_row(coefficient: Tensor, dtype: torch.dtype) -> Tensor:
+    return coefficient.to(dtype).reshape(-1, 1)
+
+
+def _regions_present(region: Tensor, count: int) -> list[tuple[int, Tensor]]:
+    return [(k, (region == k).nonzero().squeeze(1)) for k in range(count) if bool((region == k).any())]
+
+
+def _apply_one(v: Tensor, factor: Tensor, transpose: bool, inverse: bool, lower: bool) -> Tensor:
+    """One region, rows of ``v``: ``v L^T`` is L applied to each row."""
+    if factor.ndim == 1:
+        return v / factor if inverse else v * factor
+    matrix = factor.mT if transpose else factor
+    if not inverse:
+        return v @ matrix.mT
+    if lower:
+        return torch.linalg.solve_triangular(matrix, v.mT, upper=transpose).mT
+    return torch.linalg.solve(matrix, v.mT).mT
+
+
+def apply_factor(
+    v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, inverse: bool, lower: bool
+) -> Tensor:
+    """``L v``, ``L^T v``, ``L^-1 v`` or ``L^-T v`` row by row; ``factor`` ``[K, d, d]`` or ``[K, d]``."""
+    dtype = compute_dtype(v, factor)
+    wide, matrices = v.to(dtype), factor.to(dtype)
+    if region is None or factor.shape[0] == 1:
+        out = _apply_one(wide, matrices[0], transpose, inverse, lower)
+    else:
+        out = torch.empty_like(wide)
+        for k, rows in _regions_present(region, factor.shape[0]):
+            out[rows] = _apply_one(wide[rows], matrices[k], transpose, inverse, lower)
+    return out.to(v.dtype).contiguous()
+
+
+def colored_step(
+    x: Tensor,
+    denoised: Tensor | None,
+    f: Tensor | None,
+    c: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    factor: Tensor | None,
+    region: Tensor | None,
+    lower: bool,
+    seed: int,
+    row: int,
+    step: int,
+    stream: int,
+) -> Tensor:
+    """``out = x + c (D - x) + L (a f + b z)`` (math section 3)."""
+    dtype = compute_dtype(x, denoised, f)
+    out = x.to(dtype, copy=True)
+    if denoised is not None and c is not None:
+        out += _per_row(c, dtype) * (denoised.to(dtype) - out)
+    inner = None
+    if f is not None and a is not None:
+        inner = _per_row(a, dtype) * f.to(dtype)
+    if b is not None:
+        z = normals(seed, row, step, stream, x.shape[0], x.shape[1], x.device).to(dtype)
+        noise = _per_row(b, dtype) * z
+        inner = noise if inner is None else inner + noise
+    if inner is not None:
+        out += inner if factor is None else apply_factor(inner, factor, region, False, False, lower)
+    return out.to(x.dtype)
+
+
+def covariance_update_(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    x: Tensor,
+    region: Tensor | None,
+    decay: float,
+) -> None:
+    """Pebay/Chan merge of a batch into ``(n, m, M)`` of each region (math section 1), in place.
+
+    Only the lower triangle of a dense scatter is written, and never is the upper one read.
+    """
+    if decay != 1.0:
+        weight *= decay
+        weight2 *= decay * decay
+        scatter *= decay
+    x = x.to(mean.dtype)
+    if x.shape[0] == 0:
+        return
+    groups = [(0, None)] if region is None else _regions_present(region, mean.shape[0])
+    for k, rows in groups:
+        part = x if rows is None else x[rows]
+        b = part.shape[0]
+        n = weight[k].clone()
+        batch_mean = part.mean(0)
+        delta = batch_mean - mean[k]
+        # The mean correction is one more row of the product, not a separate addition: see math section 1.
+        correction = (torch.sqrt(n * b / (n + b)) * delta).unsqueeze(0)
+        rows_of_a = torch.cat((part - batch_mean, correction.to(mean.dtype)))
+        if scatter.ndim == 2:
+            scatter[k] += rows_of_a.square().sum(0)
+        else:
+            scatter[k] += (rows_of_a.mT @ rows_of_a).tril()
+        mean[k] += (b / (n + b)) * delta
+        weight[k] += b
+        weight2[k] += b
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factors of ``[K, d, d]`` and LAPACK's status: 0, or the order of the first minor that is not positive."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return factor, info
+
+
+def dsm_loss(
+    prediction: Tensor,
+    target: Tensor | None,
+    weight: Tensor,
+    seed: int,
+    row: int,
+    step: int,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    """``loss_r = w_r ||p_r - t_r||^2 / d`` and its gradient; without a target, ``t = -z`` regenerated."""
+    dtype = compute_dtype(prediction, target)
+    rows, cols = prediction.shape
+    if target is None:
+        residual = prediction.to(dtype) + normals(seed, row, step, stream, rows, cols, prediction.device).to(dtype)
+    else:
+        residual = prediction.to(dtype) - target.to(dtype)
+    scaled = _per_row(weight, dtype) / max(cols, 1) * residual
+    loss = (scaled * residual).sum(1)
+    return loss, (2.0 * scaled).to(prediction.dtype)

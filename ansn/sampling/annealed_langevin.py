@@ -1,0 +1,140 @@
+"""Annealed Langevin dynamics: corrected, and Algorithm 1 of the paper as printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn import ops
+from ansn.denoiser import Denoiser
+from ansn.sampling.common import Callback, NoiseSampler, bar, ladder, tell
+
+CONVENTIONS = ("paper", "ncsn")
+
+
+@torch.no_grad()
+def annealed_langevin(
+    model: Denoiser,
+    x: Tensor,
+    taus: Tensor | None = None,
+    *,
+    steps: int = 100,
+    eps: float | None = None,
+    convention: str = "paper",
+    precondition: bool = True,
+    denoise: bool = True,
+    region: Tensor | None = None,
+    seed: int = 0,
+    row: int = 0,
+    noise_sampler: NoiseSampler | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **extra: Any,
+) -> Tensor:
+    r"""Algorithm 1, corrected: Langevin steps at each level under the training noise's own shape (math section 3).
+
+    With the dimensionless step ``alpha = eps / tau_N^2`` (the paper's ``alpha_i = eps sigma_i^2 / sigma_L^2`` is ``alpha tau_i^2``)::
+
+        x <- x + (alpha / 2) (D - x) + tau_i sqrt(alpha) L z                                (precondition=True)
+        x <- x + (alpha / 2) tau_i^2 p score + tau_i sqrt(alpha p) z, p = min eig R         (precondition=False)
+
+    Both have the perturbed density as their target; the isotropic one must keep its step under the narrowest direction of R.
+    At R = I they agree.
+
+    Args:
+        x: start ``[B, *shape]``; taus: decreasing ``[N]``, by default the noise model's ladder.
+        steps: T, steps a level.
+        eps: the paper's step size; None for ``0.2 tau_N^2``, which its numbers (2e-5 at 0.01) are.
+        convention: ``"paper"`` is the above, ``"ncsn"`` drift ``alpha`` and noise ``sqrt(2 alpha)``: twice the step for the same eps.
+        denoise: finish with ``x <- D(x, tau_N)`` (Technique 3 of NCSNv2's appendix); the printed algorithm does not.
+        region: int64 ``[B]``. seed, row: row r of x draws the noise of ``(seed, row + r, step)``.
+        noise_sampler: replaces that draw; see :data:`ansn.sampling.NoiseSampler`.
+    """
+    taus = ladder(model, x, taus)
+    alpha = _alpha(eps, taus, steps) * _convention(convention)
+    covariance = model.noise.covariance
+    isotropic = 1.0 if precondition else covariance.eigenvalues()[:, 0].min().to(taus)
+    shape = {"factor": covariance.factor, "region": region, "lower": covariance.triangular} if precondition else {}
+    for i in bar(range(len(taus)), progress, "Langevin"):
+        tau = taus[i]
+        for t in range(steps):
+            number = i * steps + t
+            spread = tau * torch.sqrt(alpha * isotropic)
+            if not precondition:
+                drift: dict[str, Any] = {"f": model.score(x, tau, region, **extra), "a": 0.5 * spread**2}
+            elif model.prediction == "whitened":
+                drift = {"f": model.f(x, tau, region, **extra), "a": 0.5 * alpha * tau}
+            else:
+                drift = {"denoised": model(x, tau, region, **extra), "c": 0.5 * alpha}
+            x = _noisy_step(x, drift, spread, shape, noise_sampler, seed, row, number)
+        tell(callback, i, tau, x, x)
+    return model(x, taus[-1], region, **extra) if denoise else x
+
+
+@torch.no_grad()
+def algorithm_1(
+    model: Denoiser,
+    x: Tensor,
+    taus: Tensor | None = None,
+    *,
+    steps: int = 100,
+    eps: float = 2e-5,
+    region: Tensor | None = None,
+    seed: int = 0,
+    row: int = 0,
+    noise_sampler: NoiseSampler | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **extra: Any,
+) -> Tensor:
+    """Algorithm 1 of the paper as printed, but for its ``return x_T = 0``::
+
+        x <- x + alpha_i / (2 sigma_i) s_theta(x) + sqrt(alpha_i) z,   alpha_i = eps sigma_i^2 / sigma_L^2
+
+    ``s_theta`` is the whitened prediction f. The noise is isotropic and nothing denoises at the end: this samples the
+    right density only when the training noise was isotropic with R = I. Arguments as in :func:`annealed_langevin`.
+    """
+    taus = ladder(model, x, taus)
+    alpha = _alpha(eps, taus, steps)
+    for i in bar(range(len(taus)), progress, "Algorithm 1"):
+        sigma = taus[i]
+        for t in range(steps):
+            drift = {"f": model.f(x, sigma, region, **extra), "a": 0.5 * alpha * sigma}
+            x = _noisy_step(x, drift, sigma * torch.sqrt(alpha), {}, noise_sampler, seed, row, i * steps + t)
+        tell(callback, i, sigma, x, x)
+    return x
+
+
+def _noisy_step(
+    x: Tensor,
+    drift: dict[str, Any],
+    spread: Tensor,
+    shape: dict[str, Any],
+    noise_sampler: NoiseSampler | None,
+    seed: int,
+    row: int,
+    number: int,
+) -> Tensor:
+    """One coloured step; with a noise sampler the noise enters as a second one, through f."""
+    if noise_sampler is None:
+        return ops.colored_step(
+            x, **drift, b=spread, **shape, seed=seed, row=row, step=number, stream=ops.LANGEVIN
+        )
+    x = ops.colored_step(x, **drift, **shape)
+    return ops.colored_step(x, f=noise_sampler(number).to(x), a=spread, **shape)
+
+
+def _alpha(eps: float | None, taus: Tensor, steps: int) -> Tensor:
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, expected at least 1 a level")
+    if eps is not None and not eps > 0:
+        raise ValueError(f"eps: got {eps}, expected > 0")
+    return torch.full_like(taus[-1], 0.2) if eps is None else eps / taus[-1] ** 2
+
+
+def _convention(name: str) -> float:
+    if name not in CONVENTIONS:
+        raise ValueError(f"convention: got {name!r}, expected one of {', '.join(CONVENTIONS)}")
+    return 2.0 if name == "ncsn" else 1.0

@@ -1,0 +1,66 @@
+"""Solvers of the probability flow ``dx/dtau = (x - D)/tau`` (math section 3): Euler and Heun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn import ops
+from ansn.denoiser import Denoiser
+from ansn.sampling.common import Callback, bar, ladder, tell
+
+
+@torch.no_grad()
+def euler(
+    model: Denoiser,
+    x: Tensor,
+    taus: Tensor | None = None,
+    *,
+    region: Tensor | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **extra: Any,
+) -> Tensor:
+    """Euler's method, order 1: ``x <- x + (1 - tau'/tau)(D - x)``; one evaluation a level, the last step goes to tau = 0.
+
+    ``x`` ``[B, *shape]`` is perturbed at ``taus[0]`` (:meth:`NoiseModel.prior`); ``taus`` decreasing ``[N]``, the noise model's ladder by default.
+    """
+    taus = ladder(model, x, taus)
+    following = torch.cat((taus[1:], taus.new_zeros(1)))
+    for i in bar(range(len(taus)), progress, "Euler"):
+        denoised = model(x, taus[i], region, **extra)
+        x = ops.colored_step(x, denoised, c=1.0 - following[i] / taus[i])
+        tell(callback, i, taus[i], x, denoised)
+    return x
+
+
+@torch.no_grad()
+def heun(
+    model: Denoiser,
+    x: Tensor,
+    taus: Tensor | None = None,
+    *,
+    region: Tensor | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **extra: Any,
+) -> Tensor:
+    """Heun's method, order 2 (Karras et al. 2022, Algorithm 1): two evaluations a level but one at the last, which goes to tau = 0.
+
+    Arguments as in :func:`euler`; 2 N - 1 evaluations.
+    """
+    taus = ladder(model, x, taus)
+    for i in bar(range(len(taus)), progress, "Heun"):
+        denoised = model(x, taus[i], region, **extra)
+        if i + 1 == len(taus):
+            x = denoised
+        else:
+            step = taus[i + 1] - taus[i]
+            slope = (x - denoised) / taus[i]
+            guess = x + step * slope
+            slope_there = (guess - model(guess, taus[i + 1], region, **extra)) / taus[i + 1]
+            x = x + step * 0.5 * (slope + slope_there)
+        tell(callback, i, taus[i], x, denoised)
+    return x

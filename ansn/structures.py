@@ -1,0 +1,143 @@
+"""Structures of a covariance: how the scatter is stored, shaped into R, factored and inspected.
+
+A structure knows nothing of counts, regions' meaning or time; every function is batched over ``K`` regions. To add one
+(block, Kronecker, low rank), write its class here, with a factor that :func:`ansn.ops.apply_factor` can apply.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from ansn import ops
+
+
+class Structure(abc.ABC):
+    """What :class:`ansn.AdaptiveCovariance` asks of a structure; ``S``, ``R`` and ``L`` are in this structure's storage."""
+
+    name: str
+
+    @abc.abstractmethod
+    def storage(self, regions: int, dim: int) -> tuple[int, ...]:
+        """Shape of scatter, S, R and factor."""
+
+    @abc.abstractmethod
+    def covariance(self, scatter: Tensor, divisor: Tensor) -> Tensor:
+        """``S_k = M_k / divisor_k``, whole (the scatter of a dense state has its lower triangle only)."""
+
+    @abc.abstractmethod
+    def outer(self, v: Tensor) -> Tensor:
+        """``v_k v_k^T`` of ``[K, d]``, as the scatter stores it."""
+
+    @abc.abstractmethod
+    def scaled_identity(self, scale: Tensor, dim: int) -> Tensor:
+        """``scale_k I``."""
+
+    @abc.abstractmethod
+    def variances(self, s: Tensor) -> Tensor:
+        """The diagonal, ``[K, d]``."""
+
+    @abc.abstractmethod
+    def power(self, s: Tensor, gamma: float, eps: Tensor) -> Tensor:
+        """``S_k^gamma``; for a negative gamma ``(S_k + eps_k I)^gamma``."""
+
+    @abc.abstractmethod
+    def factor(self, r: Tensor, root: str) -> tuple[Tensor, Tensor]:
+        """``L`` with ``L L^T = R`` and a status int32 ``[K]``, 0 where it worked."""
+
+    @abc.abstractmethod
+    def gram(self, factor: Tensor) -> Tensor:
+        """``R = L L^T``."""
+
+    @abc.abstractmethod
+    def eigenvalues(self, r: Tensor) -> Tensor:
+        """Eigenvalues, ascending, ``[K, d]``."""
+
+    def bytes(self, regions: int, dim: int, state: torch.dtype, factor: torch.dtype) -> int:
+        """Bytes that scatter and factor hold, and the two temporaries in the state's dtype that a refresh needs."""
+        elements = 1
+        for size in self.storage(regions, dim):
+            elements *= size
+        return elements * (3 * state.itemsize + factor.itemsize)
+
+
+class Dense(Structure):
+    """Full matrices: ``[K, d, d]``."""
+
+    name = "dense"
+
+    def storage(self, regions: int, dim: int) -> tuple[int, ...]:
+        return regions, dim, dim
+
+    def covariance(self, scatter: Tensor, divisor: Tensor) -> Tensor:
+        lower = scatter.tril() / divisor.to(scatter.dtype).reshape(-1, 1, 1)
+        return lower + lower.tril(-1).mT
+
+    def outer(self, v: Tensor) -> Tensor:
+        return (v.unsqueeze(2) * v.unsqueeze(1)).tril()
+
+    def scaled_identity(self, scale: Tensor, dim: int) -> Tensor:
+        return torch.diag_embed(scale.unsqueeze(1).expand(-1, dim))
+
+    def variances(self, s: Tensor) -> Tensor:
+        return s.diagonal(dim1=1, dim2=2)
+
+    def power(self, s: Tensor, gamma: float, eps: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(s)
+        return (vectors * _powers(values, gamma, eps).unsqueeze(1)) @ vectors.mT
+
+    def factor(self, r: Tensor, root: str) -> tuple[Tensor, Tensor]:
+        if root == "cholesky":
+            return ops.cholesky(r)
+        values, vectors = torch.linalg.eigh(r)
+        status = (values[:, 0] <= 0).to(torch.int32)
+        return (vectors * values.clamp_min(0).sqrt().unsqueeze(1)) @ vectors.mT, status
+
+    def gram(self, factor: Tensor) -> Tensor:
+        return factor @ factor.mT
+
+    def eigenvalues(self, r: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(r)
+
+
+class Diagonal(Structure):
+    """Variances only: ``[K, d]``, the per-pixel control."""
+
+    name = "diagonal"
+
+    def storage(self, regions: int, dim: int) -> tuple[int, ...]:
+        return regions, dim
+
+    def covariance(self, scatter: Tensor, divisor: Tensor) -> Tensor:
+        return scatter / divisor.to(scatter.dtype).reshape(-1, 1)
+
+    def outer(self, v: Tensor) -> Tensor:
+        return v.square()
+
+    def scaled_identity(self, scale: Tensor, dim: int) -> Tensor:
+        return scale.unsqueeze(1).expand(-1, dim).clone()
+
+    def variances(self, s: Tensor) -> Tensor:
+        return s
+
+    def power(self, s: Tensor, gamma: float, eps: Tensor) -> Tensor:
+        return _powers(s, gamma, eps)
+
+    def factor(self, r: Tensor, root: str) -> tuple[Tensor, Tensor]:
+        return r.clamp_min(0).sqrt(), (r.amin(1) <= 0).to(torch.int32)
+
+    def gram(self, factor: Tensor) -> Tensor:
+        return factor.square()
+
+    def eigenvalues(self, r: Tensor) -> Tensor:
+        return r.sort(dim=1).values
+
+
+def _powers(values: Tensor, gamma: float, eps: Tensor) -> Tensor:
+    clipped = values.clamp_min(0)
+    return (clipped + eps.unsqueeze(1)) ** gamma if gamma < 0 else clipped**gamma
+
+
+STRUCTURES: dict[str, Structure] = {s.name: s for s in (Dense(), Diagonal())}

@@ -1,0 +1,21 @@
+// All CPU kernels for one instruction set. CMake compiles this file once for each, with ANSN_ISA (the namespace and name)
+// and ANSN_VECTOR_BYTES defined. Everything but the table has internal linkage, and no C++ library header is included: a
+// template or inline function of the library compiled here with AVX-512 could otherwise be linked into portable code.
+#include "kernels.h"
+
+#include "colored_step.h"
+#include "covariance_update.h"
+#include "noise.h"
+
+#define ANSN_STRING_(x) #x
+#define ANSN_STRING(x) ANSN_STRING_(x)
+
+namespace ansn {
+namespace ANSN_ISA {
+
+extern const cpu::KernelTable kernel_table;
+const cpu::KernelTable kernel_table = {ANSN_STRING(ANSN_ISA), colored_step, covariance_scratch_bytes, covariance_update,
+                                       philox_words,          normals,      normals_of_words};
+
+}  // namespace ANSN_ISA
+}  // namespace ansn

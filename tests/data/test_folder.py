@@ -1,0 +1,238 @@
+"""Folders of images: decoding, order, labels, and streaming against memory."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ansn.data import Dataset, iterate, load_dataset
+from ansn.data.decode import decode, probe
+from ansn.data.folder import ImageFiles
+from ansn.errors import InputError
+from tests.data.test_errors import refused
+from tests.data.writers import some_images
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """14 RGB images of two classes, and their pixels [N, H, W, 3] in the order of their names."""
+    pixels = some_images(14, 6, 5, 3)
+    for i, image in enumerate(pixels):
+        save(tmp_path / ("cat" if i < 6 else "dog") / f"{i:02d}.png", image)
+    return tmp_path, pixels
+
+
+def test_pixels_order_and_labels(pets: tuple[Path, np.ndarray]) -> None:
+    folder, pixels = pets
+    (folder / "notes.txt").write_text("not an image")
+    save(folder / ".hidden" / "a.png", pixels[0])
+    save(folder / "cat" / ".b.png", pixels[0])
+    dataset = load_dataset(folder)
+    assert (dataset.kind, dataset.shape, dataset.classes, dataset.streamed) == (
+        "image",
+        (3, 6, 5),
+        ("cat", "dog"),
+        False,
+    )
+    assert isinstance(dataset.rows, Tensor)
+    assert dataset.rows.dtype == torch.uint8
+    assert torch.equal(dataset.rows, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0] * 6 + [1] * 8
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for i in (10, 9, 1):
+        save(tmp_path / f"{i}.png", np.full((4, 4), i, np.uint8))
+    dataset = load_dataset(tmp_path)
+    assert (dataset.labels, dataset.num_classes, dataset.shape) == (None, 0, (1, 4, 4))
+    assert dataset.rows[:, 0, 0, 0].tolist() == [1, 10, 9]  # type: ignore[index]
+
+
+def test_split_folders_and_held_out_rows(tmp_path: Path, pets: tuple[Path, np.ndarray]) -> None:
+    for split, value in (("train", 1), ("test", 2)):
+        for kind in "ab":
+            save(tmp_path / "own" / split / kind / "0.png", np.full((4, 4), value, np.uint8))
+    for split, value in (("train", 1), ("test", 2)):
+        dataset = load_dataset(tmp_path / "own", split=split)
+        assert dataset.classes == ("a", "b")
+        assert dataset.rows.unique().tolist() == [value]  # type: ignore[union-attr]
+    parts = [load_dataset(tmp_path / "own" / "train", split=s, test_fraction=0.5) for s in ("train", "test")]
+    assert [p.num_classes for p in parts] == [2, 2]
+    assert sorted(int(p.labels) for p in parts) == [0, 1]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"dequantise": True, "flip": True}])
+def test_streaming_equals_memory(
+    pets: tuple[Path, np.ndarray], workers: int, options: dict[str, bool]
+) -> None:
+    folder, _ = pets
+    kept = load_dataset(folder, **options)  # type: ignore[arg-type]
+    streamed = load_dataset(folder, memory_limit=0, num_workers=workers, **options)  # type: ignore[arg-type]
+    assert streamed.streamed
+    assert isinstance(streamed.rows, ImageFiles)
+    assert (streamed.shape, streamed.quantisation) == (kept.shape, kept.quantisation)
+    for where in ({}, {"start_step": 3, "rank": 1, "world": 2}):
+        pairs = zip(iterate(streamed, 8, 5, **where), iterate(kept, 8, 5, **where), strict=True)
+        for (step, x, labels), (step2, x2, labels2) in itertools.islice(pairs, 5):
+            assert step == step2
+            assert torch.equal(x, x2)
+            assert torch.equal(labels, labels2)  # type: ignore[arg-type]
+    index = torch.tensor([3, 13, 3])
+    assert torch.equal(streamed.batch(index, seed=1)[0], kept.batch(index, seed=1)[0])
+    assert torch.equal(
+        streamed.select(index).batch(torch.arange(3))[0], kept.select(index).batch(torch.arange(3))[0]
+    )
+
+
+def test_a_streamed_run_ends_and_leaves_the_global_generator_alone(pets: tuple[Path, np.ndarray]) -> None:
+    state = torch.get_rng_state()
+    dataset = load_dataset(pets[0], memory_limit=0, num_workers=2)
+    assert [step for step, _, _ in iterate(dataset, 4, 0, stop_step=3)] == [0, 1, 2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_while_streaming_is_one_line(
+    pets: tuple[Path, np.ndarray], workers: int
+) -> None:
+    folder, _ = pets
+    dataset = load_dataset(folder, memory_limit=0, num_workers=workers)
+    path = folder / "cat" / "03.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError) as caught:
+        list(iterate(dataset, 14, 0, stop_step=1))
+    assert str(caught.value).startswith(f"{path}: cannot be read as an image (")
+    save(path, np.zeros((7, 5, 3), np.uint8))
+    with pytest.raises(InputError, match=r"03\.png: size 7x5; expected 6x5, as when listed"):
+        list(iterate(dataset, 14, 0, stop_step=1))
+
+
+# --- decoding
+
+
+def test_image_size_crops_the_centre_and_resizes(tmp_path: Path) -> None:
+    image = np.broadcast_to(10 * np.arange(20, dtype=np.uint8)[:, None], (8, 20, 3))
+    wide = save(tmp_path / "wide.png", image)
+    save(tmp_path / "tall.png", np.full((12, 4, 3), 200, np.uint8))
+    # the centre square is columns 6 to 13 of the ramp; each pixel of the result is the middle of two of them
+    assert (decode(wide, 3, (4, 4)) == [65, 85, 105, 125]).all()
+    dataset = load_dataset(tmp_path, image_size=4)
+    assert dataset.shape == (3, 4, 4)
+    assert load_dataset(tmp_path, image_size=(4, 6), channels=1).shape == (1, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)]
+)
+def test_modes(tmp_path: Path, mode: str, channels: int) -> None:
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[:2] = 255 if mode in ("1", "L", "LA") else (255, 0, 0)
+    path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), pixels, mode)
+    assert probe(path) == (channels, 4, 5)
+    assert np.array_equal(decode(path, 3, None), np.moveaxis(pixels, 2, 0))
+    assert decode(path, 1, None).shape == (1, 4, 5)
+
+
+def test_grey_palette_is_grey(tmp_path: Path) -> None:
+    image = Image.new("P", (5, 4), 1)
+    image.putpalette([0, 0, 0, 77, 77, 77])
+    image.save(tmp_path / "a.gif")
+    assert load_dataset(tmp_path).shape == (1, 4, 5)
+    assert (load_dataset(tmp_path).rows == 77).all()  # type: ignore[union-attr]
+
+
+def test_sixteen_bits_and_floats(tmp_path: Path) -> None:
+    sixteen = np.array([[0, 257, 65535], [128, 129, 65278]], np.uint16)
+    path = save(tmp_path / "a.png", sixteen)
+    assert probe(path)[0] == 1
+    assert decode(path, 1, None).tolist() == [[[0, 1, 255], [0, 1, 254]]]
+    path = save(tmp_path / "b.tif", np.array([[0.0, 0.5, 1.0]], np.float32))
+    assert decode(path, 1, None).tolist() == [[[0, 128, 255]]]
+    for values in ([[0.0, 2.0]], [[0.0, float("nan")]]):
+        path = save(tmp_path / "c.tif", np.array(values, np.float32))
+        with pytest.raises(
+            InputError, match=r"c\.tif: grey values from .*; expected 8 bits, floats in \[0, 1\]"
+        ):
+            decode(path, 1, None)
+
+
+def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((1, 2, 4), np.uint8)
+    pixels[0, 1, 3] = 255  # opaque black beside transparent black
+    path = save(tmp_path / "a.png", pixels)
+    assert decode(path, 1, None).tolist() == [[[255, 0]]]
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :8] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    path = save(tmp_path / "a.jpg", pixels, exif=exif, quality=95)
+    assert probe(path) == (1, 16, 8)
+    upright = decode(path, 1, None)
+    assert upright.shape == (1, 16, 8)
+    assert upright[0, :6].min() > 200
+    assert upright[0, 10:].max() < 50
+
+
+def test_mixed_grey_and_colour_become_colour(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.full((4, 4), 9, np.uint8))
+    save(tmp_path / "b.png", np.full((4, 4, 3), 7, np.uint8))
+    assert load_dataset(tmp_path).shape == (3, 4, 4)
+    assert load_dataset(tmp_path, channels=1).rows.unique().tolist() == [7, 9]  # type: ignore[union-attr]
+
+
+# --- errors
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    refused(tmp_path, f"{tmp_path}: no images among its 0 files; expected files ending in .bmp")
+    save(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    save(tmp_path / "b.png", np.zeros((4, 4), np.uint8))
+    save(tmp_path / "c.png", np.zeros((4, 6), np.uint8))
+    refused(
+        tmp_path,
+        f"{tmp_path / 'c.png'}: 4x6 (H x W), but {tmp_path / 'a.png'} and 1 more are 4x4",
+        "give image_size",
+    )
+    assert len(load_dataset(tmp_path, image_size=4)) == 3
+    refused(tmp_path, "image_size is 0; expected a positive number of pixels", image_size=0)
+    refused(tmp_path, "channels is 2; expected 1 (grey) or 3 (RGB)", channels=2)
+    refused(tmp_path, "num_workers is -1; expected 0 or more", num_workers=-1)
+    refused(tmp_path, "memory_limit is -1; expected 0 or more bytes", memory_limit=-1)
+    save(tmp_path / "sub" / "d.png", np.zeros((4, 4), np.uint8))
+    refused(tmp_path, "a.png lies beside sub-folders", "sub/d.png", image_size=4)
+    save(tmp_path / "own" / "train" / "d.png", np.zeros((4, 4), np.uint8))
+    refused(tmp_path / "own", "holds train; expected a sub-folder 'test'", split="test")
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 4, "channels": 3}])
+@pytest.mark.parametrize("content", [b"", b"not an image at all", None])
+def test_an_unreadable_image(tmp_path: Path, content: bytes | None, options: dict[str, int]) -> None:
+    pixels = some_images(1, 40, 40, 3)[0]
+    for name in "abc":
+        save(tmp_path / f"{name}.png", pixels)
+    bad = tmp_path / "b.png"
+    bad.write_bytes(bad.read_bytes()[:2000] if content is None else content)
+    refused(tmp_path, f"{bad}: cannot be read as an image (", "expected a whole", **options)
+
+
+def test_streamed_repr_and_type(pets: tuple[Path, np.ndarray]) -> None:
+    dataset: Dataset = load_dataset(pets[0], memory_limit=0)
+    assert repr(dataset) == f"Dataset({pets[0].name}: 14 images of 3x6x5, 2 classes, streamed)"

@@ -1,0 +1,350 @@
+"""The native coloured step and covariance update against float64 NumPy, on every instruction set here."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.native import oracle
+
+native = pytest.importorskip("ansn._native", reason="the native module is not built")
+
+ISAS = native.supported_isas()
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+# absolute, for data of size about 4; f64 too carries normals that are only good to 1e-5
+STEP_TOL = {"f32": 1e-5, "f64": 1e-5, "bf16": 0.04, "f16": 5e-3}
+SCATTER_TOL = {"f32": 2e-6, "f64": 1e-13}  # relative to the largest entry
+NAN = float("nan")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pointer(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def row_stride(tensor):
+    return 0 if tensor is None else tensor.stride(0)
+
+
+def step(x, D=None, f=None, c=None, a=None, b=None, diag=None, region=None, *, out=None, dtype="f32", isa="",
+         seed=1, row0=0, step=0, stream=1, threads=2):  # fmt: skip
+    """Calls the kernel; coefficients are numbers, or one a row; returns out, which held NaN before."""
+    rows, cols = x.shape
+    compute = torch.float64 if dtype == "f64" else torch.float32
+    out = torch.full((rows, cols), NAN, dtype=x.dtype) if out is None else out
+    tensors = {name: None if v is None else torch.as_tensor(v, dtype=compute) for name, v in
+               (("c", c), ("a", a), ("b", b), ("diag", diag))}  # fmt: skip
+    coefficients = [tensors[name] for name in "cab"]
+    native.colored_step(
+        dtype, *(pointer(t) for t in (out, x, D, f)), rows, cols, *(row_stride(t) for t in (out, x, D, f)),
+        *(pointer(t) for t in coefficients), *(int(t is not None and t.dim() == 1) for t in coefficients),
+        pointer(tensors["diag"]), pointer(region), seed, row0, step, stream, threads, isa=isa,
+    )  # fmt: skip
+    return out
+
+
+def expected_step(x, D=None, f=None, c=None, a=None, b=None, diag=None, region=None, *,
+                  seed=1, row0=0, step=0, stream=1):  # fmt: skip
+    def column(v):
+        v = np.asarray(v, np.float64)
+        return v[:, None] if v.ndim else v
+
+    rows, cols = x.shape
+    x = x.double().numpy()
+    out, push = x.copy(), np.zeros_like(x)
+    if D is not None and c is not None:
+        out += column(c) * (D.double().numpy() - x)
+    if f is not None and a is not None:
+        push += column(a) * f.double().numpy()
+    if b is not None:
+        push += column(b) * oracle.noise(seed % 2**64, row0, rows, cols, step, stream)
+    if diag is not None:
+        scale = np.asarray(diag, np.float64)
+        push *= scale[region.numpy()] if region is not None else scale[[0] * rows]
+    return out + push
+
+
+def random_case(rows, cols, dtype, seed=0):
+    g = generator(seed)
+    return [torch.randn(rows, cols, generator=g).to(DTYPES[dtype]) for _ in range(3)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_colored_step_equals_the_formula(data):
+    """Any shape, any subset of the terms, any coefficients, any instruction set."""
+    dtype = data.draw(st.sampled_from(list(DTYPES)))
+    rows, cols = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 300))
+    x, D, f = random_case(rows, cols, dtype, data.draw(st.integers(0, 9)))
+    rng = np.random.default_rng(rows * 1000 + cols)
+    # float32 numbers, so that the oracle sees the coefficients that the kernel gets
+    coefficient = {
+        name: data.draw(
+            st.sampled_from([None, np.float32(value), rng.uniform(0, 1, rows).astype(np.float32)])
+        )
+        for name, value in (("c", 0.1), ("a", 0.7), ("b", 1.3))
+    }
+    diag = region = None
+    if data.draw(st.booleans()):
+        regions = data.draw(st.integers(1, 4))
+        diag = rng.uniform(0.5, 2, (regions, cols)).astype(np.float32)
+        region = torch.as_tensor(rng.integers(0, regions, rows)) if regions > 1 else None
+    arguments = {
+        "D": data.draw(st.sampled_from([None, D])),
+        "f": data.draw(st.sampled_from([None, f])),
+        **coefficient,
+        "diag": diag,
+        "region": region,
+    }
+    rng_arguments = {
+        "seed": data.draw(st.integers(-(2**63), 2**64 - 1)),
+        "row0": data.draw(st.sampled_from([0, 11, 2**32 - 3])),
+        "step": data.draw(st.integers(0, 2**32 - 1)),
+    }
+    isa = data.draw(st.sampled_from(ISAS))
+    got = step(x, **arguments, dtype=dtype, isa=isa, **rng_arguments)
+    want = expected_step(x, **arguments, **rng_arguments)
+    np.testing.assert_allclose(got.double().numpy(), want, rtol=STEP_TOL[dtype] / 4, atol=STEP_TOL[dtype])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cols", [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 255, 257, 512, 784, 3072])
+def test_widths(isa, cols):
+    x, D, f = random_case(37, cols, "f32")
+    arguments = {"D": D, "f": f, "c": np.float32(0.2), "a": np.float32(0.3), "b": np.float32(0.9)}
+    np.testing.assert_allclose(
+        step(x, **arguments, isa=isa), expected_step(x, **arguments), atol=STEP_TOL["f32"]
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cols", [3, 100])
+def test_row_strides_leave_the_gaps_alone(isa, cols):
+    rows, wide = 29, cols + 7
+    big = torch.randn(4, rows, wide, generator=generator())
+    x, D, f = (big[k, :, 2 : 2 + cols] for k in range(3))
+    holder = torch.full((rows, wide), NAN)
+    out = holder[:, 5 : 5 + cols]
+    arguments = {"D": D, "f": f, "c": np.float32(0.5), "a": np.float32(1.5), "b": np.float32(0.25)}
+    step(x, **arguments, out=out, isa=isa)
+    np.testing.assert_allclose(out, expected_step(x, **arguments), atol=STEP_TOL["f32"])
+    assert holder[:, :5].isnan().all()
+    assert holder[:, 5 + cols :].isnan().all()
+
+
+def test_one_row_read_for_all():
+    """A row stride of 0 broadcasts: the prior's mean, or one denoised image."""
+    mean = torch.randn(1, 50, generator=generator())
+    got = step(mean.expand(20, 50), b=np.float32(2.0))
+    np.testing.assert_allclose(got, expected_step(mean.expand(20, 50), b=2.0), atol=STEP_TOL["f32"])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cols", [2, 7, 784])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_in_place_equals_out_of_place(isa, cols, dtype):
+    x, D, f = random_case(50, cols, dtype)
+    arguments = {"D": D, "f": f, "c": np.float32(0.2), "a": np.float32(0.3), "b": np.float32(0.9)}
+    want = step(x, **arguments, dtype=dtype, isa=isa)
+    got = step(x, **arguments, dtype=dtype, isa=isa, out=x)
+    assert got is x
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("rows", "cols"), [(3, 20001), (20001, 3), (200, 784), (20000, 1)])
+def test_threads_do_not_change_a_bit(isa, rows, cols):
+    x, D, _ = random_case(rows, cols, "f32")
+    results = [step(x, D, c=0.3, b=0.7, isa=isa, threads=threads) for threads in (1, 2, 3)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cols", [1, 3, 30, 130, 784])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_row_does_not_know_its_batch(isa, cols, per_row):
+    """Sample 23 alone equals sample 23 among 64, bit for bit: the noise and the arithmetic are its own."""
+    x, D, f = random_case(64, cols, "f32")
+    b = torch.linspace(0.1, 2, 64) if per_row else 0.7
+    whole = step(x, D, f, c=0.3, a=0.2, b=b, row0=100, isa=isa)
+    for first, last in [(23, 24), (5, 40)]:
+        part = [t[first:last] for t in (x, D, f)]
+        some = step(*part, c=0.3, a=0.2, b=b[first:last] if per_row else b, row0=100 + first, isa=isa)
+        assert torch.equal(some, whole[first:last])
+
+
+def test_no_noise_is_exact_and_the_seed_does_not_matter():
+    x, D, _ = random_case(9, 31, "f64")
+    got = step(x, D, c=0.125, dtype="f64", seed=1)
+    assert torch.equal(got, step(x, D, c=0.125, dtype="f64", seed=2))
+    torch.testing.assert_close(got, x + 0.125 * (D - x), rtol=1e-15, atol=1e-15)
+
+
+def test_terms_without_a_coefficient_are_not_read():
+    x, poison = torch.ones(5, 9), torch.full((5, 9), NAN)
+    assert torch.equal(step(x, poison, poison), x)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_half_precision_rounds_as_torch_does(isa, dtype):
+    """Every finite and infinite 16-bit pattern survives a round trip, and sums round to nearest even."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    every = bits.view(DTYPES[dtype]).reshape(64, -1)
+    got = step(every, dtype=dtype, isa=isa)
+    assert torch.equal(got.isnan(), every.isnan())
+    assert torch.equal(got.view(torch.int16)[~every.isnan()], every.view(torch.int16)[~every.isnan()])
+    x, D = every.nan_to_num(0, 1, -1), every.roll(977).nan_to_num(0, 1, -1)
+    got = step(x, D, c=0.5, dtype=dtype, isa=isa)
+    want = (x.float() + 0.5 * (D.float() - x.float())).to(DTYPES[dtype])
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_nothing_to_do(rows):
+    empty = torch.empty(rows, 0 if rows else 5)
+    assert step(empty, b=1.0).shape == empty.shape
+
+
+def test_wrong_arguments_are_refused():
+    good = ["f32", 8, 8, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    for position, value, message in [
+        (0, "int8", "dtype must be 'f32', 'f64', 'bf16' or 'f16', got 'int8'"),
+        (1, 0, "out must be an address"),
+        (2, 0, "x must be an address"),
+        (5, -1, "rows must be at least 0, got -1"),
+        (6, -1, "cols must be at least 0, got -1"),
+        (14, 2, "c_stride must be 0"),
+        (23, 0, "threads must be at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            native.colored_step(*[value if k == position else v for k, v in enumerate(good)])
+
+
+# ---- covariance update
+
+
+def update(dtype, count, mean, scatter, x, *, x_dtype=None, rows=None, diagonal=False, threads=2, isa=""):
+    x_dtype = x_dtype or next(name for name, d in DTYPES.items() if d == x.dtype)
+    native.covariance_update(
+        dtype, count, pointer(mean), pointer(scatter), pointer(x), x_dtype,
+        len(x) if rows is None else len(rows), x.shape[1], x.stride(0), pointer(rows),
+        diagonal, threads, isa=isa,
+    )  # fmt: skip
+
+
+def fresh(d, dtype, diagonal=False):
+    """Empty state whose upper triangle is poisoned: it must be neither read nor written."""
+    mean = torch.zeros(d, dtype=DTYPES[dtype])
+    if diagonal:
+        return mean, torch.zeros(d, dtype=DTYPES[dtype])
+    upper = torch.ones(d, d, dtype=torch.bool).triu(1)
+    return mean, torch.zeros(d, d, dtype=DTYPES[dtype]).masked_fill_(upper, NAN)
+
+
+def check_state(mean, scatter, want_mean, want_scatter, dtype, diagonal=False):
+    scale = np.abs(want_scatter).max() + 1e-30
+    np.testing.assert_allclose(mean.double(), want_mean, rtol=0, atol=3e-7 * max(1, np.abs(want_mean).max()))
+    if diagonal:
+        got, want = scatter.double().numpy(), np.diag(want_scatter)
+    else:
+        d = len(mean)
+        assert scatter[np.triu_indices(d, 1)].isnan().all(), "the upper triangle was written"
+        got, want = (m[np.tril_indices(d)] for m in (scatter.double().numpy(), want_scatter))
+    assert np.abs(got - want).max() <= SCATTER_TOL[dtype] * scale
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_covariance_update_equals_chan(data):
+    dtype = data.draw(st.sampled_from(["f32", "f64"]))
+    x_dtype = data.draw(st.sampled_from(["f32", "f64", "bf16", "f16"]))
+    b, d = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 150))
+    diagonal, isa = data.draw(st.booleans()), data.draw(st.sampled_from(ISAS))
+    threads = data.draw(st.sampled_from([1, 2]))
+    count = 0.0
+    mean, scatter = fresh(d, dtype, diagonal)
+    want_mean, want_scatter = np.zeros(d), np.zeros((d, d))
+    for batch in range(3):
+        wide = torch.randn(b + batch, d + 3, generator=generator(batch)) * torch.linspace(0.1, 2, d + 3) + 1.5
+        x = wide.to(DTYPES[x_dtype])[:, 1 : 1 + d]
+        rows = None
+        if data.draw(st.booleans()):
+            rows = torch.randint(len(x), (max(1, b // 2),), generator=generator(batch))
+        taken = x if rows is None else x[rows]
+        want_mean, want_scatter = oracle.covariance(count, want_mean, want_scatter, taken.double().numpy())
+        update(dtype, count, mean, scatter, x, rows=rows, diagonal=diagonal, threads=threads, isa=isa)
+        count += len(taken)
+    check_state(mean, scatter, want_mean, want_scatter, dtype, diagonal)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize(("b", "d"), [(128, 784), (700, 97), (1, 200), (191, 48), (192, 49), (193, 24)])
+def test_covariance_sizes(isa, dtype, b, d):
+    """More rows than are packed at a time, widths on and off the panels' edges, a state that is not empty."""
+    x = torch.randn(2, b, d, generator=generator()) + 0.5
+    mean, scatter = fresh(d, dtype)
+    for k in range(2):
+        update(dtype, float(k * b), mean, scatter, x[k], isa=isa)
+    both = x.reshape(2 * b, d).double().numpy()
+    centred = both - both.mean(axis=0)
+    check_state(mean, scatter, both.mean(axis=0), centred.T @ centred, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_covariance_does_not_depend_on_threads(dtype):
+    x = torch.randn(200, 300, generator=generator())
+    states = []
+    for threads in (1, 2, 3):
+        mean, scatter = fresh(300, dtype)
+        update(dtype, 0.0, mean, scatter, x, threads=threads)
+        update(dtype, 200.0, mean, scatter, x, threads=threads)
+        states.append((mean, scatter.tril().nan_to_num(0)))
+    assert all(torch.equal(s[0], states[0][0]) and torch.equal(s[1], states[0][1]) for s in states)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_covariance_far_from_the_origin(isa):
+    """A mean of 1e4 deviations leaves the scatter intact: nothing is squared before it is centred."""
+    x = torch.randn(300, 20, generator=generator(), dtype=torch.float64)
+    near, far = fresh(20, "f64"), fresh(20, "f64")
+    for k in range(3):
+        update("f64", 100.0 * k, *near, x[100 * k : 100 * (k + 1)], isa=isa)
+        update("f64", 100.0 * k, *far, x[100 * k : 100 * (k + 1)] + 1e4, isa=isa)
+    torch.testing.assert_close(far[1].tril(), near[1].tril(), rtol=1e-9, atol=1e-8, equal_nan=True)
+
+
+def test_single_points_are_a_batch():
+    """b = 1, point after point, is the paper's rank-1 update and equals one batch."""
+    x = torch.randn(50, 7, generator=generator(), dtype=torch.float64)
+    one, batch = fresh(7, "f64"), fresh(7, "f64")
+    for k in range(50):
+        update("f64", float(k), *one, x[k : k + 1])
+    update("f64", 0.0, *batch, x)
+    torch.testing.assert_close(one, batch, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_covariance_of_no_rows_changes_nothing():
+    mean, scatter = fresh(4, "f64")
+    update("f64", 3.0, mean, scatter, torch.empty(0, 4))
+    assert torch.equal(mean, torch.zeros(4, dtype=torch.float64))
+    assert torch.equal(scatter.tril().nan_to_num(0), torch.zeros(4, 4, dtype=torch.float64))
+
+
+def test_covariance_wrong_arguments_are_refused():
+    mean, scatter = fresh(4, "f32")
+    x = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="dtype of the state must be 'f32' or 'f64', got 'bf16'"):
+        update("bf16", 0.0, mean, scatter, x)
+    with pytest.raises(ValueError, match="n_before must be a finite count"):
+        update("f32", -1.0, mean, scatter, x)
+    with pytest.raises(ValueError, match="n_before must be a finite count"):
+        update("f32", NAN, mean, scatter, x)
+    with pytest.raises(ValueError, match="x_dtype must be"):
+        update("f32", 0.0, mean, scatter, x, x_dtype="int8")
