@@ -12,6 +12,7 @@ from ansn.errors import InputError
 from ansn.loss import dsm_loss
 from ansn.noise import Level, NoiseModel
 from ansn.sampling import sample
+from ansn.training import Run, load_run
 
 __version__ = "0.1.0"
 
@@ -21,9 +22,11 @@ __all__ = [
     "InputError",
     "Level",
     "NoiseModel",
+    "Run",
     "dsm_loss",
     "levels",
     "load_dataset",
+    "load_run",
     "networks",
     "ops",
     "sample",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy import optimize, stats
@@ -46,6 +47,11 @@ class Levels:
 
     def __len__(self) -> int:
         return len(self.tau)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Levels:
+        """The inverse of ``dataclasses.asdict``, also after a trip through JSON, which turns the tuple into a list."""
+        return cls(**{**values, "tau": tuple(values["tau"])})
 
     @property
     def maximum(self) -> float:

@@ -96,48 +96,46 @@ ANSN_HD WordsOf<W> philox4x32_10(uint64_t seed, WordsOf<W> c) {
 ANSN_HD float box_muller_radius(uint32_t word) {
   const uint32_t complement = ~word;
   const uint32_t small = word < complement ? word : complement;
-  const float s = ((float)(int32_t)small + 0.5f) * 2.3283064365386963e-10f;  // 2^-32; s is in (0, 1/2]
+  const float s = (float)(int32_t)small * 2.3283064365386963e-10f + 1.1641532182693481e-10f;  // 2^-32, 2^-33: (0, 1/2]
   const float u = word < complement ? s : 1.0f - s;
   // u = 2^exponent (1 + f) with 1 + f in [sqrt(1/2), sqrt(2))
   const int32_t shifted = (int32_t)(float_bits(u) - 0x3F3504F3u);
   const int32_t exponent = shifted >> 23;
   const float mantissa = bits_float(float_bits(u) - ((uint32_t)exponent << 23));
   const float f = u > 0.70710677f ? -s : mantissa - 1.0f;
-  // ln(1 + f) / f on that interval, relative error 5e-8
-  float p = 0.0853331313f;
-  p = p * f - 0.142692581f;
-  p = p * f + 0.149774015f;
-  p = p * f - 0.165779933f;
-  p = p * f + 0.199559331f;
-  p = p * f - 0.25001353f;
-  p = p * f + 0.333341926f;
-  p = p * f - 0.49999997f;
-  p = p * f + 1.0f;
-  const float minus_two_log = (float)exponent * -1.3862944f + (-2.0f * f) * p;  // -2 ln 2 = -1.3862944
-  return square_root(minus_two_log);
+  // -2 ln(1 + f) / f on that interval, relative error 2e-7
+  float p = 0.197907016f;
+  p = p * f - 0.322524965f;
+  p = p * f + 0.345564127f;
+  p = p * f - 0.398266971f;
+  p = p * f + 0.499378145f;
+  p = p * f - 0.666692138f;
+  p = p * f + 1.00000751f;
+  p = p * f - 1.99999988f;
+  return square_root(p * f + (float)exponent * -1.3862944f);  // 2 ln 2 = 1.3862944
 }
 
 // (r cos, r sin) of the angle 2 pi (word + 1/2) 2^-32.
-// The quadrant comes from the word's top bits and the rest is an exact integer, so no argument ever exceeds pi/4.
+// The angle is taken to the nearest half turn, which flips the sign of both; what is left is an exact integer and at most
+// a quarter turn, where two short polynomials hold. No exchange of sine and cosine, no large argument.
 ANSN_HD void box_muller_rotate(uint32_t word, float r, float& along, float& across) {
-  const uint32_t quadrant = (word + 0x20000000u) >> 30;
-  const int32_t rest = (int32_t)(word - (quadrant << 30));
-  const float angle = ((float)rest + 0.5f) * 1.4629180792671596e-9f;  // 2 pi 2^-32
+  const uint32_t half_turn = (word + 0x40000000u) & 0x80000000u;
+  const int32_t rest = (int32_t)(word - half_turn);
+  const float angle = (float)rest * 1.4629180792671596e-9f + 7.314590396335798e-10f;  // 2 pi 2^-32, and half of it
   const float y = angle * angle;
-  float sine = -0.000195039043f;
-  sine = sine * y + 0.0083320355f;
-  sine = sine * y - 0.166666508f;
+  float sine = 2.60510774e-06f;
+  sine = sine * y - 0.000198090172f;
+  sine = sine * y + 0.00833304971f;
+  sine = sine * y - 0.166666582f;
   sine = sine * y + 1.0f;
-  sine = sine * angle;
-  float cosine = -0.00135857798f;
-  cosine = cosine * y + 0.0416550152f;
-  cosine = cosine * y - 0.499998569f;
-  cosine = cosine * y + 1.0f;
-  const bool swap = (quadrant & 1u) != 0u;
-  const float c = swap ? sine : cosine;
-  const float s = swap ? cosine : sine;
-  along = r * bits_float(float_bits(c) ^ (((quadrant + 1u) & 2u) << 30));
-  across = r * bits_float(float_bits(s) ^ ((quadrant & 2u) << 30));
+  float cosine = 2.31524173e-05f;
+  cosine = cosine * y - 0.00138536294f;
+  cosine = cosine * y + 0.0416635722f;
+  cosine = cosine * y - 0.499999046f;
+  cosine = cosine * y + 0.99999994f;
+  const float signed_r = bits_float(float_bits(r) ^ half_turn);
+  along = signed_r * cosine;
+  across = signed_r * (sine * angle);
 }
 
 // Four standard normals from one counter block; within 1e-5 of the float64 formula for every word, and always finite.

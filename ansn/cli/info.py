@@ -1,0 +1,86 @@
+"""`ansn-info`: what is installed, what was built, which back end runs what, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+import ansn
+from ansn import ops
+from ansn.cli.common import guarded
+from ansn.ops import native
+from ansn.training import load_run
+
+_DESCRIPTION = "Tell versions, devices, native kernels and back ends; with a run, what it holds."
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to tell."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder that ansn-train wrote, to describe as well."""
+
+
+def main() -> int:
+    """Entry point."""
+    arguments = tyro.cli(Arguments, prog="ansn-info", description=_DESCRIPTION)
+    return guarded("ansn-info", lambda: _tell(arguments.run))
+
+
+def _tell(run: Path | None) -> None:
+    lines = {
+        "ansn": ansn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
+        "CPU threads": str(torch.get_num_threads()),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch sees",
+    }
+    if native.module is None:
+        lines["native module"] = f"missing: {native.missing}"
+    else:
+        build = native.module.build_info()
+        lines["native module"] = ", ".join(f"{k} {_text(v)}" for k, v in build.items())
+        lines["instruction set"] = f"{native.module.cpu_isa()} (of {_text(native.module.supported_isas())})"
+    lines["back end"] = f"{ops.current_backend()} (ANSN_BACKEND or ansn.ops.backend)"
+    for name in ops.operations():
+        lines[name] = ", ".join(ops.registered(name))
+    if run is not None:
+        found = load_run(run)
+        network = sum(p.numel() for p in found.model.network.parameters())
+        lines["run"] = f"{found.path}, step {found.step}"
+        lines["data"] = f"{found.info.name}, {found.info.kind} of {'x'.join(map(str, found.info.shape))}"
+        lines["network"] = f"{found.config.network.network}, {network} parameters"
+        covariance = found.model.noise.covariance
+        lines["covariance"] = (
+            f"{covariance.extra_repr()}; condition number {float(covariance.condition_number().max()):.4g},"
+            f" effective rank {float(covariance.effective_rank().max()):.1f}"
+        )
+        ladder = found.model.noise.levels
+        lines["levels"] = f"{len(ladder)}, tau {ladder.maximum:.4g} to {ladder.minimum:.4g}, {ladder.training}"
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

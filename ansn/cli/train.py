@@ -1,0 +1,46 @@
+"""`ansn-train PRESET`: parse, train, draw the pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import tyro
+
+from ansn.cli.common import guarded
+from ansn.config import TrainConfig
+from ansn.presets import PRESETS
+from ansn.training import train
+from ansn.training.pictures import write_pictures
+
+_DESCRIPTION = (
+    "Train a score model whose noise has a covariance learned online. Without a preset it is `digits`;"
+    " `ansn-train PRESET --help` lists every option. Rerun a command to go on from its last checkpoint."
+    " Exit codes: 0 done, 1 the loss diverged, 2 bad arguments or input, 130 interrupted after a checkpoint was written."
+)
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """The settings that a command line asks for; argparse's way of ending with code 2 for a wrong one."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["digits", *arguments]
+    return tyro.extras.overridable_config_cli(
+        PRESETS, args=arguments, prog="ansn-train", description=_DESCRIPTION, config=(tyro.conf.OmitArgPrefixes,)
+    )
+
+
+def main() -> int:
+    """Entry point."""
+    config = parse(sys.argv[1:])
+
+    def command() -> None:
+        folder = train(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            for path in write_pictures(folder, progress=sys.stderr.isatty()):
+                print(path)
+
+    return guarded("ansn-train", command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Settings of a run: dataclasses whose field docs are the help of `ansn-train`. Nothing here computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ansn.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set."""
+
+    dataset: str = "digits"
+    """A name (digits, mnist, fashion-mnist, cifar10, toy2d, toy2d:KIND) or a path: .npy, .npz, .csv, IDX, a folder of images."""
+    data: str | None = None
+    """Folder that holds the files of a named data set (or a parent of a folder of that name)."""
+    dequantise: bool = False
+    """Add uniform noise of one grey level to 8-bit images: (v + u) / 256."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+    image_size: int | None = None
+    """Folder of images: resize and centre-crop to this many pixels a side."""
+    channels: int | None = None
+    """Folder of images: 1 for grey, 3 for colour."""
+    label_column: str | None = None
+    """CSV: the column that holds the class."""
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Covariance and levels of the noise."""
+
+    structure: Literal["dense", "diagonal"] = "dense"
+    """Storage of the covariance: d^2 numbers, or d."""
+    rho: float | None = None
+    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma is given."""
+    gamma: float | None = None
+    """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
+    eps: float | None = None
+    """Ridge of the noise shape, squared data units; by default 1e-3 of the mean variance, and at least the quantisation noise."""
+    root: Literal["cholesky", "symmetric"] = "cholesky"
+    """Which factor of the noise shape colours the noise."""
+    forgetting: float = 1.0
+    """Factor on the past moments at every batch, 0 to 1; 1 remembers everything."""
+    freeze_after: int | None = 50_000
+    """Data points after which the covariance stops learning; None: it learns as long as training goes on."""
+    regions: Literal["none", "labels"] = "none"
+    """One covariance for all data, or one for each class (the network is then told the class)."""
+    ladder: Literal["karras", "geometric", "paper"] = "karras"
+    """Levels: Karras-spaced, geometric by NCSNv2's overlap rule, or the paper's single level 2.4/sqrt(d)."""
+    tau_max: float | None = None
+    """Largest level, data standard deviations; by default from the data: the flow's (d / 0.04)^(1/4) for karras, a quantile of pairwise distances for geometric."""
+    tau_min: float = 0.01
+    """Smallest level, data standard deviations."""
+    rungs: int | None = None
+    """Number of levels; by default 20 for karras, by the overlap rule for geometric."""
+    training_levels: Literal["lognormal", "ladder"] | None = None
+    """Levels drawn in training: log-normal (EDM) or uniform over the ladder; by default log-normal for karras, the ladder else."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network and what it predicts."""
+
+    network: Literal["mlp", "unet", "ncsn", "ncsnv2"] = "mlp"
+    """Residual MLP, compact U-Net, or the published RefineNets."""
+    width: int = 512
+    """Hidden units of the MLP; channels of the first stage of the U-Net and the RefineNets."""
+    blocks: int = 3
+    """Residual blocks of the MLP; residual blocks a stage of the U-Net."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """U-Net: channels of each stage, in widths."""
+    stem_stride: int = 1
+    """U-Net: 2 works at half resolution inside, about four times faster."""
+    dropout: float = 0.0
+    """Dropout probability of the MLP and the U-Net."""
+    unconditional: bool = False
+    """The network is not told the level, as in the paper."""
+    class_conditional: bool = False
+    """The network is told the class."""
+    prediction: Literal["denoiser", "whitened"] = "denoiser"
+    """The network gives the denoised data, or the whitened f of the paper's s_theta."""
+    precondition: bool = True
+    """Scale the network's input and output by the level (EDM's preconditioning)."""
+    metric: Literal["pixel", "whitened", "paper"] | None = None
+    """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The training loop."""
+
+    steps: int = 2000
+    """Training steps in all; rerun with more to go on."""
+    batch_size: int = 128
+    """Examples a step, over all processes."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    warmup: int = 100
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up; cosine falls to 0 at the last step."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema: float = 0.995
+    """Decay of the averaged weights a step (less at the start: (1 + t) / (10 + t)); 0 keeps no average."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The samples drawn at the end of training."""
+
+    method: Literal["heun", "euler", "langevin", "paper"] = "heun"
+    """Solver of the probability flow, corrected annealed Langevin, or Algorithm 1 as printed."""
+    sample_steps: int | None = None
+    """Levels of the flow solvers (default 20), or Langevin steps a level (default 100)."""
+    step_eps: float | None = None
+    """Langevin: the paper's step size; 2e-5 in the paper."""
+    sampler_levels: tuple[float, float, int] | None = None
+    """Langevin: largest level, smallest level and number of levels, geometric; by default the ladder's."""
+    start: Literal["gaussian", "uniform"] | None = None
+    """Start of sampling; by default uniform for method paper, else gaussian."""
+    samples: int = 64
+    """Images in samples.png; 0 draws none."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how it runs."""
+
+    out: str = "runs/digits"
+    """Folder of the run: checkpoints, config.json, metrics.jsonl, pictures. A run that is there is gone on with."""
+    seed: int = 0
+    """Fixes weights, data order, noise and samples."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    autocast: bool = False
+    """Run the network in bfloat16."""
+    compile: bool = False
+    """Compile loss and network with torch.compile."""
+    resume: bool = True
+    """Go on from the folder's last checkpoint; --no-resume starts over and replaces it."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is also written at the end and when interrupted."""
+    threads: int | None = None
+    """CPU threads; by default torch's."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+# What may differ between a run and its resumption: it changes how long or how fast, not what is trained.
+_FREE = {
+    "data": {"data"},
+    "optim": {"steps"},
+    "sampling": {f.name for f in dataclasses.fields(SamplingConfig)},
+    "run": {f.name for f in dataclasses.fields(RunConfig)} - {"seed"},
+}
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Nested dictionaries of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of :func:`to_dict`. Raises InputError naming a field that is unknown or of the wrong type."""
+    return _build(TrainConfig, values, "")
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """``name: old -> new`` for every setting that a resumed run may not change."""
+    out = []
+    for group, before in to_dict(old).items():
+        after = to_dict(new)[group]
+        fixed = [k for k in before if k not in _FREE.get(group, set())]
+        out += [f"{k}: {before[k]} -> {after[k]}" for k in fixed if before[k] != after[k]]
+    return out
+
+
+def validate(config: TrainConfig) -> None:
+    """Raises InputError, one line, for numbers that no run can use. The rest is checked where it is used."""
+    optim, run, noise = config.optim, config.run, config.noise
+    rules: list[tuple[str, float | None, bool, str]] = [
+        ("steps", optim.steps, optim.steps >= 1, "at least 1"),
+        ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
+        ("lr", optim.lr, optim.lr > 0, "> 0"),
+        ("warmup", optim.warmup, optim.warmup >= 0, "0 or more steps"),
+        ("clip", optim.clip, optim.clip >= 0, "0 or more"),
+        ("ema", optim.ema, 0 <= optim.ema < 1, "0 <= ema < 1"),
+        ("samples", config.sampling.samples, config.sampling.samples >= 0, "0 or more"),
+        ("log-every", run.log_every, run.log_every >= 1, "at least 1 step"),
+        ("checkpoint-every", run.checkpoint_every, run.checkpoint_every >= 1, "at least 1 step"),
+        ("seed", run.seed, 0 <= run.seed < 2**63, "0 <= seed < 2^63"),
+        ("threads", run.threads, run.threads is None or run.threads >= 1, "at least 1"),
+        ("width", config.network.width, config.network.width >= 1, "at least 1"),
+        ("freeze-after", noise.freeze_after, noise.freeze_after is None or noise.freeze_after >= 2, "at least 2 points"),
+    ]
+    for name, value, good, expected in rules:
+        if not good:
+            raise InputError(f"--{name}: got {value}, expected {expected}")
+
+
+def _build(kind: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"config {path or 'file'}: got {type(values).__name__}, expected an object")
+    hints = typing.get_type_hints(kind)
+    given = {}
+    for name, value in values.items():
+        where = f"{path}{name}"
+        if name not in hints:
+            raise InputError(f"config {where}: unknown setting; expected one of {', '.join(hints)}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            given[name] = _build(hint, value, f"{where}.")
+        elif not _fits(value, hint):
+            raise InputError(f"config {where}: got {value!r}, expected {getattr(hint, '__name__', hint)}")
+        else:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else list(args)
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) == len(kinds)
+            and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
+        )
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -1,0 +1,79 @@
+"""Named settings: what `ansn-train PRESET` starts from. Every value can be overridden on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ansn.config import (
+    DataConfig,
+    NetworkConfig,
+    NoiseConfig,
+    OptimConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+
+_digits = TrainConfig()
+
+_mnist = TrainConfig(
+    data=DataConfig(dataset="mnist"),
+    network=NetworkConfig(network="unet", width=16, blocks=1, multipliers=(1, 2, 2)),
+    optim=OptimConfig(steps=10_000, lr=1e-3, warmup=500, ema=0.999),
+    run=RunConfig(out="runs/mnist", checkpoint_every=500),
+)
+
+_cifar10 = TrainConfig(
+    data=DataConfig(dataset="cifar10", flip=True),
+    network=NetworkConfig(network="unet", width=128, blocks=2, multipliers=(1, 2, 2, 2), dropout=0.1),
+    optim=OptimConfig(steps=200_000, lr=2e-4, warmup=5000, ema=0.9999),
+    run=RunConfig(out="runs/cifar10", checkpoint_every=1000),
+)
+
+# The paper's settings: unconditional RefineNet, full covariance at Haario's scale (one level), Algorithm 1 as printed with the published
+# ladder of NCSN (1 to 0.01, ten levels), T = 100, step 2e-5, a uniform start and nothing that denoises at the end.
+_paper_mnist = TrainConfig(
+    data=DataConfig(dataset="mnist"),
+    noise=NoiseConfig(rho=1.0, ladder="paper", freeze_after=None),
+    network=NetworkConfig(
+        network="ncsn", width=64, unconditional=True, prediction="whitened", precondition=False, metric="whitened"
+    ),
+    optim=OptimConfig(steps=200_000, lr=1e-3, warmup=0, clip=0.0, ema=0.0),
+    sampling=SamplingConfig(
+        method="paper", sample_steps=100, step_eps=2e-5, sampler_levels=(1.0, 0.01, 10), start="uniform", samples=16
+    ),
+    run=RunConfig(out="runs/paper-mnist", checkpoint_every=200),
+)
+
+_toy2d = TrainConfig(
+    data=DataConfig(dataset="toy2d"),
+    network=NetworkConfig(network="mlp", width=128, blocks=3),
+    optim=OptimConfig(steps=3000, batch_size=512, ema=0.995),
+    sampling=SamplingConfig(samples=2000),
+    run=RunConfig(out="runs/toy2d"),
+)
+
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "digits": ("8x8 digits, residual MLP: two minutes on two CPU cores (the default)", _digits),
+    "mnist": ("MNIST, small U-Net that trains on a CPU", _mnist),
+    "fashion-mnist": (
+        "Fashion-MNIST, the U-Net of mnist",
+        replace(
+            _mnist,
+            data=DataConfig(dataset="fashion-mnist"),
+            run=replace(_mnist.run, out="runs/fashion-mnist"),
+        ),
+    ),
+    "cifar10": ("CIFAR-10, U-Net for a GPU", _cifar10),
+    "paper-mnist": ("the paper's settings on MNIST, literally", _paper_mnist),
+    "paper-cifar10": (
+        "the paper's settings on CIFAR-10, literally",
+        replace(
+            _paper_mnist,
+            data=DataConfig(dataset="cifar10", flip=True),
+            network=replace(_paper_mnist.network, width=128),
+            run=replace(_paper_mnist.run, out="runs/paper-cifar10"),
+        ),
+    ),
+    "toy2d": ("points of a mixture in the plane", _toy2d),
+}

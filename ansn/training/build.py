@@ -1,0 +1,134 @@
+"""From settings to a denoiser: what a new run, a resumed one and :func:`ansn.load_run` build alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ansn import levels, networks
+from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
+from ansn.covariance import AdaptiveCovariance
+from ansn.data import Dataset
+from ansn.denoiser import Denoiser
+from ansn.errors import InputError
+from ansn.levels import Levels
+from ansn.noise import NoiseModel
+
+_PROBE = 2000  # points that the data-driven largest level looks at
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model must know of its data; kept in the checkpoint, so that sampling needs no data set."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    num_classes: int
+    quantisation: float
+    columns: tuple[str, ...] | None
+    offset: tuple[float, ...] | None
+    scale: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataInfo:
+        return cls(
+            dataset.name,
+            dataset.kind,
+            tuple(dataset.shape),
+            dataset.num_classes,
+            dataset.quantisation,
+            dataset.columns,
+            None if dataset.offset is None else tuple(dataset.offset.tolist()),
+            None if dataset.scale is None else tuple(dataset.scale.tolist()),
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataInfo:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def covariance(config: NoiseConfig, info: DataInfo, device: torch.device | str = "cpu") -> AdaptiveCovariance:
+    """The empty covariance of a run. InputError for settings that do not fit the data or the memory."""
+    regions = 1
+    if config.regions == "labels":
+        if not info.num_classes:
+            raise InputError(f"--regions labels: {info.name} has no labels; expected a labelled data set")
+        regions = info.num_classes
+    try:
+        return AdaptiveCovariance(
+            info.shape, regions, config.structure, rho=config.rho, gamma=config.gamma, eps=config.eps,
+            eps_floor=info.quantisation, root=config.root, forgetting=config.forgetting, device=device,
+        )  # fmt: skip
+    except (ValueError, MemoryError) as error:
+        raise InputError(str(error)) from None
+
+
+def ladder(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> Levels:
+    """The run's levels; the largest one from the data unless it is given."""
+    dim = torch.Size(info.shape).numel()
+    try:
+        if config.ladder == "paper":
+            chosen = levels.paper(dim)
+        elif config.ladder == "karras":
+            chosen = levels.karras(
+                config.tau_max or levels.tau_max_flow(dim), config.tau_min, n=config.rungs or 20, training="lognormal"
+            )
+        else:
+            overlap = {"n": config.rungs} if config.rungs else {"dim": dim}
+            chosen = levels.geometric(
+                config.tau_max or _langevin_top(config, info, dataset, seed), config.tau_min, training="ladder", **overlap
+            )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    training = config.training_levels or chosen.training
+    return Levels(chosen.tau, training) if len(chosen) > 1 else chosen
+
+
+def denoiser(
+    config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.device | str = "cpu"
+) -> Denoiser:
+    """Network, covariance and levels, freshly initialised from the run's seed."""
+    noise = NoiseModel(covariance(config.noise, info, device), chosen, config.run.seed)
+    if config.noise.regions == "labels" and not config.network.class_conditional:
+        # Without k in the network the weight of the loss may not depend on k (math section 6).
+        raise InputError("--regions labels: needs --class-conditional, so that the network knows the region")
+    if config.network.class_conditional and not info.num_classes:
+        raise InputError(f"--class-conditional: {info.name} has no labels; expected a labelled data set")
+    torch.manual_seed(config.run.seed)
+    try:
+        network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
+        model = Denoiser(network, noise, config.network.prediction, precondition=config.network.precondition)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+    if config.network.network != "mlp":
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device)
+
+
+def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str, Any]:
+    """The named network's own arguments."""
+    classes = {"num_classes": info.num_classes if config.class_conditional else None}
+    told = {"conditioning": "none" if config.unconditional else "log"}
+    if config.network == "mlp":
+        return {"hidden": config.width, "blocks": config.blocks, "dropout": config.dropout} | classes | told
+    if config.network == "unet":
+        return {
+            "width": config.width, "blocks": config.blocks, "multipliers": config.multipliers,
+            "stem_stride": config.stem_stride, "dropout": config.dropout,
+        } | classes | told  # fmt: skip
+    # The RefineNets map [0, 1] to [-1, 1] themselves, which preconditioned input does not want.
+    published = {"ngf": config.width, "rescale": not config.precondition}
+    if config.network == "ncsn":
+        return published | {"num_levels": None if config.unconditional else len(chosen)} | classes
+    return published | classes | told
+
+
+def _langevin_top(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> float:
+    probe, _ = dataset.batch(dataset.order(seed, 0)[:_PROBE].cpu())
+    seen = covariance(config, info)
+    region = torch.zeros(len(probe), dtype=torch.int64) if seen.regions > 1 else None
+    seen.update(probe.cpu(), region).refresh()
+    return levels.tau_max_langevin(probe.cpu()[:1000], seen)

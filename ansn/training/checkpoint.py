@@ -1,0 +1,109 @@
+"""Checkpoints: a folder of safetensors and JSON, complete or not there at all. No pickle is ever read or written.
+
+``RUN/checkpoints/step-00000500/`` is written under a temporary name and renamed. The newest two are kept, so that a damaged disk
+costs one interval and not the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ansn.errors import InputError
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_KEEP = 2
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the run's complete checkpoints, newest first."""
+    folder = run / "checkpoints"
+    found = [_NAME.fullmatch(p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(m.group(1)) for m in found if m), reverse=True)
+
+
+def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of ``step``: one safetensors file for each group of tensors, and ``state.json``."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".writing-*"):  # of a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder / f".writing-{os.getpid()}"
+    temporary.mkdir()
+    for group, values in tensors.items():
+        # Contiguous copies of their own storage: safetensors refuses tensors that share memory.
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{group}.safetensors")
+    (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+    for file in temporary.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    final = folder / f"step-{step:08d}"
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    for old in steps(run)[_KEEP:]:
+        shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
+    return final
+
+
+def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """``(tensors by group, state)`` of a step, the newest by default. Raises InputError in one line."""
+    have = steps(run)
+    if not have:
+        raise InputError(f"{run}: holds no checkpoint; expected the folder of a run of ansn-train")
+    if step is not None and step not in have:
+        raise InputError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
+    folder = run / "checkpoints" / f"step-{have[0] if step is None else step:08d}"
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        if state.get("format") != FORMAT:
+            raise InputError(f"{folder}: is of format {state.get('format')}, expected {FORMAT}")
+        tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: cannot be read ({error}); delete it to go on from the one before") from None
+    return tensors, state
+
+
+def remove_all(run: Path) -> None:
+    """Delete the run's checkpoints."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimiser's state as named tensors, and its groups as JSON values."""
+    state = optimizer.state_dict()
+    tensors = {f"{i}.{k}": v for i, values in state["state"].items() for k, v in values.items()}
+    return tensors, state["param_groups"]
+
+
+def unflatten_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """The inverse of :func:`flatten_optimizer`, into ``optimizer``."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    for group in groups:
+        group["betas"] = tuple(group["betas"])
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

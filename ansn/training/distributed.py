@@ -1,0 +1,79 @@
+"""Several processes under torchrun: set-up, and the covariance merged across ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from ansn.errors import InputError
+from ansn.moments import RunningMoments
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
+    """``(rank, world, device)``; joins torchrun's group when there is one: NCCL on GPUs, Gloo on CPUs."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _device(device, local, world)
+    if world == 1:
+        yield 0, 1, chosen
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank(), world, chosen
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def all_reduce_moments(moments: RunningMoments) -> None:
+    """Replace each rank's moments by those of all ranks' data (Chan's formula over all states at once), in place.
+
+    For what was gathered *since the last synchronisation*: cumulative states would be counted once a rank. ::
+
+        n = sum n_r,  m = sum n_r m_r / n,  M = sum M_r + n_r (m_r - m)(m_r - m)^T
+    """
+    local = moments.weight.to(moments.mean.dtype).unsqueeze(1)
+    mean = local * moments.mean
+    dist.all_reduce(mean)
+    for buffer in (moments.weight, moments.weight2):
+        dist.all_reduce(buffer)
+    total = moments.weight.to(mean.dtype).unsqueeze(1)
+    mean = torch.where(total > 0, mean / total.clamp_min(1e-300 if mean.dtype == torch.float64 else 1e-30), 0.0)
+    moments.scatter += moments.structure.outer(local.sqrt() * (moments.mean - mean))
+    dist.all_reduce(moments.scatter)
+    moments.mean.copy_(mean)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def _device(name: str, local: int, world: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: got {name!r}, expected cpu, cuda, cuda:N or auto") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: got {name!r}, expected cpu, cuda, cuda:N or auto")
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"--device: got {name!r}, but this torch sees no GPU; expected cpu")
+        index = local if world > 1 else (chosen.index or 0)
+        if index >= torch.cuda.device_count():
+            raise InputError(f"--device: got {name!r} (GPU {index}), but there are {torch.cuda.device_count()}")
+        chosen = torch.device("cuda", index)
+    return chosen

@@ -1,0 +1,48 @@
+"""The pictures that a run ends with: samples.png, covariance.png, loss.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ansn import levels, sampling
+from ansn.config import SamplingConfig
+from ansn.evaluation import figures
+from ansn.training.progress import read_metrics
+from ansn.training.runs import Run, load_run
+
+
+def sampler_options(config: SamplingConfig) -> dict[str, Any]:
+    """The settings as arguments of :func:`ansn.sample`."""
+    options: dict[str, Any] = {"method": config.method, "steps": config.sample_steps}
+    if config.start:
+        options["start"] = config.start
+    if config.step_eps is not None:
+        options["eps"] = config.step_eps
+    if config.sampler_levels is not None:
+        top, bottom, n = config.sampler_levels
+        options["taus"] = torch.tensor(levels.geometric(top, bottom, n=n).tau, dtype=torch.float64)
+    return options
+
+
+def draw(run: Run, n: int, seed: int = 0, *, progress: bool = False, **options: Any) -> torch.Tensor:
+    """``n`` samples; a class-conditional model draws the classes in turn."""
+    if run.config.network.class_conditional and "y" not in options:
+        options["y"] = torch.arange(n) % run.info.num_classes
+    return sampling.sample(run.model, n, seed=seed, progress=progress, **options)
+
+
+def write_pictures(folder: Path, device: str = "cpu", *, progress: bool = False) -> list[Path]:
+    """Draw what the run's settings ask for from its newest checkpoint; returns the files written."""
+    run = load_run(folder, device=device)
+    written = [folder / "covariance.png", folder / "loss.png"]
+    figures.save_covariance(run.model.noise.covariance, written[0])
+    figures.save_loss(read_metrics(folder / "metrics.jsonl"), written[1])
+    count = run.config.sampling.samples
+    if count:
+        x = draw(run, count, run.config.run.seed, progress=progress, **sampler_options(run.config.sampling))
+        written.insert(0, folder / "samples.png")
+        figures.save_samples(x, written[0])
+    return written

@@ -1,0 +1,59 @@
+"""A run on disk: :func:`load_run` gives back its model, ready to sample."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ansn.config import TrainConfig, from_dict
+from ansn.denoiser import Denoiser
+from ansn.errors import InputError
+from ansn.levels import Levels
+from ansn.training import build, checkpoint
+from ansn.training.build import DataInfo
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what it was trained with."""
+
+    path: Path
+    model: Denoiser
+    config: TrainConfig
+    info: DataInfo
+    step: int
+
+    def to_data_units(self, x: Tensor) -> Tensor:
+        """Samples of a standardised table in the units of its columns; images as they are."""
+        if self.info.offset is None or self.info.scale is None:
+            return x
+        offset, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.info.offset, self.info.scale))
+        return offset + scale * x.double()
+
+
+def load_run(
+    path: str | os.PathLike[str], *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu"
+) -> Run:
+    """Load a folder that `ansn-train` wrote. No pickle is read.
+
+    ``ema``: the averaged weights, where the run kept them; ``step``: which checkpoint, the newest by default.
+    Raises InputError in one line if there is none or it cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder; expected one that ansn-train wrote")
+    tensors, state = checkpoint.load(folder, step)
+    try:
+        config, info = from_dict(state["config"]), DataInfo.from_dict(state["data"])
+        model = build.denoiser(config, info, Levels.from_dict(state["levels"]))
+        weights = tensors["ema"] if ema and "ema" in tensors else tensors["network"]
+        model.network.load_state_dict(weights)
+        model.noise.covariance.load_state_dict(tensors["covariance"])
+        number = int(state["step"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder}: its checkpoint does not fit this version of ansn ({error})") from None
+    return Run(folder, model.to(device).eval(), config, info, number)

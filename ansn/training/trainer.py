@@ -1,0 +1,304 @@
+"""The training loop: plain PyTorch over the public pieces, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from ansn.config import TrainConfig, differences, from_dict, to_dict, validate
+from ansn.data import Dataset, iterate, load_dataset
+from ansn.denoiser import Denoiser
+from ansn.errors import InputError
+from ansn.levels import Levels
+from ansn.loss import dsm_loss
+from ansn.moments import RunningMoments
+from ansn.noise import Level
+from ansn.training import build, checkpoint
+from ansn.training.build import DataInfo
+from ansn.training.checkpoint import write_atomic
+from ansn.training.distributed import all_reduce_moments, any_rank, processes
+from ansn.training.progress import Reporter
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more; the last good checkpoint was kept."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came; a checkpoint was written."""
+
+
+def train(config: TrainConfig) -> Path:
+    """Run, or go on with, the training that ``config`` describes. Returns the run's folder.
+
+    Raises InputError for settings or data that cannot be used, Diverged, and Interrupted after its checkpoint was written.
+    """
+    validate(config)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    with processes(config.run.device) as (rank, world, device):
+        if config.optim.batch_size % world:
+            raise InputError(f"--batch-size: got {config.optim.batch_size}, expected a multiple of {world} processes")
+        dataset = _dataset(config).to(device)
+        return Trainer(config, dataset, rank, world, device).run()
+
+
+class Trainer:
+    """State of one process's part in a run. :func:`train` is the way in."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, rank: int, world: int, device: torch.device) -> None:
+        self.config, self.dataset, self.rank, self.world, self.device = config, dataset, rank, world, device
+        self.folder, self.step = Path(config.run.out), 0
+        self.info = DataInfo.of(dataset)
+        stored = self._stored()
+        self.levels = Levels.from_dict(stored[1]["levels"]) if stored else build.ladder(config.noise, self.info, dataset, config.run.seed)
+        self.model = build.denoiser(config, self.info, self.levels, device)
+        self.covariance = self.model.noise.covariance
+        network = self.model.network
+        self.ema = self._average(network) if config.optim.ema else None
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay
+        )
+        # What this rank gathered since the last merge: cumulative states would be counted once a rank.
+        self.gathered = (
+            RunningMoments(self.covariance.dim, self.covariance.regions, self.covariance.structure, device=device)
+            if world > 1
+            else None
+        )
+        self.pending = 0
+        if stored:
+            self._restore(*stored)
+        self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
+        if world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.model.network = DistributedDataParallel(network, device_ids=ids)
+        self.bare = network
+        self._stop = False
+        self._condition: tuple[int, float] = (-1, math.nan)
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train to the last step, writing metrics and checkpoints. See :func:`train` for what it raises."""
+        optim, run = self.config.optim, self.config.run
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
+        self.model.train()
+        batches = iterate(
+            self.dataset, optim.batch_size, run.seed, self.step, self.rank, self.world, stop_step=optim.steps
+        )
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        total, since, begun = torch.zeros((), device=self.device), 0, time.perf_counter()
+        reporter = Reporter(self.folder, self.step, optim.steps, show=self.rank == 0)
+        with self._signals(), reporter:
+            for step, x, y in batches:
+                loss, norm = self._train_step(step, x, y)
+                self.step = step + 1
+                total, since, finite = total + loss, since + 1, finite & torch.isfinite(loss)
+                reporter.advance(self.step)
+                stop = any_rank(self._stop, self.device)
+                last = self.step == optim.steps
+                # Reading a value waits for a GPU: only now and then there.
+                if self.device.type == "cpu" or last or stop or self.step % run.log_every == 0:
+                    self._guard(bool(finite))
+                if self.step % run.log_every == 0 or last or stop:
+                    seconds = time.perf_counter() - begun
+                    reporter.record(self._metrics(float(total) / since, float(norm), since, seconds))
+                    total, since, begun = torch.zeros_like(total), 0, time.perf_counter()
+                if last or stop or self.step % run.checkpoint_every == 0:
+                    self._guard(bool(finite))
+                    self._save()
+                if stop:
+                    raise Interrupted(f"interrupted at step {self.step}; the checkpoint is in {self.folder}")
+        return self.folder
+
+    def _train_step(self, step: int, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One update of covariance and weights. Everything random is a function of (seed, step, row)."""
+        optim = self.config.optim
+        y = y if self.config.network.class_conditional else None
+        region = y if self.config.noise.regions == "labels" else None
+        self._learn_covariance(x, region)
+        # Dropout too: nothing to store for a resumed run, and ranks that differ.
+        torch.manual_seed((self.config.run.seed * 1_000_003 + step * self.world + self.rank) % 2**63)
+        row = self.rank * x.shape[0]
+        perturbed, level = self.model.noise.perturb(x, region, step=step, row=row)
+        # Through the class, so that a mode set elsewhere does not change training.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.autocast):
+            loss = self.loss_of(x, perturbed, level, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = optim.clip if optim.clip > 0 else math.inf
+        norm = nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * self._schedule(step)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.bare)
+        return loss.detach(), norm
+
+    def _loss(self, x: Tensor, perturbed: Tensor, level: Level, y: Tensor | None) -> Tensor:
+        extra = {} if y is None else {"y": y}
+        return dsm_loss(self.model, x, perturbed, level, self.config.network.metric, **extra)
+
+    def _learn_covariance(self, x: Tensor, region: Tensor | None) -> None:
+        covariance, limit = self.covariance, self.config.noise.freeze_after
+        if covariance.frozen:
+            return
+        if self.gathered is None:
+            covariance.update(x, region)
+        else:
+            self.gathered.update(x, region, covariance.forgetting)
+            self.pending += x.shape[0] * self.world
+            if covariance.due(self.pending):
+                self._merge_ranks()
+        if limit is not None and covariance.seen + self.pending >= limit:
+            self._merge_ranks()
+            covariance.freeze()
+
+    def _merge_ranks(self) -> None:
+        if self.gathered is not None and self.pending:
+            all_reduce_moments(self.gathered)
+            self.covariance.merge(self.gathered, self.pending)
+            self.gathered.reset()
+            self.pending = 0
+
+    def _schedule(self, step: int) -> float:
+        """Factor on the learning rate at ``step``, counted from 0."""
+        optim = self.config.optim
+        if step < optim.warmup:
+            return (step + 1) / optim.warmup
+        if optim.schedule == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * (step - optim.warmup) / max(optim.steps - optim.warmup, 1)))
+
+    def _average(self, network: nn.Module) -> AveragedModel:
+        """Exponential average of the weights, whose decay grows to its value so that the start is forgotten."""
+
+        def lerp(averaged: list[Tensor], current: list[Tensor], _: Any) -> None:
+            decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(averaged, current, 1.0 - decay)
+
+        return AveragedModel(network, multi_avg_fn=lerp)
+
+    # -- guards and reports --------------------------------------------------------------------------------------
+
+    def _guard(self, finite: bool) -> None:
+        if any_rank(not finite, self.device):
+            kept = checkpoint.steps(self.folder)
+            where = f"the checkpoint of step {kept[0]} was kept in {self.folder}" if kept else "no checkpoint was written"
+            raise Diverged(
+                f"the loss is not a number any more, seen at step {self.step}; {where}. A smaller --lr or a --clip may help"
+            )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) ends the run after the step at hand, the second one at once."""
+
+        def ask(number: int, _: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        try:
+            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever runs us handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _metrics(self, loss: float, norm: float, steps: int, seconds: float) -> dict[str, Any]:
+        values = {
+            "step": self.step,
+            "loss": loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm,
+            "samples_per_s": steps * self.config.optim.batch_size / seconds,
+            "seconds": seconds,
+            "covariance_points": self.covariance.seen + self.pending,
+            "condition_number": self._condition_number(),
+        }
+        return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
+
+    def _condition_number(self) -> float:
+        """The worst region's, computed again only when R has changed."""
+        at = self.covariance.seen_at_refresh
+        if self._condition[0] != at:
+            self._condition = (at, float(self.covariance.condition_number().max()))
+        return self._condition[1]
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._merge_ranks()
+        if self.rank:
+            return
+        optimizer, groups = checkpoint.flatten_optimizer(self.optimizer)
+        tensors = {
+            "network": self.bare.state_dict(),
+            "covariance": self.covariance.state_dict(),
+            "optimizer": optimizer,
+        }
+        if self.ema is not None:
+            tensors["ema"] = self.ema.module.state_dict()
+        state = {
+            "config": to_dict(self.config),
+            "data": dataclasses.asdict(self.info),
+            "levels": dataclasses.asdict(self.levels),
+            "groups": groups,
+        }
+        checkpoint.save(self.folder, self.step, tensors, state)
+
+    def _stored(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The checkpoint to go on from, if there is one and it is of these settings and data."""
+        if not checkpoint.steps(self.folder):
+            return None
+        if not self.config.run.resume:
+            if self.rank == 0:
+                checkpoint.remove_all(self.folder)
+            return None
+        tensors, state = checkpoint.load(self.folder)
+        changed = differences(from_dict(state["config"]), self.config)
+        if changed:
+            raise InputError(
+                f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); give another --out, or --no-resume"
+            )
+        if DataInfo.from_dict(state["data"]) != self.info:
+            raise InputError(f"{self.folder}: holds a run on other data ({state['data']['name']}); give another --out")
+        return tensors, state
+
+    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        self.model.network.load_state_dict(tensors["network"])
+        self.covariance.load_state_dict(tensors["covariance"])
+        checkpoint.unflatten_optimizer(self.optimizer, tensors["optimizer"], state["groups"])
+        self.step = int(state["step"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(tensors["ema"])
+            self.ema.n_averaged.fill_(self.step)  # 0 would copy the weights instead of averaging
+        if self.rank == 0:
+            print(f"going on from step {self.step} in {self.folder}", file=sys.stderr)
+
+
+def _dataset(config: TrainConfig) -> Dataset:
+    data = config.data
+    return load_dataset(
+        data.dataset, root=data.data, dequantise=data.dequantise or None, flip=data.flip or None,
+        image_size=data.image_size, channels=data.channels, label_column=data.label_column,
+    )  # fmt: skip
