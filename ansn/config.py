@@ -16,7 +16,8 @@ class DataConfig:
     """The data set."""
 
     dataset: str = "digits"
-    """A name (digits, mnist, fashion-mnist, cifar10, toy2d, toy2d:KIND) or a path: .npy, .npz, .csv, IDX, a folder of images."""
+    """A name (digits, mnist, fashion-mnist, cifar10, toy2d, toy2d:KIND) or a path: .npy, .npz, .csv, IDX, a folder
+    of images."""
     data: str | None = None
     """Folder that holds the files of a named data set (or a parent of a folder of that name)."""
     dequantise: bool = False
@@ -38,11 +39,13 @@ class NoiseConfig:
     structure: Literal["dense", "diagonal"] = "dense"
     """Storage of the covariance: d^2 numbers, or d."""
     rho: float | None = None
-    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma is given."""
+    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor
+    gamma is given."""
     gamma: float | None = None
     """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
     eps: float | None = None
-    """Ridge of the noise shape, squared data units; by default 1e-3 of the mean variance, and at least the quantisation noise."""
+    """Ridge of the noise shape, squared data units; by default 1e-3 of the mean variance, and at least the
+    quantisation noise."""
     root: Literal["cholesky", "symmetric"] = "cholesky"
     """Which factor of the noise shape colours the noise."""
     forgetting: float = 1.0
@@ -54,13 +57,15 @@ class NoiseConfig:
     ladder: Literal["karras", "geometric", "paper"] = "karras"
     """Levels: Karras-spaced, geometric by NCSNv2's overlap rule, or the paper's single level 2.4/sqrt(d)."""
     tau_max: float | None = None
-    """Largest level, data standard deviations; by default from the data: the flow's (d / 0.04)^(1/4) for karras, a quantile of pairwise distances for geometric."""
+    """Largest level, data standard deviations; by default from the data: the flow's (d / 0.04)^(1/4) for karras, a
+    quantile of pairwise distances for geometric."""
     tau_min: float = 0.01
     """Smallest level, data standard deviations."""
     rungs: int | None = None
     """Number of levels; by default 20 for karras, by the overlap rule for geometric."""
     training_levels: Literal["lognormal", "ladder"] | None = None
-    """Levels drawn in training: log-normal (EDM) or uniform over the ladder; by default log-normal for karras, the ladder else."""
+    """Levels drawn in training: log-normal (EDM) or uniform over the ladder; by default log-normal for karras, the
+    ladder else."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,12 @@ def validate(config: TrainConfig) -> None:
         ("seed", run.seed, 0 <= run.seed < 2**63, "0 <= seed < 2^63"),
         ("threads", run.threads, run.threads is None or run.threads >= 1, "at least 1"),
         ("width", config.network.width, config.network.width >= 1, "at least 1"),
-        ("freeze-after", noise.freeze_after, noise.freeze_after is None or noise.freeze_after >= 2, "at least 2 points"),
+        (
+            "freeze-after",
+            noise.freeze_after,
+            noise.freeze_after is None or noise.freeze_after >= 2,
+            "at least 2 points",
+        ),
     ]
     for name, value, good, expected in rules:
         if not good:

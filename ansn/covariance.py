@@ -19,7 +19,8 @@ QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
 
 
 class AdaptiveCovariance(nn.Module):
-    r"""Covariance of the data, learned online, one for each of K regions, and the noise shape ``R_k = L_k L_k^T`` made of it.
+    r"""Covariance of the data, learned online, one for each of K regions, and the noise shape ``R_k = L_k L_k^T``
+    made of it.
 
     With ``S_k`` the unbiased running covariance of region k, ``t_k = tr S_k / d``::
 
@@ -27,8 +28,10 @@ class AdaptiveCovariance(nn.Module):
         R_k = S_k^gamma scaled to trace d t_k, + eps I   (spectral power; gamma = 0 isotropic, 1 full)
         C_k = s_d (S_k + eps I),  s_d = 2.4^2 / d        (Haario's form, Eq. 2.5 of the paper)
 
-    Every R has about the trace of S, so that a level ``tau`` counts standard deviations of the data. ``factor``, ``center`` and ``scale`` are
-    a snapshot, remade by :meth:`update` when the number of points has grown by ``refresh`` since the last one, by :meth:`refresh` and by
+    Every R has about the trace of S, so that a level ``tau`` counts standard deviations of the data. ``factor``,
+    ``center`` and ``scale`` are
+    a snapshot, remade by :meth:`update` when the number of points has grown by ``refresh`` since the last one, by
+    :meth:`refresh` and by
     :meth:`freeze`; noise, denoiser and samplers read only the snapshot.
 
     Args:
@@ -38,10 +41,12 @@ class AdaptiveCovariance(nn.Module):
         rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
         gamma: exponent of the spectral family, instead of rho. Needs an eigendecomposition at each refresh.
         eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
-        eps_floor: smallest default ridge; by default the quantisation noise of 8-bit data in [0, 1]. Give 0 for data without quantisation.
+        eps_floor: smallest default ridge; by default the quantisation noise of 8-bit data in [0, 1]. Give 0 for
+            data without quantisation.
         root: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates).
         warmup: points, at least 2, that a region needs before its own S replaces ``initial``.
-        initial: guess of S before that: a variance, ``[d]`` variances or ``[d, d]``; default 1. Haario's C_0 is ``s_d * initial``.
+        initial: guess of S before that: a variance, ``[d]`` variances or ``[d, d]``; default 1. Haario's C_0 is
+            ``s_d * initial``.
         forgetting: lambda in (0, 1]; the moments are scaled by it at every update. 1 remembers everything.
         refresh: relative growth of the number of points after which the factor is remade.
         dtype: of the state, float64 or float32. factor_dtype: of the snapshot.
@@ -78,7 +83,9 @@ class AdaptiveCovariance(nn.Module):
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.dim = math.prod(self.shape)
         if self.dim < 1 or regions < 1:
-            raise ValueError(f"shape, regions: got {self.shape}, {regions}, expected at least one coordinate and region")
+            raise ValueError(
+                f"shape, regions: got {self.shape}, {regions}, expected at least one coordinate and region"
+            )
         if structure not in STRUCTURES:
             raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(STRUCTURES)}")
         if rho is not None and gamma is not None:
@@ -120,9 +127,11 @@ class AdaptiveCovariance(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, region: Tensor | None = None) -> AdaptiveCovariance:
-        """Learn from the rows of ``x`` ``[B, *shape]``; ``region`` int64 ``[B]``. Does nothing once frozen. Returns self.
+        """Learn from the rows of ``x`` ``[B, *shape]``; ``region`` int64 ``[B]``. Does nothing once frozen.
+        Returns self.
 
-        Raises TypeError or ValueError naming the argument (on the CPU also for values that are not finite); the state is
+        Raises TypeError or ValueError naming the argument (on the CPU also for values that are not finite); the
+        state is
         then as it was.
         """
         if self.frozen:
@@ -152,7 +161,8 @@ class AdaptiveCovariance(nn.Module):
             raise ValueError("merge: this covariance is frozen, expected one that still learns")
         if moments.scatter.shape != self.moments.scatter.shape:
             raise ValueError(
-                f"other: got a state of shape {list(moments.scatter.shape)}, expected {list(self.moments.scatter.shape)}"
+                f"other: got a state of shape {list(moments.scatter.shape)},"
+                f" expected {list(self.moments.scatter.shape)}"
             )
         self.moments.merge(moments)
         self.seen += other.seen if isinstance(other, AdaptiveCovariance) else int(points or 0)
@@ -169,7 +179,8 @@ class AdaptiveCovariance(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Remake ``factor``, ``center`` and ``scale`` from the moments. Raises ValueError if R has no factor, state untouched."""
+        """Remake ``factor``, ``center`` and ``scale`` from the moments. Raises ValueError if R has no factor,
+        state untouched."""
         if self.frozen:
             raise ValueError("refresh: this covariance is frozen, expected one that still learns")
         s = self.covariance()
@@ -248,7 +259,9 @@ class AdaptiveCovariance(nn.Module):
     def extra_repr(self) -> str:
         family = f"rho={self.rho}" if self.gamma is None else f"gamma={self.gamma}"
         state = "frozen" if self.frozen else "learning"
-        return f"shape={self.shape}, regions={self.regions}, {self.structure.name}, {family}, {self.seen} points, {state}"
+        return (
+            f"shape={self.shape}, regions={self.regions}, {self.structure.name}, {family}, {self.seen} points, {state}"
+        )
 
     # -- nn.Module -----------------------------------------------------------------------------------------------
 
@@ -279,8 +292,8 @@ class AdaptiveCovariance(nn.Module):
             if self.eps_floor > 0.1 * low:
                 self._eps_warned = True
                 warnings.warn(
-                    f"eps_floor {self.eps_floor:.2g} is not small beside the data's mean variance {low:.2g}, so the noise is"
-                    " nearly isotropic; give eps_floor=0 if the data is not 8-bit",
+                    f"eps_floor {self.eps_floor:.2g} is not small beside the data's mean variance {low:.2g},"
+                    " so the noise is nearly isotropic; give eps_floor=0 if the data is not 8-bit",
                     stacklevel=4,
                 )
         if self.gamma is None:
@@ -294,7 +307,8 @@ class AdaptiveCovariance(nn.Module):
     def _factor(self, r: Tensor) -> Tensor:
         factor, status = self.structure.factor(r, self.root)
         jitter = self.structure.variances(r).mean(1) * torch.finfo(r.dtype).eps
-        # Rounding can push R = rank-deficient + eps I below zero when eps is 0 or tiny: raise the ridge a little at a time.
+        # Rounding can push R = rank-deficient + eps I below zero when eps is 0 or tiny: raise the ridge a little
+        # at a time.
         for _ in range(6):
             if not bool((status != 0).any()):
                 return factor
@@ -304,7 +318,8 @@ class AdaptiveCovariance(nn.Module):
         bad = int((status != 0).nonzero()[0])
         smallest = float(self.structure.eigenvalues(r)[bad, 0])
         raise ValueError(
-            f"region {bad}: the noise shape is not positive definite (smallest eigenvalue {smallest:.3g}); expected a larger eps"
+            f"region {bad}: the noise shape is not positive definite (smallest eigenvalue {smallest:.3g});"
+            " expected a larger eps"
         )
 
     def _initial(self, value: float | Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
@@ -319,7 +334,9 @@ class AdaptiveCovariance(nn.Module):
                 f"initial: got shape {list(given.shape)}, expected a number, [{self.dim}] or [{self.dim}, {self.dim}]"
             )
         if not bool((variances > 0).all()) or not bool(torch.isfinite(given).all()):
-            raise ValueError("initial: got a variance that is not positive and finite, expected a positive definite guess")
+            raise ValueError(
+                "initial: got a variance that is not positive and finite, expected a positive definite guess"
+            )
         if self.structure.name == "diagonal":
             return variances.clone()
         return given.clone() if given.ndim == 2 else torch.diag(variances)

@@ -15,9 +15,11 @@ PREDICTIONS = ("denoiser", "whitened")
 
 
 class Denoiser(nn.Module):
-    r"""``D(x~, tau) = E[x | x~]``, made from a network; called as ``denoiser(x, sigma, **extra)``, k-diffusion's signature.
+    r"""``D(x~, tau) = E[x | x~]``, made from a network; called as ``denoiser(x, sigma, **extra)``, k-diffusion's
+    signature.
 
-    With ``v^2 = 1 + tau^2``, ``m`` the data's mean and ``s`` its pixel standard deviation (from the covariance's snapshot):
+    With ``v^2 = 1 + tau^2``, ``m`` the data's mean and ``s`` its pixel standard deviation (from the covariance's
+    snapshot):
 
     * ``prediction="denoiser"``, a network in data units::
 
@@ -27,8 +29,10 @@ class Denoiser(nn.Module):
     * ``prediction="whitened"``, the paper's ``s_theta``: the network gives ``f``, and ``D = x~ + tau L f``.
 
     Args:
-        network: ``network(x, level, y=None)``. Its attribute ``conditioning`` says what ``level`` is: ``"log"`` ``ln(tau)/4`` float ``[B]``
-            (also taken when there is no such attribute), ``"index"`` the nearest rung of the ladder, int64 ``[B]``, ``"none"``:
+        network: ``network(x, level, y=None)``. Its attribute ``conditioning`` says what ``level`` is: ``"log"``
+            ``ln(tau)/4`` float ``[B]``
+            (also taken when there is no such attribute), ``"index"`` the nearest rung of the ladder, int64
+            ``[B]``, ``"none"``:
             the network is called without it.
         noise: levels and covariance; ``tau`` below is in its units.
         prediction: what the network gives.
@@ -48,7 +52,8 @@ class Denoiser(nn.Module):
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
-        """``D``, shape and dtype of ``x`` ``[B, *shape]``; ``sigma`` is tau, a number, ``[]`` or ``[B]``; extra goes to the network."""
+        """``D``, shape and dtype of ``x`` ``[B, *shape]``; ``sigma`` is tau, a number, ``[]`` or ``[B]``; extra
+        goes to the network."""
         tau = self._tau(x, sigma)
         if self.prediction == "whitened":
             return self._with_f(x, tau, region, self._network(x, tau, region, extra))

@@ -1,4 +1,5 @@
-"""Ladders of noise levels ``tau_1 > ... > tau_N`` and the distribution that training draws levels from (math section 5).
+"""Ladders of noise levels ``tau_1 > ... > tau_N`` and the distribution that training draws levels from (math
+section 5).
 
 ``tau`` is a dimensionless standard deviation: the noise shape R has the trace of the data's covariance, so tau counts
 standard deviations of the data.
@@ -71,7 +72,8 @@ class Levels:
 
 
 def overlap_ratio(dim: int) -> float:
-    """Ratio of neighbouring levels by NCSNv2's Technique 2: half of one level's shell lies within three deviations of the next's.
+    """Ratio of neighbouring levels by NCSNv2's Technique 2: half of one level's shell lies within three deviations
+    of the next's.
 
     Solves ``Phi(sqrt(2 d)(g - 1) + 3 g) - Phi(sqrt(2 d)(g - 1) - 3 g) = 0.5``; 1.36, 1.08, 1.04 for d = 64, 784, 3072.
     There is no solution for d <= 4, where a fixed 1.5 serves.
@@ -95,7 +97,8 @@ def geometric(
     n: int | None = None,
     training: str = "ladder",
 ) -> Levels:
-    """Geometric ladder. Give one of ``n`` (number of levels), ``ratio`` (> 1) or ``dim`` (NCSNv2's overlap rule in d dimensions)."""
+    """Geometric ladder. Give one of ``n`` (number of levels), ``ratio`` (> 1) or ``dim`` (NCSNv2's overlap rule in
+    d dimensions)."""
     _check_range(tau_max, tau_min)
     if sum(v is not None for v in (dim, ratio, n)) != 1:
         raise ValueError(f"dim, ratio, n: got {dim}, {ratio}, {n}, expected exactly one of them")
@@ -110,9 +113,7 @@ def geometric(
     return Levels(tuple(logs.exp().tolist()), training)
 
 
-def karras(
-    tau_max: float, tau_min: float, *, n: int = 20, rho: float = 7.0, training: str = "lognormal"
-) -> Levels:
+def karras(tau_max: float, tau_min: float, *, n: int = 20, rho: float = 7.0, training: str = "lognormal") -> Levels:
     """``tau_i = (tau_max^(1/rho) + i/(n-1) (tau_min^(1/rho) - tau_max^(1/rho)))^rho`` (Karras et al. 2022, Eq. 5)."""
     _check_range(tau_max, tau_min)
     if n < 2:
@@ -143,7 +144,8 @@ def tau_max_flow(dim: int, kl: float = 0.01) -> float:
 
 @torch.no_grad()
 def tau_max_langevin(x: Tensor, covariance: AdaptiveCovariance, quantile: float = 0.99) -> float:
-    """Upper quantile of the pairwise Mahalanobis distances of the data, about ``sqrt(2 d)`` (NCSNv2's Technique 1 in units of R).
+    """Upper quantile of the pairwise Mahalanobis distances of the data, about ``sqrt(2 d)`` (NCSNv2's Technique 1
+    in units of R).
 
     ``x`` ``[B, *shape]``, B >= 2: a sample of the data, some hundred points; distances are under region 0's factor.
     """

@@ -15,7 +15,8 @@ class RunningMoments(nn.Module):
     """Count, mean and centred scatter of each region, exact and mergeable.
 
     Buffers: ``weight`` and ``weight2`` float64 ``[K]`` (sums of the weights and of their squares, both n without
-    forgetting), ``mean`` ``[K, d]``, ``scatter`` in the structure's storage; of a dense scatter only the lower triangle counts.
+    forgetting), ``mean`` ``[K, d]``, ``scatter`` in the structure's storage; of a dense scatter only the lower
+    triangle counts.
     """
 
     weight: Tensor
@@ -42,7 +43,8 @@ class RunningMoments(nn.Module):
             self.register_buffer(name, torch.zeros(size, dtype=kind, device=device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMoments:
-        return keep_dtypes(self, fn)
+        keep_dtypes(self, fn)
+        return self
 
     def update(self, x: Tensor, region: Tensor | None = None, decay: float = 1.0) -> None:
         """Merge the rows of ``x`` ``[B, ...]``; see :func:`ansn.ops.covariance_update_`."""
@@ -76,8 +78,9 @@ class RunningMoments(nn.Module):
             buffer.zero_()
 
 
-def keep_dtypes(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> nn.Module:
-    """``nn.Module._apply`` for buffers whose precision is part of their meaning: ``.half()`` moves, never converts them."""
+def keep_dtypes(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """``nn.Module._apply`` for buffers whose precision is part of their meaning: ``.half()`` moves, never converts
+    them."""
     for name, buffer in module._buffers.items():
         if buffer is not None:
             # An empty tensor tells where fn moves things without paying for a conversion.
@@ -85,4 +88,3 @@ def keep_dtypes(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> nn.Module:
             module._buffers[name] = fn(buffer) if target.type == "meta" else buffer.to(target)
     for child in module.children():
         child._apply(fn)
-    return module

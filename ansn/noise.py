@@ -1,4 +1,5 @@
-"""The noise model: ``Sigma_{i,k} = tau_i^2 R_k``, the draw ``x~ = x + tau L z`` and the start of sampling (math section 2)."""
+"""The noise model: ``Sigma_{i,k} = tau_i^2 R_k``, the draw ``x~ = x + tau L z`` and the start of sampling (math
+section 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from ansn.levels import Levels
 class Level(NamedTuple):
     """What one perturbation did: enough to draw the same ``z`` again from its counters.
 
-    ``tau`` float ``[B]``; ``region`` int64 ``[B]`` or None; ``seed``, ``row``, ``step``: the noise's counters (math section 7).
+    ``tau`` float ``[B]``; ``region`` int64 ``[B]`` or None; ``seed``, ``row``, ``step``: the noise's counters
+    (math section 7).
     """
 
     tau: Tensor
@@ -67,7 +69,8 @@ class NoiseModel(nn.Module):
             x: clean data ``[B, *shape]``.
             region: int64 ``[B]``; None when K = 1.
             tau: level, a number or ``[B]``; None draws one for each row from the training distribution.
-            seed, step, row: counters: row r of x draws ``z`` of ``(seed, row + r, step)``. ``step`` None: a count of the
+            seed, step, row: counters: row r of x draws ``z`` of ``(seed, row + r, step)``. ``step`` None: a count
+                of the
                 calls, which a checkpoint does not hold: give the training step for noise that resumes.
 
         Returns ``(x~, level)``; x~ has x's shape and dtype.
@@ -117,8 +120,10 @@ class NoiseModel(nn.Module):
     ) -> Tensor:
         """Start of sampling, ``[n, *shape]`` in data units.
 
-        ``start="gaussian"``: ``N(m_k, S_k + tau^2 R_k)``, the perturbed data if it were Gaussian (math section 5), tau by default the top
-        of the ladder. ``"uniform"``: each coordinate uniform in [0, 1], the paper's. Row r is that of ``(seed, row + r)``.
+        ``start="gaussian"``: ``N(m_k, S_k + tau^2 R_k)``, the perturbed data if it were Gaussian (math section 5),
+        tau by default the top
+        of the ladder. ``"uniform"``: each coordinate uniform in [0, 1], the paper's. Row r is that of ``(seed, row
+        + r)``.
         """
         if n < 1:
             raise ValueError(f"n: got {n}, expected at least 1 sample")

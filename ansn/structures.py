@@ -15,7 +15,8 @@ from ansn import ops
 
 
 class Structure(abc.ABC):
-    """What :class:`ansn.AdaptiveCovariance` asks of a structure; ``S``, ``R`` and ``L`` are in this structure's storage."""
+    """What :class:`ansn.AdaptiveCovariance` asks of a structure; ``S``, ``R`` and ``L`` are in this structure's
+    storage."""
 
     name: str
 

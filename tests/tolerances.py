@@ -1,6 +1,7 @@
 """One table of numerical tolerances: how far a back end may be from the float64 reference, by operation and dtype.
 
-Errors are RMS ratios, ``rms(out - oracle) / rms(oracle)``, unless a test says otherwise. Half precision rounds its inputs too, so its
+Errors are RMS ratios, ``rms(out - oracle) / rms(oracle)``, unless a test says otherwise. Half precision rounds its
+inputs too, so its
 figures are a few units in the last place of the storage format.
 """
 
@@ -24,7 +25,8 @@ EXACT = 1e-12
 """Relative, for identities in float64."""
 
 BATCH_INVARIANCE = 1e-4
-"""Largest absolute difference of a sample in [0, 1] between batch sizes: a network rounds differently in another batch."""
+"""Largest absolute difference of a sample in [0, 1] between batch sizes: a network rounds differently in another
+batch."""
 
 
 def rms_ratio(value: Tensor, oracle: Tensor) -> float:

@@ -33,7 +33,8 @@ class Arguments:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Number of samples."""
     method: Literal["heun", "euler", "langevin", "paper"] | None = None
-    """Solver of the flow, corrected annealed Langevin, or Algorithm 1 as printed; by default and with all below, the run's own settings."""
+    """Solver of the flow, corrected annealed Langevin, or Algorithm 1 as printed; by default and with all below,
+    the run's own settings."""
     steps: int | None = None
     """Levels of the flow solvers, or Langevin steps a level."""
     step_eps: float | None = None
@@ -47,7 +48,8 @@ class Arguments:
     batch_size: int = 256
     """Samples at a time."""
     out: Path | None = None
-    """A .png picture, .npy (float32 [n, ...], data units) or, for tables, .csv; by default samples.png in the run's folder."""
+    """A .png picture, .npy (float32 [n, ...], data units) or, for tables, .csv; by default samples.png in the
+    run's folder."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     ema: bool = True

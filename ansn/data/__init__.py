@@ -94,9 +94,7 @@ def load_dataset(
             known = ", ".join(name for name, p in takes.items() if p.kind is p.KEYWORD_ONLY)
             raise InputError(f"option {option} does not apply to {name_or_path}; it takes {known}")
         if option in options:
-            raise InputError(
-                f"{option} is given twice, as {options[option]!r} in {name_or_path} and as {value!r}"
-            )
+            raise InputError(f"{option} is given twice, as {options[option]!r} in {name_or_path} and as {value!r}")
         options[option] = value
     return load(split=split, **options)
 
@@ -128,9 +126,7 @@ def _by_content(path: Path) -> Callable[..., Dataset]:
     if not os.path.exists(path):
         raise InputError(f"{path}: neither a file or folder nor one of {', '.join(NAMES)}")
     if not os.path.isfile(path):
-        raise InputError(
-            f"{path}: a pipe, socket or device; expected a file, which can be read twice, or a folder"
-        )
+        raise InputError(f"{path}: a pipe, socket or device; expected a file, which can be read twice, or a folder")
     with opened(path) as stream:
         start = stream.read(8)
     name = path.name.removesuffix(".gz").removesuffix(".xz").lower()

@@ -73,9 +73,7 @@ def read_npy(stream: IO[bytes], path: Path | str) -> NDArray[Any]:
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
-            raise InputError(
-                f"{path}: .npy of version {version[0]}.{version[1]}; expected 1.0 or 2.0, as for numbers"
-            )
+            raise InputError(f"{path}: .npy of version {version[0]}.{version[1]}; expected 1.0 or 2.0, as for numbers")
     except (InputError, EOFError, OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError):
         raise  # of the file around the array: told by whoever opened that
     except Exception as error:  # the header is a Python literal, and may break in as many ways
@@ -126,9 +124,7 @@ def _pick(keys: list[str], path: Path) -> str:
     if not known and len(others) == 1:
         return others[0]
     listed = ", ".join(keys) or "no arrays"
-    raise InputError(
-        f"{path}: holds {listed}; expected rows under one of {', '.join(_IMAGE_KEYS)}, or a single array"
-    )
+    raise InputError(f"{path}: holds {listed}; expected rows under one of {', '.join(_IMAGE_KEYS)}, or a single array")
 
 
 def _take(
@@ -167,13 +163,10 @@ def to_dataset(
     """
     if rows.ndim not in (2, 3, 4):
         raise InputError(
-            f"{path}: array of shape {_by(rows.shape)}; "
-            "expected [N, d], [N, H, W], [N, C, H, W] or [N, H, W, C]"
+            f"{path}: array of shape {_by(rows.shape)}; expected [N, d], [N, H, W], [N, C, H, W] or [N, H, W, C]"
         )
     if 0 in rows.shape:
-        raise InputError(
-            f"{path}: empty, of shape {_by(rows.shape)}; expected at least one row of at least one value"
-        )
+        raise InputError(f"{path}: empty, of shape {_by(rows.shape)}; expected at least one row of at least one value")
     if rows.dtype.kind == "f":
         check_finite(rows, path)
     checked, num_classes = checked_labels(labels, len(rows), path, num_classes)
@@ -186,14 +179,10 @@ def to_dataset(
     if rows.ndim == 2:
         for option, given in (("dequantise", dequantise), ("flip", flip)):
             if given:
-                raise InputError(
-                    f"{path}: {option} was asked for vectors of {rows.shape[1]} values; expected images"
-                )
+                raise InputError(f"{path}: {option} was asked for vectors of {rows.shape[1]} values; expected images")
         return vectors(rows.astype(np.float64), path, standardise=standardise, **common)
     if standardise:
-        raise InputError(
-            f"{path}: standardise was asked for images of {_by(rows.shape[1:])}; expected vectors [N, d]"
-        )
+        raise InputError(f"{path}: standardise was asked for images of {_by(rows.shape[1:])}; expected vectors [N, d]")
     images = _as_images(rows, path)
     if dequantise and images.dtype != np.uint8:
         raise InputError(f"{path}: dequantise was asked for {rows.dtype} images; expected 8-bit ones")

@@ -20,9 +20,7 @@ _RECORD = 1 + 3 * 32 * 32
 _MOST_RECORDS = 1_000_000  # a hundred times a real file: stops a bomb
 
 
-def load_named(
-    root: Path | None, *, split: str = "train", dequantise: bool = False, flip: bool = False
-) -> Dataset:
+def load_named(root: Path | None, *, split: str = "train", dequantise: bool = False, flip: bool = False) -> Dataset:
     """ "cifar10" from root, or its sub-folder cifar10 or cifar-10-batches-bin."""
     check_split(split)
     folder = in_folders(root, "cifar10", ("cifar10", "cifar-10-batches-bin"), FILES[split])
@@ -33,9 +31,7 @@ def is_cifar10_folder(folder: Path) -> bool:
     return any(find(folder, files[:1]) for files in FILES.values())
 
 
-def load_folder(
-    folder: Path, *, split: str = "train", dequantise: bool = False, flip: bool = False
-) -> Dataset:
+def load_folder(folder: Path, *, split: str = "train", dequantise: bool = False, flip: bool = False) -> Dataset:
     """All five train files or the test file of a folder.
 
     InputError: a file missing, corrupt, empty, cut inside a record, with a label above 9, or with another
@@ -73,9 +69,7 @@ def read_records(path: Path) -> NDArray[np.uint8]:
     with opened(path) as stream:
         data = read_up_to(stream, _MOST_RECORDS * _RECORD)
         if stream.read(1):
-            raise InputError(
-                f"{path}: more than {_MOST_RECORDS} records; a CIFAR-10 file is expected to hold 10000"
-            )
+            raise InputError(f"{path}: more than {_MOST_RECORDS} records; a CIFAR-10 file is expected to hold 10000")
     if not data or len(data) % _RECORD:
         raise InputError(
             f"{path}: {'empty' if not data else f'truncated or trailing: {len(data)} bytes'}; "

@@ -107,9 +107,7 @@ class Dataset:
             self.num_classes = _check_labels(labels, len(rows), num_classes)
         self.classes = tuple(classes) if classes is not None else None
         if self.classes is not None and len(self.classes) != self.num_classes:
-            raise ValueError(
-                f"classes has {len(self.classes)} names; expected num_classes = {self.num_classes}"
-            )
+            raise ValueError(f"classes has {len(self.classes)} names; expected num_classes = {self.num_classes}")
 
         width = self.shape[0]
         self.columns: tuple[str, ...] | None = None
@@ -167,11 +165,7 @@ class Dataset:
         if len(index) == 0:
             raise ValueError("index is empty; expected at least one row")
         part = copy.copy(self)
-        part.rows = (
-            self.rows[index.to(self.rows.device)]
-            if isinstance(self.rows, Tensor)
-            else self.rows.select(index)
-        )
+        part.rows = self.rows[index.to(self.rows.device)] if isinstance(self.rows, Tensor) else self.rows.select(index)
         if self.labels is not None:
             part.labels = self.labels[index.to(self.labels.device)]
         return part
@@ -218,14 +212,8 @@ class Dataset:
         if index.ndim != 1 or index.dtype != torch.int64:
             raise TypeError(f"index is {index.dtype} of shape {tuple(index.shape)}; expected int64 [B]")
         # Only where it costs no wait: on a GPU the indexing itself asserts.
-        if (
-            index.device.type == "cpu"
-            and len(index)
-            and not 0 <= int(index.min()) <= int(index.max()) < len(self)
-        ):
-            raise IndexError(
-                f"index spans {int(index.min())}..{int(index.max())}; expected 0..{len(self) - 1}"
-            )
+        if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"index spans {int(index.min())}..{int(index.max())}; expected 0..{len(self) - 1}")
         return index
 
     def _finish(self, raw: Tensor, index: Tensor, seed: int, position: int) -> tuple[Tensor, Tensor | None]:

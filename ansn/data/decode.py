@@ -10,9 +10,7 @@ from PIL import Image, ImageOps
 
 from ansn.errors import InputError
 
-SUFFIXES = frozenset(
-    f".{s}" for s in ["bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"]
-)
+SUFFIXES = frozenset(f".{s}" for s in ["bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"])
 _GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange width and height
 _SWAPPED = (5, 6, 7, 8)
@@ -28,9 +26,7 @@ def decode(path: Path, channels: int, image_size: tuple[int, int] | None) -> NDA
     """
     try:
         with Image.open(path) as image:
-            upright = _eight_bits(ImageOps.exif_transpose(image), path).convert(
-                "L" if channels == 1 else "RGB"
-            )
+            upright = _eight_bits(ImageOps.exif_transpose(image), path).convert("L" if channels == 1 else "RGB")
         if image_size is not None and upright.size != (image_size[1], image_size[0]):
             upright = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BICUBIC)
         pixels = np.asarray(upright)
@@ -54,11 +50,7 @@ def probe(path: Path) -> tuple[int, int, int]:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    what = (
-        "no known image format"
-        if isinstance(error, Image.UnidentifiedImageError)
-        else error or type(error).__name__
-    )
+    what = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error or type(error).__name__
     return InputError(
         f"{path}: cannot be read as an image ({what}); expected a whole {', '.join(sorted(SUFFIXES))} file"
     )

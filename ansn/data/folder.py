@@ -192,9 +192,7 @@ def _own_split(folder: Path, split: str) -> Path | None:
     if not below or not below <= _SPLIT_NAMES or not below & set(SPLITS):
         return None
     if split not in below:
-        raise InputError(
-            f"{folder}: holds {', '.join(sorted(below))}; expected a sub-folder {split!r} for that split"
-        )
+        raise InputError(f"{folder}: holds {', '.join(sorted(below))}; expected a sub-folder {split!r} for that split")
     return folder / split
 
 
@@ -215,9 +213,7 @@ def _labels(folder: Path, paths: list[Path]) -> tuple[NDArray[np.int64] | None, 
     return np.array([number[owner] for owner in owners if owner is not None], dtype=np.int64), classes
 
 
-def _common_shape(
-    paths: list[Path], size: tuple[int, int] | None, channels: int | None
-) -> tuple[int, int, int]:
+def _common_shape(paths: list[Path], size: tuple[int, int] | None, channels: int | None) -> tuple[int, int, int]:
     shapes = _in_threads(lambda i: probe(paths[i]), range(len(paths)))
     if channels is None:
         channels = max(shape[0] for shape in shapes)
@@ -256,9 +252,7 @@ def _in_threads(do: Callable[[int], _T], places: range) -> list[_T]:
     step = max(1, min(64, len(places) // threads))
     pool = ThreadPoolExecutor(threads)
     try:
-        chunks = pool.map(
-            lambda start: [do(i) for i in places[start : start + step]], range(0, len(places), step)
-        )
+        chunks = pool.map(lambda start: [do(i) for i in places[start : start + step]], range(0, len(places), step))
         return [result for chunk in chunks for result in chunk]
     finally:
         pool.shutdown(cancel_futures=True)

@@ -62,9 +62,7 @@ def load_named(
     return _load_pair(folder, name, split, 10, (28, 28), _CLASSES[name], dequantise, flip)
 
 
-def load_folder(
-    folder: Path, *, split: str = "train", dequantise: bool = False, flip: bool = False
-) -> Dataset:
+def load_folder(folder: Path, *, split: str = "train", dequantise: bool = False, flip: bool = False) -> Dataset:
     """A folder with files named as MNIST's, of images of any size and labels of any number."""
     return _load_pair(folder, folder.name, split, None, None, None, dequantise, flip)
 
@@ -86,9 +84,7 @@ def load_file(
     """One IDX file of images (or vectors); labels from a file beside it with labels-idx1 for images-idx3."""
     rows = read_idx(path)
     if rows.ndim == 1:
-        raise InputError(
-            f"{path}: one dimension ({len(rows)}), as labels have; expected images, 3 dimensions"
-        )
+        raise InputError(f"{path}: one dimension ({len(rows)}), as labels have; expected images, 3 dimensions")
     plain = re.sub(r"\.(gz|xz)$", "", path.name)
     beside = re.sub(r"images([-.])idx\d", r"labels\1idx1", plain)
     labels_path = find(path.parent, (beside,)) if beside != plain else None
@@ -150,7 +146,5 @@ def _matching_labels(path: Path, images_path: Path, count: int) -> NDArray[Any]:
         shape = "x".join(map(str, labels.shape))
         raise InputError(f"{path}: {labels.dtype} of shape {shape}; expected integers of one dimension")
     if len(labels) != count:
-        raise InputError(
-            f"{path}: {len(labels)} labels; expected {count}, as many as images in {images_path.name}"
-        )
+        raise InputError(f"{path}: {len(labels)} labels; expected {count}, as many as images in {images_path.name}")
     return labels

@@ -47,13 +47,9 @@ def load(
     with opened(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
-            names, label_at, kept, values, labels = _parse(
-                text, path, label_column, ignore_columns or (), header
-            )
+            names, label_at, kept, values, labels = _parse(text, path, label_column, ignore_columns or (), header)
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}: byte {error.start} is not UTF-8 text; expected a CSV of numbers"
-            ) from None
+            raise InputError(f"{path}: byte {error.start} is not UTF-8 text; expected a CSV of numbers") from None
         except csv.Error as error:
             raise InputError(f"{path}: not a CSV ({error})") from None
     matrix = np.frombuffer(values, dtype=np.float64).reshape(-1, len(kept))
@@ -61,9 +57,7 @@ def load(
 
     train = held_out(len(matrix), "train", test_fraction, path)
     rows = held_out(len(matrix), split, test_fraction, path)
-    whole = vectors(
-        matrix[train], path, standardise=standardise, columns=[names[j] for j in kept], name=path.name
-    )
+    whole = vectors(matrix[train], path, standardise=standardise, columns=[names[j] for j in kept], name=path.name)
     assert whole.offset is not None  # vectors always have both
     assert whole.scale is not None
     with np.errstate(over="ignore"):
@@ -91,9 +85,7 @@ def _parse(
 ) -> tuple[list[str], int | None, list[int], array[float], list[str]]:
     """(names, label position, kept positions, their values row by row, label cells)."""
     first_line = text.readline()
-    delimiter = (
-        "," if "," in first_line else ";" if ";" in first_line else "\t" if "\t" in first_line else ","
-    )
+    delimiter = "," if "," in first_line else ";" if ";" in first_line else "\t" if "\t" in first_line else ","
 
     def lines() -> Iterator[str]:
         yield first_line
@@ -183,18 +175,14 @@ def _classes(cells: list[str], column: str, path: Path) -> tuple[np.ndarray, tup
     """(class of each row, int64; the distinct values ascending, as numbers if all are, else as words)."""
     distinct = set(cells)
     if "" in distinct:
-        raise InputError(
-            f"{path}: the label column {column!r} has an empty cell; expected a class in every row"
-        )
+        raise InputError(f"{path}: the label column {column!r} has an empty cell; expected a class in every row")
     numeric = all(_is_number(cell) for cell in distinct)
     if numeric:
         broken = next((cell for cell in distinct if not float(cell).is_integer()), None)
         if broken is not None:
             raise InputError(f"{path}: label {broken} in column {column!r}; expected whole numbers or words")
     if len(distinct) > _MAX_CLASSES:
-        raise InputError(
-            f"{path}: {len(distinct)} classes in column {column!r}; expected at most {_MAX_CLASSES}"
-        )
+        raise InputError(f"{path}: {len(distinct)} classes in column {column!r}; expected at most {_MAX_CLASSES}")
     key = {cell: (float(cell) if numeric else cell) for cell in distinct}
     ordered = sorted(set(key.values()))  # type: ignore[type-var]
     number = {value: i for i, value in enumerate(ordered)}

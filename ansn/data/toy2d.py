@@ -17,9 +17,7 @@ KINDS = ("8-gaussians", "two-moons", "anisotropic", "gaussian")
 _MOON_NOISE = 0.1
 
 
-def load(
-    kind: str | None = None, *, split: str = "train", samples: int | None = None, data_seed: int = 0
-) -> Dataset:
+def load(kind: str | None = None, *, split: str = "train", samples: int | None = None, data_seed: int = 0) -> Dataset:
     """``samples`` points (default 10000) of a mixture as float32 [N, 2]; labels are the components.
 
     A function of (kind, split, samples, data_seed); the splits are independent draws, and more samples

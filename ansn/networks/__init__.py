@@ -40,16 +40,14 @@ def build(name: str, shape: tuple[int, ...], num_classes: int | None = None, **o
         return MLP(shape, num_classes=num_classes, **options)
     if len(shape) != 3:
         raise ValueError(
-            f"shape: {name!r} takes images (channels, height, width), got {tuple(shape)}; "
-            "'mlp' takes any shape"
+            f"shape: {name!r} takes images (channels, height, width), got {tuple(shape)}; 'mlp' takes any shape"
         )
     channels, height, width = shape
     if name == "unet":
         return UNet(channels, num_classes=num_classes, image_size=(height, width), **options)
     if min(height, width) < MIN_SIZE:
         raise ValueError(
-            f"shape: images of {height}x{width} are too small for {name!r}, "
-            f"which needs at least {MIN_SIZE}x{MIN_SIZE}"
+            f"shape: images of {height}x{width} are too small for {name!r}, which needs at least {MIN_SIZE}x{MIN_SIZE}"
         )
     network = NCSN if name == "ncsn" else NCSNv2
     return network(channels, num_classes=num_classes, **options)

@@ -16,9 +16,7 @@ def check_image(x: Tensor, channels: int, min_size: int) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: expected images [B, {channels}, H, W], got shape {tuple(x.shape)}")
     if x.shape[1] != channels:
-        raise ValueError(
-            f"x: this network takes {channels} channel(s), got {x.shape[1]} (shape {tuple(x.shape)})"
-        )
+        raise ValueError(f"x: this network takes {channels} channel(s), got {x.shape[1]} (shape {tuple(x.shape)})")
     if min(x.shape[2:]) < min_size:
         raise ValueError(
             f"x: images of {x.shape[2]}x{x.shape[3]} are too small for this network, "
@@ -31,9 +29,7 @@ def check_image(x: Tensor, channels: int, min_size: int) -> None:
 def check_level_index(level: Tensor | None, num_levels: int, batch: int) -> Tensor:
     """Return `level` if it is int64 [batch] with values in 0..num_levels-1; raise ValueError otherwise."""
     if level is None:
-        raise ValueError(
-            f"level: this network needs an int64 index [B] into its {num_levels} levels, got None"
-        )
+        raise ValueError(f"level: this network needs an int64 index [B] into its {num_levels} levels, got None")
     _check_vector("level", level, batch)
     if level.dtype != torch.int64:
         raise ValueError(f"level: expected int64 indices into the {num_levels} levels, got {level.dtype}")

@@ -91,9 +91,7 @@ class MLP(nn.Module):
         Returns [B, *shape].
         """
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"x: expected shape [B, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}"
-            )
+            raise ValueError(f"x: expected shape [B, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"x: expected a floating dtype, got {x.dtype}")
         embedding = embed_condition(self.embedding, x, level, y)

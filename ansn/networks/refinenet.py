@@ -76,9 +76,7 @@ class ResidualBlock(nn.Module):
         elif learned_shortcut:
             self.shortcut = conv3x3(inputs, outputs, dilation)
         elif inputs != outputs:
-            raise ValueError(
-                f"outputs: a block without a learned shortcut keeps its {inputs} channels, got {outputs}"
-            )
+            raise ValueError(f"outputs: a block without a learned shortcut keeps its {inputs} channels, got {outputs}")
         self.down = down
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
@@ -141,9 +139,7 @@ class ChainedResidualPooling(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(norm(channels) for _ in range(2))
         self.convs = nn.ModuleList(conv3x3(channels, channels, bias=False) for _ in range(2))
-        self.pool = (
-            nn.MaxPool2d(5, stride=1, padding=2) if pool == "max" else nn.AvgPool2d(5, stride=1, padding=2)
-        )
+        self.pool = nn.MaxPool2d(5, stride=1, padding=2) if pool == "max" else nn.AvgPool2d(5, stride=1, padding=2)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         path = total = F.elu(x)
@@ -315,9 +311,7 @@ class NCSNv2(RefineNet):
         check_choice("conditioning", conditioning, ("none", "log"))
         told = conditioning == "log" or check_num_classes(num_classes) is not None
         dim = check_positive("embedding_dim", embedding_dim) if told else 0
-        super().__init__(
-            channels, ngf, lambda c: InstanceNormPlus(c, 0, dim), lambda c: NoNorm(), "max", rescale
-        )
+        super().__init__(channels, ngf, lambda c: InstanceNormPlus(c, 0, dim), lambda c: NoNorm(), "max", rescale)
         self.conditioning = conditioning
         self.num_classes = num_classes
         self.embedding = build_embedding(dim, conditioning, num_classes)

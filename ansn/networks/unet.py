@@ -69,9 +69,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels, (height, width) = x.shape[1], x.shape[2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # a view where x is channels_last
-        q, k, v = (
-            self.qkv(tokens).unflatten(2, (3, self.heads, channels // self.heads)).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, channels // self.heads)).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, C / heads]
         h = self.project(h.transpose(1, 2).flatten(2))
         return x + h.transpose(1, 2).unflatten(2, (height, width))
@@ -80,9 +78,7 @@ class SelfAttention(nn.Module):
 class Stage(nn.Module):
     """Residual blocks at one resolution, each followed by self-attention where `attention` is set."""
 
-    def __init__(
-        self, inputs: int, outputs: int, blocks: int, attention: bool, dim: int, dropout: float
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, dim: int, dropout: float) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             ResBlock(inputs if i == 0 else outputs, outputs, dim, dropout) for i in range(blocks)
@@ -151,9 +147,7 @@ class UNet(nn.Module):
         check_dropout(dropout)
         flags = [s == len(widths) - 1 for s in range(len(widths))] if attention is None else list(attention)
         if len(flags) != len(widths):
-            raise ValueError(
-                f"attention: expected one flag for each of {len(widths)} stages, got {len(flags)}"
-            )
+            raise ValueError(f"attention: expected one flag for each of {len(widths)} stages, got {len(flags)}")
 
         self.stem_stride = stem_stride
         # The coarsest stage must see at least one full pixel of its own.
@@ -178,8 +172,7 @@ class UNet(nn.Module):
         )
         self.upsamples = nn.ModuleList(nn.Conv2d(coarser, c, 1) for c, coarser in pairwise(widths))
         self.up_stages = nn.ModuleList(
-            Stage(2 * c, c, blocks, flag, dim, dropout)
-            for c, flag in zip(widths[:-1], flags[:-1], strict=True)
+            Stage(2 * c, c, blocks, flag, dim, dropout) for c, flag in zip(widths[:-1], flags[:-1], strict=True)
         )
         self.norm = nn.GroupNorm(group_count(widths[0]), widths[0])
         self.output = zero_init(nn.Conv2d(widths[0], folded, 3, padding=1))

@@ -1,6 +1,7 @@
 """Which back end runs an operation: registration, choice, and the errors when a choice cannot run.
 
-``reference`` runs anywhere. ``native`` is the C++ module. ``triton`` holds GPU kernels. ``auto``, the default, takes the
+``reference`` runs anywhere. ``native`` is the C++ module. ``triton`` holds GPU kernels. ``auto``, the default,
+takes the
 first of the device's preference list that can run the very call at hand. ``ANSN_BACKEND`` sets the start value.
 """
 
@@ -30,7 +31,7 @@ def _check_name(name: str, origin: str) -> str:
 _current = _check_name(os.environ.get("ANSN_BACKEND", "auto"), "ANSN_BACKEND")
 
 
-class backend:  # noqa: N801 - used as a function and as a context manager, as torch.no_grad is
+class backend:
     """Choose the back end: ``ansn.ops.backend("reference")`` until changed, or in a ``with`` block.
 
     The choice is one for the process. An explicit back end that cannot run a call raises RuntimeError

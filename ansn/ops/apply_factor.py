@@ -58,7 +58,8 @@ def apply_factor(
 ) -> Tensor:
     """``A_k v`` for each row, where A is ``L``, ``L^T``, ``L^-1`` or ``L^-T``.
 
-    ``v`` is ``[B, ...]`` (trailing dimensions flattened), ``factor`` ``[K, d, d]`` or ``[K, d]`` (diagonal), ``region`` int64
+    ``v`` is ``[B, ...]`` (trailing dimensions flattened), ``factor`` ``[K, d, d]`` or ``[K, d]`` (diagonal),
+    ``region`` int64
     ``[B]``. ``lower``: a dense factor is lower triangular. Returns v's shape and dtype; differentiable in v.
     Raises TypeError or ValueError naming the argument.
     """

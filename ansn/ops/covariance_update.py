@@ -57,12 +57,14 @@ def covariance_update_(
     Args:
         weight, weight2: float64 ``[K]``, sums of the weights and of their squares.
         mean: ``[K, d]``, float32 or float64, the state's dtype.
-        scatter: ``[K, d, d]``, of which **only the lower triangle is used**, or ``[K, d]`` (diagonal); the state's dtype.
+        scatter: ``[K, d, d]``, of which **only the lower triangle is used**, or ``[K, d]`` (diagonal); the state's
+            dtype.
         x: ``[B, ...]``, any float dtype, flattened to ``[B, d]``. ``B = 0`` only decays.
         region: int64 ``[B]`` in ``0..K-1``; may be None when K = 1.
         decay: forgetting factor ``lambda`` in (0, 1], applied to every region before the merge.
 
-    Raises TypeError or ValueError naming the argument; on the CPU also when x is not finite. The state is then untouched.
+    Raises TypeError or ValueError naming the argument; on the CPU also when x is not finite. The state is then
+    untouched.
     """
     _checks.batched("x", x)
     flat = x.detach().reshape(x.shape[0], -1).contiguous()
@@ -72,7 +74,8 @@ def covariance_update_(
     count = mean.shape[0]
     if scatter.shape not in ((count, dim, dim), (count, dim)) or scatter.dtype != mean.dtype:
         raise ValueError(
-            f"scatter: got {_checks.describe(scatter)}, expected {mean.dtype} [{count}, {dim}, {dim}] or [{count}, {dim}]"
+            f"scatter: got {_checks.describe(scatter)}, expected {mean.dtype}"
+            f" [{count}, {dim}, {dim}] or [{count}, {dim}]"
         )
     for name, value in (("weight", weight), ("weight2", weight2)):
         if value.shape != (count,) or value.dtype != torch.float64:

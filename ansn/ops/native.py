@@ -14,7 +14,7 @@ from torch import Tensor
 from ansn.ops import _dispatch
 
 try:
-    from ansn import _native as module
+    from ansn import _native as module  # type: ignore[attr-defined]
 except ImportError as error:
     module = None  # type: ignore[assignment]
     missing: str | None = f"the C++ module ansn._native is not there ({error}); build it with `pip install -e .`"
@@ -80,9 +80,7 @@ def _colored_step(
     return out
 
 
-def _why_not_update(
-    weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *_: Any
-) -> str | None:
+def _why_not_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *_: Any) -> str | None:
     return _why_not_cpu(x)
 
 

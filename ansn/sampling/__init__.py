@@ -40,9 +40,11 @@ def sample(
     Args:
         model: the denoiser; its device is used.
         method: ``"heun"``, ``"euler"`` (flow), ``"langevin"`` (corrected), ``"paper"`` (Algorithm 1 as printed).
-        steps: flow: number of levels, Karras-spaced between the ends of the ladder, default 20. Langevin: steps a level, default 100.
+        steps: flow: number of levels, Karras-spaced between the ends of the ladder, default 20. Langevin: steps a
+            level, default 100.
         taus: levels to use instead, decreasing ``[N]``.
-        start: ``"gaussian"`` or ``"uniform"``, see :meth:`NoiseModel.prior`; the default of ``"paper"`` is uniform, else gaussian.
+        start: ``"gaussian"`` or ``"uniform"``, see :meth:`NoiseModel.prior`; the default of ``"paper"`` is
+            uniform, else gaussian.
         batch_size: samples at a time; the images do not depend on it beyond rounding.
         seed: sample i depends on (seed, i) and on nothing else.
         y: class labels, a number or int64 ``[n]``, for a class-conditional network.

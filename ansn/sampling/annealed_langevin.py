@@ -35,19 +35,22 @@ def annealed_langevin(
 ) -> Tensor:
     r"""Algorithm 1, corrected: Langevin steps at each level under the training noise's own shape (math section 3).
 
-    With the dimensionless step ``alpha = eps / tau_N^2`` (the paper's ``alpha_i = eps sigma_i^2 / sigma_L^2`` is ``alpha tau_i^2``)::
+    With the dimensionless step ``alpha = eps / tau_N^2`` (the paper's ``alpha_i = eps sigma_i^2 / sigma_L^2`` is
+    ``alpha tau_i^2``)::
 
         x <- x + (alpha / 2) (D - x) + tau_i sqrt(alpha) L z                                (precondition=True)
         x <- x + (alpha / 2) tau_i^2 p score + tau_i sqrt(alpha p) z, p = min eig R         (precondition=False)
 
-    Both have the perturbed density as their target; the isotropic one must keep its step under the narrowest direction of R.
+    Both have the perturbed density as their target; the isotropic one must keep its step under the narrowest
+    direction of R.
     At R = I they agree.
 
     Args:
         x: start ``[B, *shape]``; taus: decreasing ``[N]``, by default the noise model's ladder.
         steps: T, steps a level.
         eps: the paper's step size; None for ``0.2 tau_N^2``, which its numbers (2e-5 at 0.01) are.
-        convention: ``"paper"`` is the above, ``"ncsn"`` drift ``alpha`` and noise ``sqrt(2 alpha)``: twice the step for the same eps.
+        convention: ``"paper"`` is the above, ``"ncsn"`` drift ``alpha`` and noise ``sqrt(2 alpha)``: twice the
+            step for the same eps.
         denoise: finish with ``x <- D(x, tau_N)`` (Technique 3 of NCSNv2's appendix); the printed algorithm does not.
         region: int64 ``[B]``. seed, row: row r of x draws the noise of ``(seed, row + r, step)``.
         noise_sampler: replaces that draw; see :data:`ansn.sampling.NoiseSampler`.
@@ -119,9 +122,7 @@ def _noisy_step(
 ) -> Tensor:
     """One coloured step; with a noise sampler the noise enters as a second one, through f."""
     if noise_sampler is None:
-        return ops.colored_step(
-            x, **drift, b=spread, **shape, seed=seed, row=row, step=number, stream=ops.LANGEVIN
-        )
+        return ops.colored_step(x, **drift, b=spread, **shape, seed=seed, row=row, step=number, stream=ops.LANGEVIN)
     x = ops.colored_step(x, **drift, **shape)
     return ops.colored_step(x, f=noise_sampler(number).to(x), a=spread, **shape)
 

@@ -23,9 +23,11 @@ def euler(
     progress: bool = False,
     **extra: Any,
 ) -> Tensor:
-    """Euler's method, order 1: ``x <- x + (1 - tau'/tau)(D - x)``; one evaluation a level, the last step goes to tau = 0.
+    """Euler's method, order 1: ``x <- x + (1 - tau'/tau)(D - x)``; one evaluation a level, the last step goes to
+    tau = 0.
 
-    ``x`` ``[B, *shape]`` is perturbed at ``taus[0]`` (:meth:`NoiseModel.prior`); ``taus`` decreasing ``[N]``, the noise model's ladder by default.
+    ``x`` ``[B, *shape]`` is perturbed at ``taus[0]`` (:meth:`NoiseModel.prior`); ``taus`` decreasing ``[N]``, the
+    noise model's ladder by default.
     """
     taus = ladder(model, x, taus)
     following = torch.cat((taus[1:], taus.new_zeros(1)))
@@ -47,7 +49,8 @@ def heun(
     progress: bool = False,
     **extra: Any,
 ) -> Tensor:
-    """Heun's method, order 2 (Karras et al. 2022, Algorithm 1): two evaluations a level but one at the last, which goes to tau = 0.
+    """Heun's method, order 2 (Karras et al. 2022, Algorithm 1): two evaluations a level but one at the last, which
+    goes to tau = 0.
 
     Arguments as in :func:`euler`; 2 N - 1 evaluations.
     """

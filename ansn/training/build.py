@@ -47,7 +47,8 @@ class DataInfo:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataInfo:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 def covariance(config: NoiseConfig, info: DataInfo, device: torch.device | str = "cpu") -> AdaptiveCovariance:
@@ -77,9 +78,12 @@ def ladder(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> 
                 config.tau_max or levels.tau_max_flow(dim), config.tau_min, n=config.rungs or 20, training="lognormal"
             )
         else:
-            overlap = {"n": config.rungs} if config.rungs else {"dim": dim}
+            overlap: dict[str, Any] = {"n": config.rungs} if config.rungs else {"dim": dim}
             chosen = levels.geometric(
-                config.tau_max or _langevin_top(config, info, dataset, seed), config.tau_min, training="ladder", **overlap
+                config.tau_max or _langevin_top(config, info, dataset, seed),
+                config.tau_min,
+                training="ladder",
+                **overlap,
             )
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -87,9 +91,7 @@ def ladder(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> 
     return Levels(chosen.tau, training) if len(chosen) > 1 else chosen
 
 
-def denoiser(
-    config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.device | str = "cpu"
-) -> Denoiser:
+def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.device | str = "cpu") -> Denoiser:
     """Network, covariance and levels, freshly initialised from the run's seed."""
     noise = NoiseModel(covariance(config.noise, info, device), chosen, config.run.seed)
     if config.noise.regions == "labels" and not config.network.class_conditional:

@@ -1,6 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON, complete or not there at all. No pickle is ever read or written.
 
-``RUN/checkpoints/step-00000500/`` is written under a temporary name and renamed. The newest two are kept, so that a damaged disk
+``RUN/checkpoints/step-00000500/`` is written under a temporary name and renamed. The newest two are kept, so that
+a damaged disk
 costs one interval and not the run.
 """
 
@@ -50,7 +51,9 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     temporary.mkdir()
     for group, values in tensors.items():
         # Contiguous copies of their own storage: safetensors refuses tensors that share memory.
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{group}.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{group}.safetensors"
+        )
     (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
     for file in temporary.iterdir():
         with file.open("rb") as stream:

@@ -67,7 +67,8 @@ class Reporter:
             self.bar.update(self.task, completed=step)
 
     def record(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl. ``values`` holds "step", "loss", "samples_per_s", "condition_number" among others."""
+        """One line of metrics.jsonl. ``values`` holds "step", "loss", "samples_per_s", "condition_number" among
+        others."""
         if not self.show:
             return
         self.file.write(json.dumps(values) + "\n")

@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from ansn.config import TrainConfig, differences, from_dict, to_dict, validate
 from ansn.data import Dataset, iterate, load_dataset
-from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
 from ansn.loss import dsm_loss
@@ -44,7 +43,8 @@ class Interrupted(Exception):
 def train(config: TrainConfig) -> Path:
     """Run, or go on with, the training that ``config`` describes. Returns the run's folder.
 
-    Raises InputError for settings or data that cannot be used, Diverged, and Interrupted after its checkpoint was written.
+    Raises InputError for settings or data that cannot be used, Diverged, and Interrupted after its checkpoint was
+    written.
     """
     validate(config)
     if config.run.threads:
@@ -64,7 +64,11 @@ class Trainer:
         self.folder, self.step = Path(config.run.out), 0
         self.info = DataInfo.of(dataset)
         stored = self._stored()
-        self.levels = Levels.from_dict(stored[1]["levels"]) if stored else build.ladder(config.noise, self.info, dataset, config.run.seed)
+        self.levels = (
+            Levels.from_dict(stored[1]["levels"])
+            if stored
+            else build.ladder(config.noise, self.info, dataset, config.run.seed)
+        )
         self.model = build.denoiser(config, self.info, self.levels, device)
         self.covariance = self.model.noise.covariance
         network = self.model.network
@@ -151,7 +155,7 @@ class Trainer:
         return loss.detach(), norm
 
     def _loss(self, x: Tensor, perturbed: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        extra = {} if y is None else {"y": y}
+        extra: dict[str, Any] = {} if y is None else {"y": y}
         return dsm_loss(self.model, x, perturbed, level, self.config.network.metric, **extra)
 
     def _learn_covariance(self, x: Tensor, region: Tensor | None) -> None:
@@ -188,7 +192,7 @@ class Trainer:
     def _average(self, network: nn.Module) -> AveragedModel:
         """Exponential average of the weights, whose decay grows to its value so that the start is forgotten."""
 
-        def lerp(averaged: list[Tensor], current: list[Tensor], _: Any) -> None:
+        def lerp(averaged: Any, current: Any, _: Any) -> None:
             decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(averaged, current, 1.0 - decay)
 
@@ -199,9 +203,12 @@ class Trainer:
     def _guard(self, finite: bool) -> None:
         if any_rank(not finite, self.device):
             kept = checkpoint.steps(self.folder)
-            where = f"the checkpoint of step {kept[0]} was kept in {self.folder}" if kept else "no checkpoint was written"
+            where = (
+                f"the checkpoint of step {kept[0]} was kept in {self.folder}" if kept else "no checkpoint was written"
+            )
             raise Diverged(
-                f"the loss is not a number any more, seen at step {self.step}; {where}. A smaller --lr or a --clip may help"
+                f"the loss is not a number any more, seen at step {self.step}; {where}."
+                " A smaller --lr or a --clip may help"
             )
 
     @contextlib.contextmanager
@@ -278,7 +285,8 @@ class Trainer:
         changed = differences(from_dict(state["config"]), self.config)
         if changed:
             raise InputError(
-                f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); give another --out, or --no-resume"
+                f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
+                "give another --out, or --no-resume"
             )
         if DataInfo.from_dict(state["data"]) != self.info:
             raise InputError(f"{self.folder}: holds a run on other data ({state['data']['name']}); give another --out")

@@ -9,7 +9,8 @@
 //
 // A is packed into panels of kWidth columns, row after row, zero beyond the last column. The same panel serves as the left
 // factor (elements broadcast) and as the right one (whole vectors). A task is a pair of panels (I, J <= I), a block of
-// scatter; tasks are handed out dynamically and each sums its products in a fixed order, whatever the number of threads.
+// scatter, and sums its products in a fixed order, whatever the number of threads. Tasks cost the same and are split
+// statically: a thread meets the same blocks in every update, in its own cache (a fifth faster than handing them out).
 #pragma once
 
 #include "kernels.h"
@@ -33,7 +34,8 @@ struct Panel {
 };
 
 constexpr int64_t kDepth = 192;  // rows of A packed at a time: a panel then stays in the first-level cache
-constexpr int64_t kSerialProducts = 1 << 21;  // below this (tens of microseconds) a second thread costs more than it saves
+// Below this many products (tens of microseconds) a second thread costs more than it saves.
+constexpr int64_t kSerialProducts = 1 << 21;
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -181,7 +183,7 @@ void update_lower_triangle(const cpu::CovarianceUpdate& p) {
 #pragma omp for schedule(static)
         for (int64_t panel = 0; panel < plan.panels; ++panel) pack<T, X>(p, plan, panel, first, last);
       }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
       for (int64_t t = 0; t < pairs; ++t) {
         int64_t I = 0, J = t;
         while (J > I) J -= ++I;

@@ -5,7 +5,7 @@
 
 #include "../philox.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANSN_PORTABLE)
 #include <immintrin.h>
 #endif
 
@@ -13,7 +13,7 @@ namespace ansn {
 namespace ANSN_ISA {
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANSN_PORTABLE)
 
 struct WordLanes {
   static constexpr int kLanes = ANSN_VECTOR_BYTES / 4;

@@ -1,0 +1,41 @@
+# `make train` and `make test` set up what they need in .venv on first use and reuse it after.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null) CMakeLists.txt setup.py
+
+.PHONY: help setup train test test-slow lint types benchmark clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv and install into it
+
+# torch first and by its exact version: what comes after then finds it there.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "torch$$(sed -n 's/^torch==/==/p' constraints.txt)"
+	ANSN_NATIVE=ON $(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+train: $(STAMP) ## train on the digits, then look at runs/digits/*.png
+	$(BIN)/ansn-train digits
+
+test: $(STAMP) lint types ## what CI runs: lint, types, the fast tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP) ## the tests that take longer
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+benchmark: $(STAMP) ## throughput of the operations against torch eager and torch.compile
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+
+clean: ## remove what was built, but no run
+	rm -rf $(VENV) build ansn/_native*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
