@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ansn import ops
 from ansn.moments import RunningMoments, keep_dtypes
+from ansn.ops import _checks
 from ansn.structures import STRUCTURES
 
 QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
@@ -114,6 +115,8 @@ class AdaptiveCovariance(nn.Module):
         self._refuse_what_cannot_fit(dtype, factor_dtype, device, memory_limit)
         # Counts on the host, so that deciding on a refresh never waits for the device.
         self.seen, self.seen_at_refresh, self.frozen = 0, 0, False
+        # Counts the changes that `seen` does not tell of, for what others keep computed from this state.
+        self.revision = 0
         self.moments = RunningMoments(self.dim, regions, self.structure, dtype, device)
         self.register_buffer("initial", self._initial(initial, dtype, device))
         storage = self.structure.storage(regions, self.dim)
@@ -136,6 +139,7 @@ class AdaptiveCovariance(nn.Module):
         """
         if self.frozen:
             return self
+        _checks.batched("x", x)
         if x.shape[1:].numel() != self.dim:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
         self.moments.update(x, region, self.forgetting)
@@ -165,6 +169,7 @@ class AdaptiveCovariance(nn.Module):
                 f" expected {list(self.moments.scatter.shape)}"
             )
         self.moments.merge(moments)
+        self.revision += 1
         self.seen += other.seen if isinstance(other, AdaptiveCovariance) else int(points or 0)
         if self.due():
             self.refresh()
@@ -190,6 +195,7 @@ class AdaptiveCovariance(nn.Module):
         self.center.copy_(self.moments.mean)
         self.scale.copy_(self.structure.variances(s).mean(1).sqrt())
         self.seen_at_refresh = self.seen
+        self.revision += 1
 
     # -- readings ------------------------------------------------------------------------------------------------
 
@@ -272,6 +278,7 @@ class AdaptiveCovariance(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.seen, self.seen_at_refresh, frozen = (int(v) for v in state)
         self.frozen = bool(frozen)
+        self.revision += 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:
         keep_dtypes(self, fn)

@@ -99,7 +99,10 @@ class Denoiser(nn.Module):
         """Mean ``[B or 1, *shape]`` and pixel standard deviation ``[B or 1, 1, ...]`` of each row's region."""
         covariance = self.noise.covariance
         mean, scale = covariance.center, covariance.scale
-        if region is not None and covariance.regions > 1:
+        if covariance.regions > 1:
+            if region is None:
+                count = covariance.regions
+                raise ValueError(f"region: got None, expected int64 [{x.shape[0]}] because there are {count} regions")
             mean, scale = mean[region], scale[region]
         shape = (-1,) + (1,) * (x.ndim - 1)
         return mean.to(x.dtype).reshape(-1, *covariance.shape), scale.to(x.dtype).reshape(shape)

@@ -3,6 +3,7 @@ section 2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ansn import ops
 from ansn.covariance import AdaptiveCovariance
 from ansn.levels import Levels
+from ansn.moments import keep_dtypes
 
 
 class Level(NamedTuple):
@@ -47,6 +49,10 @@ class NoiseModel(nn.Module):
         self.register_buffer("tau", ladder, persistent=False)
         self.draws = 0
         self._prior: tuple[object, Tensor] | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseModel:
+        keep_dtypes(self, fn)
+        return self
 
     def update(self, x: Tensor, region: Tensor | None = None) -> NoiseModel:
         """Learn the covariance from clean data ``x`` ``[B, *shape]``. Returns self."""
@@ -136,6 +142,8 @@ class NoiseModel(nn.Module):
             return torch.special.ndtr(z).to(self.tau.dtype).reshape(n, *covariance.shape)
         if start != "gaussian":
             raise ValueError(f"start: got {start!r}, expected 'gaussian' or 'uniform'")
+        if region is None and covariance.regions > 1:
+            raise ValueError(f"region: got None, expected an int64 tensor [{n}] because there are {covariance.regions} regions")
         mean = covariance.center.expand(n, -1) if region is None else covariance.center[region]
         factor = self._prior_factor(self.levels.maximum if tau is None else float(tau))
         out = ops.colored_step(
@@ -147,7 +155,8 @@ class NoiseModel(nn.Module):
     def _prior_factor(self, tau: float) -> Tensor:
         """Factor of ``S + tau^2 R``, kept until the covariance learns more."""
         covariance = self.covariance
-        key = (tau, covariance.seen, covariance.frozen, covariance.factor.device)
+        # The revision: a refresh or a loaded state changes the factor, but not the number of points seen.
+        key = (tau, covariance.seen, covariance.revision, covariance.factor.device)
         if self._prior is None or self._prior[0] != key:
             total = covariance.covariance() + tau**2 * covariance.noise_shape()
             factor, status = covariance.structure.factor(total, covariance.root)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+def flat(value: Tensor) -> Tensor:
+    """``[B, ...]`` to contiguous ``[B, d]``, copying only where it must."""
+    if value.ndim != 2:
+        value = value.reshape(value.shape[0], -1)
+    return value if value.is_contiguous() else value.contiguous()
+
+
+def needs_grad(*values: Tensor | None) -> bool:
+    """Whether autograd has to see this call."""
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
 
 
 def describe(value: object) -> str:
@@ -37,6 +49,8 @@ def region(value: Tensor | None, rows: int, count: int, device: torch.device) ->
         if count != 1:
             raise ValueError(f"region: got None, expected an int64 tensor [{rows}] because there are {count} regions")
         return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}]")
     if value.dtype != torch.int64 or value.shape != (rows,) or value.device != device:
         raise ValueError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}] on {device}")
     if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
@@ -67,12 +81,18 @@ def coefficient(name: str, value: float | Tensor | None, rows: int, x: Tensor) -
         return None if value == 0 else torch.full((), value, dtype=dtype, device=x.device)
     if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != rows):
         raise ValueError(f"{name}: got {describe(value)}, expected a number or a tensor of shape [] or [{rows}]")
-    return value.detach().to(device=x.device, dtype=dtype)
+    # What needs no conversion takes no call: a small step is as short as its overhead.
+    if value.requires_grad:
+        value = value.detach()
+    return value if value.dtype == dtype and value.device == x.device else value.to(x.device, dtype)
 
 
 def counter(seed: int, row: int, step: int, stream: int) -> None:
     """Counters of the RNG contract; values that Python cannot know while compiling are taken as they are."""
     if torch.compiler.is_compiling():
+        return
+    integers = type(seed) is type(row) is type(step) is type(stream) is int
+    if integers and min(seed, row, step, stream) >= 0 and seed < 2**63 and row < 2**62 and max(step, stream) < 2**32:
         return
     for name, value, limit in (("seed", seed, 63), ("row", row, 62), ("step", step, 32), ("stream", stream, 32)):
         if not isinstance(value, int) or isinstance(value, bool):

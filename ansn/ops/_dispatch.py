@@ -78,8 +78,9 @@ def call(operation: str, device: torch.device, *args: Any) -> Any:
     kernels = _table[operation]
     if _current == "auto":
         for name in _PREFERENCE.get(device.type, ("reference",)):
-            if name in kernels and kernels[name][1](*args) is None:
-                return kernels[name][0](*args)
+            kernel = kernels.get(name)
+            if kernel is not None and kernel[1](*args) is None:
+                return kernel[0](*args)
     if _current not in kernels:
         have = ", ".join(kernels)
         raise RuntimeError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")

@@ -64,6 +64,7 @@ def apply_factor(
     Raises TypeError or ValueError naming the argument.
     """
     _checks.batched("v", v)
-    flat = v.reshape(v.shape[0], -1).contiguous()
+    flat = _checks.flat(v)
     _checks.factor(factor, v.shape[0], flat.shape[1], region, v.device)
-    return _ApplyFactor.apply(flat, factor, region, transpose, inverse, lower).reshape(v.shape)
+    run = _ApplyFactor.apply if _checks.needs_grad(v) else torch.ops.ansn.apply_factor.default
+    return run(flat, factor, region, transpose, inverse, lower).reshape(v.shape)

@@ -79,7 +79,7 @@ def colored_step(
         c, a, b: dimensionless coefficients, numbers or tensors ``[]`` or ``[B]``; None or 0 leaves the term out.
         factor: ``L``: None for the identity, ``[K, d]`` diagonal, ``[K, d, d]`` dense.
         region: int64 ``[B]``, which of the K factors each row uses; may be None when K = 1.
-        lower: a dense factor is lower triangular (the upper half is then never read).
+        lower: a dense factor is lower triangular (its upper half holds zeros, and a back end may skip them).
         seed, row, step, stream: counters of the noise ``z`` (math section 7): row ``r`` of ``x`` draws the normals of
             ``(seed, row + r, step, stream)``, whatever the batch it sits in.
 
@@ -87,18 +87,20 @@ def colored_step(
     Differentiable in x, denoised and f. Raises TypeError or ValueError naming the argument.
     """
     _checks.batched("x", x)
-    rows, shape = x.shape[0], x.shape
-    for name, value in (("denoised", denoised), ("f", f)):
-        if value is not None:
-            _checks.like(name, value, x)
+    rows = x.shape[0]
+    if denoised is not None:
+        _checks.like("denoised", denoised, x)
+    if f is not None:
+        _checks.like("f", f, x)
     _checks.counter(seed, row, step, stream)
-    flat = x.reshape(rows, -1).contiguous()
+    flat = _checks.flat(x)
     if factor is not None:
         _checks.factor(factor, rows, flat.shape[1], region, x.device)
-    out = _ColoredStep.apply(
+    run = _ColoredStep.apply if _checks.needs_grad(x, denoised, f) else torch.ops.ansn.colored_step.default
+    out = run(
         flat,
-        None if denoised is None else denoised.reshape(rows, -1).contiguous(),
-        None if f is None else f.reshape(rows, -1).contiguous(),
+        None if denoised is None else _checks.flat(denoised),
+        None if f is None else _checks.flat(f),
         _checks.coefficient("c", c, rows, x),
         _checks.coefficient("a", a, rows, x),
         _checks.coefficient("b", b, rows, x),
@@ -110,4 +112,4 @@ def colored_step(
         step,
         stream,
     )
-    return out.reshape(shape)
+    return out if x.ndim == 2 else out.reshape(x.shape)

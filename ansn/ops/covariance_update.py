@@ -67,7 +67,7 @@ def covariance_update_(
     untouched.
     """
     _checks.batched("x", x)
-    flat = x.detach().reshape(x.shape[0], -1).contiguous()
+    flat = _checks.flat(x.detach())
     dim = flat.shape[1]
     if mean.ndim != 2 or mean.shape[1] != dim or mean.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"mean: got {_checks.describe(mean)}, expected float32 or float64 [K, {dim}]")

@@ -74,6 +74,6 @@ def dsm_loss(
     w = _checks.coefficient("weight", weight, rows, prediction)
     if w is None:
         raise ValueError("weight: got 0 or None, expected a number or tensor that is not zero")
-    flat = prediction.reshape(rows, -1).contiguous()
-    flat_target = None if target is None else target.detach().reshape(rows, -1).contiguous()
+    flat = _checks.flat(prediction)
+    flat_target = None if target is None else _checks.flat(target.detach())
     return _DsmLoss.apply(flat, flat_target, w, seed, row, step, stream)

@@ -29,23 +29,29 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _why_not_cpu(tensor: Tensor) -> str | None:
-    return missing or (f"x is on {tensor.device}, expected the CPU" if tensor.device.type != "cpu" else None)
+    return missing if tensor.is_cpu else f"x is on {tensor.device}, expected the CPU"
 
 
 def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: Any) -> str | None:
-    factor = args[3]
-    if x.dtype == torch.float64:
+    dtype, factor = x.dtype, args[3]
+    if dtype == torch.float64:
         return "float64 is the reference's, whose normals have float64 precision"
-    for name, value in (("denoised", denoised), ("f", f)):
-        if value is not None and value.dtype != x.dtype:
-            return f"{name} is {value.dtype} and x {x.dtype}, expected one dtype"
+    if denoised is not None and denoised.dtype != dtype:
+        return f"denoised is {denoised.dtype} and x {dtype}, expected one dtype"
+    if f is not None and f.dtype != dtype:
+        return f"f is {f.dtype} and x {dtype}, expected one dtype"
     if factor is not None and factor.ndim == 3:
         return "the factor is dense; this kernel takes the identity or a diagonal"
     return _why_not_cpu(x)
 
 
-def _coefficient(value: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if value is None else (value.data_ptr(), int(value.ndim == 1 and value.shape[0] > 1))
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+
+
+def _stride(coefficient: Tensor | None) -> int:
+    """0: one for all rows, 1: one for each."""
+    return 0 if coefficient is None or coefficient.ndim == 0 else 1
 
 
 def _colored_step(
@@ -64,17 +70,17 @@ def _colored_step(
     stream: int,
 ) -> Tensor:
     # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
-    x, denoised, f, c, a, b = (None if t is None else t.contiguous() for t in (x, denoised, f, c, a, b))  # type: ignore[assignment]
+    x, denoised, f = x.contiguous(), _contiguous(denoised), _contiguous(f)
+    c, a, b = _contiguous(c), _contiguous(a), _contiguous(b)
     rows, cols = x.shape
     out = torch.empty_like(x)
-    diagonal = None if factor is None else factor.float().contiguous()
-    index = None if factor is None or factor.shape[0] == 1 else region
-    c_at, c_stride = _coefficient(c)
-    a_at, a_stride = _coefficient(a)
-    b_at, b_stride = _coefficient(b)
+    diagonal = index = None
+    if factor is not None:
+        diagonal = factor.float().contiguous()
+        index = None if factor.shape[0] == 1 else _contiguous(region)
     module.colored_step(
         _DTYPE[x.dtype], out.data_ptr(), x.data_ptr(), _address(denoised), _address(f), rows, cols,
-        cols, cols, cols, cols, c_at, a_at, b_at, c_stride, a_stride, b_stride,
+        cols, cols, cols, cols, _address(c), _address(a), _address(b), _stride(c), _stride(a), _stride(b),
         _address(diagonal), _address(index), seed, row, step, stream, torch.get_num_threads(),
     )  # fmt: skip
     return out

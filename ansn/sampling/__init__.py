@@ -47,7 +47,8 @@ def sample(
             uniform, else gaussian.
         batch_size: samples at a time; the images do not depend on it beyond rounding.
         seed: sample i depends on (seed, i) and on nothing else.
-        y: class labels, a number or int64 ``[n]``, for a class-conditional network.
+        y: class labels, a number or int64 ``[n]``, for a class-conditional network. Where the covariance has one region for each
+            of the network's classes, they are the regions too, by default drawn in the data's proportions.
         progress: show a bar. callback: see :data:`ansn.sampling.Callback`; called for every batch.
         options: to the sampler (``eps``, ``convention``, ``precondition``, ``denoise``).
 
@@ -61,7 +62,7 @@ def sample(
     flow = method in ("heun", "euler")
     known = inspect.signature(sampler).parameters
     for name in options:
-        if name not in known:
+        if name not in _options(known):
             raise ValueError(f"{name}: {method!r} has no such option; it has {', '.join(_options(known))}")
     if taus is None:
         taus = _schedule(model, flow, steps if steps is not None else 20)
@@ -77,6 +78,9 @@ def sample(
             rows = min(batch_size, n - row)
             region = noise.draw_regions(rows, seed=seed, row=row)
             extra = _labels(y, n, row, rows, noise.tau.device)
+            if region is not None and getattr(model.network, "num_classes", None) == noise.covariance.regions:
+                # The regions are the classes: network and noise must agree on k (math section 6).
+                region = extra.setdefault("y", region)
             x = noise.prior(
                 rows, float(taus[0]), region=region, seed=seed, row=row,
                 start=start or ("uniform" if method == "paper" else "gaussian"),
@@ -117,4 +121,5 @@ def _labels(y: int | Tensor | None, n: int, row: int, rows: int, device: torch.d
 
 
 def _options(known: Any) -> list[str]:
-    return [k for k in known if k not in ("model", "x", "taus", "region", "callback", "progress", "extra")]
+    own = ("model", "x", "taus", "steps", "region", "seed", "row", "callback", "progress", "extra")
+    return [name for name in known if name not in own]

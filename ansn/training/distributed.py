@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ansn.errors import InputError
 from ansn.moments import RunningMoments
@@ -39,7 +40,8 @@ def all_reduce_moments(moments: RunningMoments) -> None:
 
         n = sum n_r,  m = sum n_r m_r / n,  M = sum M_r + n_r (m_r - m)(m_r - m)^T
     """
-    local = moments.weight.to(moments.mean.dtype).unsqueeze(1)
+    # A copy: the weights are overwritten by their sum below.
+    local = moments.weight.to(moments.mean.dtype, copy=True).unsqueeze(1)
     mean = local * moments.mean
     dist.all_reduce(mean)
     for buffer in (moments.weight, moments.weight2):
@@ -49,6 +51,15 @@ def all_reduce_moments(moments: RunningMoments) -> None:
     moments.scatter += moments.structure.outer(local.sqrt() * (moments.mean - mean))
     dist.all_reduce(moments.scatter)
     moments.mean.copy_(mean)
+
+
+def mean_over_ranks(value: Tensor) -> float:
+    """The mean of a scalar over the ranks."""
+    if not dist.is_initialized():
+        return float(value)
+    total = value.clone()
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

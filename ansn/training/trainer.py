@@ -28,7 +28,7 @@ from ansn.noise import Level
 from ansn.training import build, checkpoint
 from ansn.training.build import DataInfo
 from ansn.training.checkpoint import write_atomic
-from ansn.training.distributed import all_reduce_moments, any_rank, processes
+from ansn.training.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
 from ansn.training.progress import Reporter
 
 
@@ -121,7 +121,7 @@ class Trainer:
                     self._guard(bool(finite))
                 if self.step % run.log_every == 0 or last or stop:
                     seconds = time.perf_counter() - begun
-                    reporter.record(self._metrics(float(total) / since, float(norm), since, seconds))
+                    reporter.record(self._metrics(mean_over_ranks(total) / since, float(norm), since, seconds))
                     total, since, begun = torch.zeros_like(total), 0, time.perf_counter()
                 if last or stop or self.step % run.checkpoint_every == 0:
                     self._guard(bool(finite))
