@@ -205,15 +205,22 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 def validate(config: TrainConfig) -> None:
     """Raises InputError, one line, for numbers that no run can use. The rest is checked where it is used."""
-    optim, run, noise = config.optim, config.run, config.noise
+    optim, run, noise, draw = config.optim, config.run, config.noise, config.sampling
     rules: list[tuple[str, float | None, bool, str]] = [
         ("steps", optim.steps, optim.steps >= 1, "at least 1"),
         ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
         ("lr", optim.lr, optim.lr > 0, "> 0"),
+        ("adam-eps", optim.adam_eps, optim.adam_eps >= 0, "0 or more"),
+        ("weight-decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
         ("warmup", optim.warmup, optim.warmup >= 0, "0 or more steps"),
         ("clip", optim.clip, optim.clip >= 0, "0 or more"),
         ("ema", optim.ema, 0 <= optim.ema < 1, "0 <= ema < 1"),
-        ("samples", config.sampling.samples, config.sampling.samples >= 0, "0 or more"),
+        ("tau-max", noise.tau_max, noise.tau_max is None or noise.tau_max > 0, "a level > 0"),
+        ("tau-min", noise.tau_min, noise.tau_min > 0, "a level > 0"),
+        ("rungs", noise.rungs, noise.rungs is None or noise.rungs >= 2, "at least 2 levels"),
+        ("samples", draw.samples, draw.samples >= 0, "0 or more"),
+        ("sample-steps", draw.sample_steps, draw.sample_steps is None or draw.sample_steps >= 1, "at least 1"),
+        ("step-eps", draw.step_eps, draw.step_eps is None or draw.step_eps > 0, "a step size > 0"),
         ("log-every", run.log_every, run.log_every >= 1, "at least 1 step"),
         ("checkpoint-every", run.checkpoint_every, run.checkpoint_every >= 1, "at least 1 step"),
         ("seed", run.seed, 0 <= run.seed < 2**63, "0 <= seed < 2^63"),

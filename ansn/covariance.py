@@ -134,8 +134,7 @@ class AdaptiveCovariance(nn.Module):
         Returns self.
 
         Raises TypeError or ValueError naming the argument (on the CPU also for values that are not finite); the
-        state is
-        then as it was.
+        state is then as it was. Data whose R has no factor raises too, with the moments updated and the snapshot kept.
         """
         if self.frozen:
             return self

@@ -143,7 +143,7 @@ class NoiseModel(nn.Module):
         if start != "gaussian":
             raise ValueError(f"start: got {start!r}, expected 'gaussian' or 'uniform'")
         if region is None and covariance.regions > 1:
-            raise ValueError(f"region: got None, expected an int64 tensor [{n}] because there are {covariance.regions} regions")
+            raise ValueError(f"region: got None, expected int64 [{n}] because there are {covariance.regions} regions")
         mean = covariance.center.expand(n, -1) if region is None else covariance.center[region]
         factor = self._prior_factor(self.levels.maximum if tau is None else float(tau))
         out = ops.colored_step(

@@ -11,7 +11,7 @@ FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def flat(value: Tensor) -> Tensor:
     """``[B, ...]`` to contiguous ``[B, d]``, copying only where it must."""
     if value.ndim != 2:
-        value = value.reshape(value.shape[0], -1)
+        value = value.flatten(1)
     return value if value.is_contiguous() else value.contiguous()
 
 
@@ -23,7 +23,8 @@ def needs_grad(*values: Tensor | None) -> bool:
 def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    shown = " ".join(repr(value).split())
+    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:60] + '...'}"
 
 
 def floating(name: str, value: Tensor) -> None:

@@ -47,7 +47,7 @@ def normals(
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
     angle = 2.0 * math.pi * u[..., 1::2]
     z = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return z.reshape(rows, -1)[:, :cols]
+    return z.flatten(1)[:, :cols]
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -47,8 +47,8 @@ def sample(
             uniform, else gaussian.
         batch_size: samples at a time; the images do not depend on it beyond rounding.
         seed: sample i depends on (seed, i) and on nothing else.
-        y: class labels, a number or int64 ``[n]``, for a class-conditional network. Where the covariance has one region for each
-            of the network's classes, they are the regions too, by default drawn in the data's proportions.
+        y: class labels, a number or int64 ``[n]``, for a class-conditional network. Where the covariance has one region
+            for each of the network's classes, they are the regions too, by default drawn in the data's proportions.
         progress: show a bar. callback: see :data:`ansn.sampling.Callback`; called for every batch.
         options: to the sampler (``eps``, ``convention``, ``precondition``, ``denoise``).
 

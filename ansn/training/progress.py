@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -73,13 +74,15 @@ class Reporter:
             return
         self.file.write(json.dumps(values) + "\n")
         for name, value in values.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 self.board.add_scalar(name, value, values["step"])
         step = values["step"]
         left = (time.perf_counter() - self.begun) / max(step - self.start, 1) * (self.total - step)
+        # null in the file: what JSON cannot hold, such as the condition number of a singular R
+        loss, condition = (math.nan if values[k] is None else values[k] for k in ("loss", "condition_number"))
         text = (
-            f"loss {values['loss']:.4f}  {values['samples_per_s']:.0f} samples/s"
-            f"  condition {values['condition_number']:.3g}"
+            f"loss {loss:.4f}  {values['samples_per_s']:.0f} samples/s"
+            f"  condition {condition:.3g}"
         )
         self.bar.update(self.task, description=text)
         if not self.terminal:

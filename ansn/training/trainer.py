@@ -99,7 +99,12 @@ class Trainer:
         """Train to the last step, writing metrics and checkpoints. See :func:`train` for what it raises."""
         optim, run = self.config.optim, self.config.run
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--out: cannot make the folder {self.folder} ({error.strerror})") from None
+            if not run.resume:  # only now that settings and data are known to be good
+                checkpoint.remove_all(self.folder)
             write_atomic(self.folder / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
         self.model.train()
         batches = iterate(
@@ -112,7 +117,9 @@ class Trainer:
             for step, x, y in batches:
                 loss, norm = self._train_step(step, x, y)
                 self.step = step + 1
-                total, since, finite = total + loss, since + 1, finite & torch.isfinite(loss)
+                # The gradient too: a loss that is a number may still ruin the weights.
+                finite = finite & torch.isfinite(loss) & torch.isfinite(norm)
+                total, since = total + loss, since + 1
                 reporter.advance(self.step)
                 stop = any_rank(self._stop, self.device)
                 last = self.step == optim.steps
@@ -124,7 +131,7 @@ class Trainer:
                     reporter.record(self._metrics(mean_over_ranks(total) / since, float(norm), since, seconds))
                     total, since, begun = torch.zeros_like(total), 0, time.perf_counter()
                 if last or stop or self.step % run.checkpoint_every == 0:
-                    self._guard(bool(finite))
+                    self._guard(bool(finite) and all(bool(p.isfinite().all()) for p in self.bare.parameters()))
                     self._save()
                 if stop:
                     raise Interrupted(f"interrupted at step {self.step}; the checkpoint is in {self.folder}")
@@ -207,7 +214,7 @@ class Trainer:
                 f"the checkpoint of step {kept[0]} was kept in {self.folder}" if kept else "no checkpoint was written"
             )
             raise Diverged(
-                f"the loss is not a number any more, seen at step {self.step}; {where}."
+                f"the loss or its gradient is not a number any more, seen at step {self.step}; {where}."
                 " A smaller --lr or a --clip may help"
             )
 
@@ -275,11 +282,7 @@ class Trainer:
 
     def _stored(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The checkpoint to go on from, if there is one and it is of these settings and data."""
-        if not checkpoint.steps(self.folder):
-            return None
-        if not self.config.run.resume:
-            if self.rank == 0:
-                checkpoint.remove_all(self.folder)
+        if not self.config.run.resume or not checkpoint.steps(self.folder):
             return None
         tensors, state = checkpoint.load(self.folder)
         changed = differences(from_dict(state["config"]), self.config)
