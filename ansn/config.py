@@ -236,6 +236,14 @@ def validate(config: TrainConfig) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise InputError(f"--{name}: got {value}, expected {expected}")
+    # What only the pictures at the end would find wrong.
+    if draw.sampler_levels is not None:
+        top, bottom, n = draw.sampler_levels
+        if not (top > bottom > 0 and n >= 2):
+            told = " ".join(map(str, draw.sampler_levels))
+            raise InputError(f"--sampler-levels: got {told}, expected largest > smallest > 0 and at least 2 levels")
+    if draw.step_eps is not None and draw.method in ("heun", "euler"):
+        raise InputError(f"--step-eps: got {draw.step_eps}, but method {draw.method} has no such option")
 
 
 def _build(kind: Any, values: Any, path: str) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 import ansn
+from ansn.machine import cpu_name
 from ansn.ops import native
 from benchmarks.harness import Comparison, compare
 
@@ -32,21 +32,13 @@ def against(benchmark, request) -> Iterator[Callable[..., None]]:
         yield run
 
 
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def pytest_terminal_summary(terminalreporter) -> None:
     if not _rows:
         return
     isa = native.module.cpu_isa() if native.module else "no native module"
     terminalreporter.section("against peers, medians of interleaved runs")
     terminalreporter.write_line(
-        f"ansn {ansn.__version__}, torch {torch.__version__}, {_cpu()}, {isa}, {torch.get_num_threads()} threads"
+        f"ansn {ansn.__version__}, torch {torch.__version__}, {cpu_name()}, {isa}, {torch.get_num_threads()} threads"
     )
     header = ""
     for comparison in _rows:

@@ -1,144 +1,250 @@
-"""Digits at equal network, seed and steps: Frechet distance against training steps for several noise shapes.
+"""Does the noise's shape matter? Frechet distance of digits while training, one noise shape against another.
 
-    python experiments/digits_shapes.py                      # rho 0.5 against the isotropic control, three seeds
+At equal network, steps and seeds, on scikit-learn's 8x8 digits, an MLP is trained under each shape of the noise
+(isotropic, rho = 0, is the control) and sampled after 250, 500, 1000 and 2000 steps. Runs of the same seed are paired:
+weights, order of the data, levels and white noise (of training and of the start of sampling) are the same; only R
+differs.
 
-Paired: shapes with the same seed share the initial weights, the data order, the levels and the counters of the noise, and have
-the same ladder. Writes a CSV, one row for each (shape, seed, step), and prints the Markdown table.
+    python experiments/digits_shapes.py
+    python experiments/digits_shapes.py --rhos 0 0.5 1 --gammas 0.25 0.5 --structures dense diagonal
+
+Rows go to a CSV file as they come; the table is printed as Markdown at the end.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import math
 import platform
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import ansn
-from ansn.data import iterate
-from ansn.evaluation import ClassifierFeatures, Frechet, frechet
+from ansn.cli.common import guarded
+from ansn.data import Dataset, iterate
+from ansn.errors import InputError
+from ansn.evaluation import ClassifierFeatures, everything, frechet
+from ansn.training import Diverged
+from ansn.training.checkpoint import write_atomic
 
-COLUMNS = (
-    "shape", "seed", "step", "frechet", "floor", "n", "features", "train_seconds", "torch", "machine", "threads"
-)  # fmt: skip
+_NAME = "digits_shapes"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compare."""
+    """Frechet distance of digits at several steps of training, for several shapes of the noise."""
 
-    rhos: tuple[float, ...] = (0.5, 0.0)
-    """Shrinkage shapes; 0 is the isotropic control, 1 the full covariance."""
+    rhos: tuple[float, ...] = (0.0, 0.5)
+    """Shrinkage family, R = (1 - rho) t I + rho S: 0 is isotropic noise, 1 the full covariance."""
     gammas: tuple[float, ...] = ()
-    """Spectral shapes S^gamma, as well."""
-    diagonal: bool = False
-    """The per-pixel control, as well."""
+    """Spectral family, R = S^gamma at the trace of S: 0 is isotropic noise, 1 the full covariance."""
+    structures: tuple[Literal["dense", "diagonal"], ...] = ("dense",)
+    """Structures of the covariance to run every rho and gamma with; diagonal is the per-pixel control."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run for each shape and seed."""
+    """One training run for each, of weights, data order and noise."""
     steps: tuple[int, ...] = (250, 500, 1000, 2000)
-    """Training steps after which the samples are judged."""
-    metric: str = "pixel"
+    """Training steps after which to sample; the last one ends the run."""
+    metric: Literal["pixel", "whitened", "paper"] = "pixel"
     """Metric of the loss."""
+    hidden: int = 512
+    """Width of the MLP."""
+    blocks: int = 3
+    """Residual blocks of the MLP."""
+    lr: float = 1e-3
+    """Learning rate of Adam, constant."""
     batch_size: int = 128
     """Examples a step."""
-    lr: float = 1e-3
-    """Learning rate of Adam."""
     ema: float = 0.995
-    """Decay of the averaged weights, which are what is sampled."""
-    sampler_steps: int = 20
-    """Levels of Heun's method; 2 n - 1 evaluations."""
-    out: Path = Path("experiments/results/digits_shapes.csv")
-    """The CSV."""
+    """Decay of the averaged weights, which are what is sampled; less at the start, (1 + t) / (10 + t)."""
+    freeze_after: int = 50_000
+    """Data points after which the covariance stops learning."""
+    levels: int = 20
+    """Levels of the Heun sampler, Karras-spaced; it takes one network evaluation less than twice as many."""
+    samples: int | None = None
+    """Samples a distance is of; by default as many as training images."""
+    threads: int | None = None
+    """CPU threads; by default torch's."""
+    out: Path = Path(__file__).parent / "results" / f"{_NAME}.csv"
+    """CSV file to write, replaced if it is there."""
 
 
-def shapes(settings: Settings) -> dict[str, dict[str, object]]:
-    """Arguments of the covariance for each compared shape, by name."""
-    named: dict[str, dict[str, object]] = {f"rho {rho:g}": {"rho": rho} for rho in settings.rhos}
-    named |= {f"gamma {gamma:g}": {"gamma": gamma} for gamma in settings.gammas}
-    if settings.diagonal:
-        named["diagonal"] = {"rho": 1.0, "structure": "diagonal"}
-    return named
+Row = dict[str, Any]
 
 
-def run(
-    shape: dict[str, object], seed: int, settings: Settings, train: ansn.data.Dataset, judge
-) -> list[tuple[int, float, Frechet]]:
-    """Train once; (step, seconds of training so far, distance) at each of the settings' steps."""
+def train(
+    settings: Settings, data: Dataset, seed: int, *, structure: str, **family: Any
+) -> Iterator[tuple[int, float, float, torch.Tensor]]:
+    """Train one model; yields ``(step, mean loss since the last, seconds of training so far, samples)`` at each of the
+    settings' steps. ``family``: ``rho`` or ``gamma``."""
+    ladder = ansn.levels.karras(ansn.levels.tau_max_flow(math.prod(data.shape)), 0.01, n=settings.levels)
+    covariance = ansn.AdaptiveCovariance(data.shape, structure=structure, eps_floor=data.quantisation, **family)
+    noise = ansn.NoiseModel(covariance, ladder, seed=seed)
     torch.manual_seed(seed)
-    covariance = ansn.AdaptiveCovariance(train.shape, eps_floor=train.quantisation, **shape)  # type: ignore[arg-type]
-    top = ansn.levels.tau_max_flow(covariance.dim)
-    noise = ansn.NoiseModel(covariance, ansn.levels.karras(top, 0.01), seed=seed)
-    model = ansn.Denoiser(ansn.networks.MLP(train.shape, hidden=512, blocks=3), noise)
-    optimizer = torch.optim.Adam(model.network.parameters(), settings.lr)
-    ema = AveragedModel(model.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    out, seconds, begun = [], 0.0, time.perf_counter()
-    for step, x, _ in iterate(train, settings.batch_size, seed, stop_step=max(settings.steps)):
+    network = ansn.networks.MLP(data.shape, settings.hidden, settings.blocks)
+    model = ansn.Denoiser(network, noise)
+    optimizer = torch.optim.Adam(network.parameters(), settings.lr, fused=True)
+    average = AveragedModel(network, multi_avg_fn=partial(_average, settings.ema))
+    total, since, seconds, begun = 0.0, 0, 0.0, time.perf_counter()
+    for step, x, _ in iterate(data, settings.batch_size, seed, stop_step=max(settings.steps)):
         noise.update(x)
+        if covariance.seen >= settings.freeze_after:
+            covariance.freeze()
         perturbed, level = noise.perturb(x, step=step)
         loss = ansn.dsm_loss(model, x, perturbed, level, settings.metric)
-        optimizer.zero_grad()
+        if not bool(torch.isfinite(loss)):
+            where = f"seed {seed}, {structure}, {family}"
+            raise Diverged(f"the loss is not a number at step {step} ({where})")
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        ema.update_parameters(model.network)
+        average.update_parameters(network)
+        total, since = total + loss.item(), since + 1
         if step + 1 in settings.steps:
             seconds += time.perf_counter() - begun
-            averaged = ansn.Denoiser(ema.module, noise)
-            samples = ansn.sample(
-                averaged, len(train), "heun", settings.sampler_steps, batch_size=len(train), seed=seed
-            )
-            out.append((step + 1, seconds, judge(samples)))
-            begun = time.perf_counter()
-    return out
+            averaged = ansn.Denoiser(average.module, noise)
+            n = settings.samples or len(data)
+            samples = ansn.sample(averaged, n, "heun", settings.levels, batch_size=512, seed=seed)
+            yield step + 1, total / since, seconds, samples
+            total, since, begun = 0.0, 0, time.perf_counter()
 
 
-def main(settings: Settings) -> None:
-    """Run every shape and seed, write the CSV, print the table."""
-    train, test = ansn.load_dataset("digits"), ansn.load_dataset("digits", split="test")
-    x_train, _ = train.batch(torch.arange(len(train)))
-    x_test, _ = test.batch(torch.arange(len(test)))
-    assert train.labels is not None and test.labels is not None
-    features = ClassifierFeatures(x_train, train.labels, name="digits")
-    accuracy = features.accuracy(x_test, test.labels)
-
-    def judge(samples: torch.Tensor) -> Frechet:
-        return frechet(samples, x_train, x_test, features)
-
-    rows: list[dict[str, object]] = []
+def run(settings: Settings) -> list[Row]:
+    """All runs, one after the other; the CSV file is rewritten after each distance."""
+    _check(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    data, held_out = ansn.load_dataset("digits"), ansn.load_dataset("digits", split="test")
+    features = ClassifierFeatures.of(data, held_out)
+    train_x, test_x = everything(data), everything(held_out)
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cpu": _cpu()}
+    print(f"features: {features}", file=sys.stderr)
+    families = [("rho", v) for v in settings.rhos] + [("gamma", v) for v in settings.gammas]
+    rows: list[Row] = []
     for seed in settings.seeds:
-        for name, shape in shapes(settings).items():
-            for step, seconds, found in run(shape, seed, settings, train, judge):
-                values = (
-                    name, seed, step, f"{found.value:.4f}", f"{found.floor:.4f}", found.n, found.features,
-                    f"{seconds:.1f}", torch.__version__, platform.processor() or platform.machine(),
-                    torch.get_num_threads(),
-                )  # fmt: skip
-                rows.append(dict(zip(COLUMNS, values, strict=True)))
-                print(f"{name}, seed {seed}, step {step}: {found}", flush=True)
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    with settings.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"\nfeatures {features.name}, test accuracy {accuracy:.3f}; floor {rows[0]['floor']}; n = {len(train)}\n")
-    print(table(rows, settings.steps))
+        for structure in settings.structures:
+            for family, value in families:
+                for step, loss, seconds, x in train(settings, data, seed, structure=structure, **{family: value}):
+                    result = frechet(x, train_x, test_x, features)
+                    # The distance falls with n: only this one stands beside the floor on equal terms.
+                    matched = frechet(x[: len(test_x)], train_x, test_x, features) if len(x) > len(test_x) else result
+                    rows.append(
+                        {
+                            "seed": seed, "structure": structure, "rho": "", "gamma": "", family: value, "step": step,
+                            "fd": result.value, "n": result.n, "fd_matched": matched.value, "n_matched": matched.n,
+                            "floor": result.floor, "floor_n": result.floor_n, "loss": loss, "metric": settings.metric,
+                            "seconds": round(seconds, 2), "reference": f"{result.reference} ({result.reference_n})",
+                            "features": str(features), **machine,
+                        }
+                    )  # fmt: skip
+                    write_csv(rows, settings.out)
+                    print(
+                        f"seed {seed}  {structure}  {family} {value:g}  step {step}  loss {loss:.3f}"
+                        f"  Frechet {result.value:.3f}  {seconds:.0f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    return rows
 
 
-def table(rows: list[dict[str, object]], steps: tuple[int, ...]) -> str:
-    """Markdown: mean over seeds and each seed, by shape and step."""
-    lines = ["| shape | " + " | ".join(f"{s} steps" for s in steps) + " |", "| --- |" + " --- |" * len(steps)]
-    for name in dict.fromkeys(str(r["shape"]) for r in rows):
-        cells = []
-        for step in steps:
-            values = [float(str(r["frechet"])) for r in rows if r["shape"] == name and r["step"] == step]
-            cells.append(f"{np.mean(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+def table(rows: list[Row]) -> str:
+    """Markdown: mean over the seeds, and each seed's distance, for every shape and step."""
+    steps = sorted({row["step"] for row in rows})
+    cells: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        family = "rho" if row["rho"] != "" else "gamma"
+        shape = f"{row['structure']}, {family} = {row[family]:g}"
+        cells.setdefault(shape, {}).setdefault(row["step"], []).append(row["fd"])
+    lines = ["| noise | " + " | ".join(f"{step} steps" for step in steps) + " |", "| --- |" + " --- |" * len(steps)]
+    for shape, values in cells.items():
+        shown = [
+            f"**{sum(v) / len(v):.2f}** ({' / '.join(f'{value:.2f}' for value in v)})"
+            for v in (values[step] for step in steps)
+        ]
+        lines.append(f"| {shape} | " + " | ".join(shown) + " |")
+    first = rows[0]
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    last = [row for row in rows if row["step"] == steps[-1]]
+    lines += [
+        "",
+        f"Frechet distance of {first['n']} samples to {first['reference']} in features of {first['features']}:"
+        f" mean over seeds {', '.join(map(str, seeds))} (each seed). Floor, {first['floor_n']} held-out images:"
+        f" {first['floor']:.2f}. Metric of the loss: {first['metric']}."
+        f" {sum(row['seconds'] for row in last) / len(last):.0f} s of training a run,"
+        f" {first['threads']} threads, torch {first['torch']}, {first['cpu']}.",
+    ]
     return "\n".join(lines)
 
 
+def write_csv(rows: list[Row], path: Path) -> None:
+    """The rows with a header; the file is complete at every moment."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.getvalue())
+    except OSError as error:
+        raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
+
+
+def _average(decay: float, averaged: Any, current: Any, count: torch.Tensor) -> None:
+    # Grows to its value, so that weights from before the first steps are forgotten.
+    torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+
+def _check(settings: Settings) -> None:
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("rhos", settings.rhos, all(0 <= v <= 1 for v in settings.rhos), "numbers in [0, 1]"),
+        ("gammas", settings.gammas, all(-1 <= v <= 1 for v in settings.gammas), "numbers in [-1, 1]"),
+        ("rhos, --gammas", (), bool(settings.rhos + settings.gammas), "at least one shape"),
+        ("structures", settings.structures, bool(settings.structures), "at least one"),
+        ("seeds", settings.seeds, bool(settings.seeds) and min(settings.seeds) >= 0, "one or more, each 0 or more"),
+        ("steps", settings.steps, bool(settings.steps) and min(settings.steps) >= 1, "one or more, each at least 1"),
+        ("samples", settings.samples, settings.samples is None or settings.samples >= 2, "at least 2"),
+        ("ema", settings.ema, 0 <= settings.ema < 1, "0 <= ema < 1"),
+        ("lr", settings.lr, settings.lr > 0, "> 0"),
+        ("freeze-after", settings.freeze_after, settings.freeze_after >= 2, "at least 2 points"),
+        ("levels", settings.levels, settings.levels >= 2, "at least 2"),
+    ]
+    rules += [
+        (name, value, value is None or value >= 1, "at least 1")
+        for name, value in (
+            ("hidden", settings.hidden), ("blocks", settings.blocks), ("batch-size", settings.batch_size),
+            ("threads", settings.threads),
+        )
+    ]  # fmt: skip
+    for name, value, good, expected in rules:
+        if not good:
+            raise InputError(f"--{name}: got {value}, expected {expected}")
+
+
+def _cpu() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def main() -> int:
+    """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
+    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    return guarded(_NAME, lambda: print(table(run(settings))))
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(main())

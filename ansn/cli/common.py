@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from ansn.errors import InputError
 from ansn.training import Diverged, Interrupted
+
+T = TypeVar("T")
+
+
+def parsed(name: str, parse: Callable[[], T]) -> T:
+    """What ``parse``, a call of tyro, returns. A wrong command line is one line in place of tyro's box, exit code 2."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return parse()
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        print(f"{name}: error: {_unboxed(told.getvalue())}; see {name} --help", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _unboxed(text: str) -> str:
+    """The first sections of tyro's box, which tell the mistake; those after them tell of the help."""
+    sections: list[list[str]] = [[]]
+    for line in (line.strip(" │") for line in text.splitlines() if line.startswith("│")):
+        if line.startswith("──"):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    told = [" ".join(" ".join(section).split()) for section in sections]
+    mistake = [section for section in told if not section.startswith(("Argument helptext", "For full helptext"))]
+    return "; ".join(section.rstrip(".;") for section in mistake if section) or " ".join(text.split())
 
 
 def guarded(name: str, command: Callable[[], None]) -> int:

@@ -13,7 +13,7 @@ import tyro
 
 import ansn
 from ansn import ops
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.ops import native
 from ansn.training import load_run
 
@@ -30,7 +30,7 @@ class Arguments:
 
 def main() -> int:
     """Entry point."""
-    arguments = tyro.cli(Arguments, prog="ansn-info", description=_DESCRIPTION)
+    arguments = parsed("ansn-info", lambda: tyro.cli(Arguments, prog="ansn-info", description=_DESCRIPTION))
     return guarded("ansn-info", lambda: _tell(arguments.run))
 
 

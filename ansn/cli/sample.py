@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import tyro
 
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.errors import InputError
 from ansn.evaluation import figures
 from ansn.training import Run, load_run
+from ansn.training.distributed import choose_device
 from ansn.training.pictures import draw, sampler_options
 
 _DESCRIPTION = (
@@ -51,14 +52,14 @@ class Arguments:
     """A .png picture, .npy (float32 [n, ...], data units) or, for tables, .csv; by default samples.png in the
     run's folder."""
     device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
     """Use the averaged weights."""
 
 
 def main() -> int:
     """Entry point."""
-    arguments = tyro.cli(Arguments, prog="ansn-sample", description=_DESCRIPTION)
+    arguments = parsed("ansn-sample", lambda: tyro.cli(Arguments, prog="ansn-sample", description=_DESCRIPTION))
     return guarded("ansn-sample", lambda: _sample(arguments))
 
 
@@ -66,9 +67,10 @@ def _sample(arguments: Arguments) -> None:
     out = arguments.out or arguments.run / "samples.png"
     if out.suffix not in (".png", ".npy", ".csv"):
         raise InputError(f"--out: got {out}, expected a name that ends in .png, .npy or .csv")
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device: got {arguments.device!r}, but this torch sees no GPU; expected cpu")
-    run = load_run(arguments.run, ema=arguments.ema, device=arguments.device)
+    for name, value in (("-n", arguments.n), ("--batch-size", arguments.batch_size)):
+        if value < 1:
+            raise InputError(f"{name}: got {value}, expected at least 1")
+    run = load_run(arguments.run, ema=arguments.ema, device=choose_device(arguments.device))
     if out.suffix == ".csv" and run.info.columns is None:
         raise InputError(f"--out: got {out}, but {run.info.name} holds images; expected .png or .npy")
     if arguments.label is not None and not run.config.network.class_conditional:

@@ -7,8 +7,9 @@ import sys
 
 import tyro
 
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.config import TrainConfig
+from ansn.errors import InputError
 from ansn.presets import PRESETS
 from ansn.training import train
 from ansn.training.pictures import write_pictures
@@ -31,13 +32,16 @@ def parse(arguments: list[str]) -> TrainConfig:
 
 def main() -> int:
     """Entry point."""
-    config = parse(sys.argv[1:])
+    config = parsed("ansn-train", lambda: parse(sys.argv[1:]))
 
     def command() -> None:
         folder = train(config)
         if int(os.environ.get("RANK", "0")) == 0:
-            for path in write_pictures(folder, progress=sys.stderr.isatty()):
-                print(path)
+            try:
+                written = write_pictures(folder, progress=sys.stderr.isatty())
+            except ValueError as error:
+                raise InputError(f"{folder}: is trained, but its pictures cannot be drawn ({error})") from None
+            print(*written, sep="\n")
 
     return guarded("ansn-train", command)
 

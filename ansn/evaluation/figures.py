@@ -1,11 +1,15 @@
-"""The pictures of a run: samples.png, covariance.png, loss.png. Matplotlib's figures are used without its global
-state."""
+"""The pictures of a run: samples.png, covariance.png, loss.png.
+
+Matplotlib's figures are drawn without pyplot, so neither its current figure nor the user's backend is touched. A file
+is complete or not there; the same input gives the same bytes.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,171 +17,354 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ansn.covariance import AdaptiveCovariance
 
+_DPI = 110
 _MIN_PIXELS = 640  # width of a grid of samples
 _MOST_PAIRED = 5  # columns of a table that are drawn against each other
+_OUTSIDE = 0.02  # five grey levels: what the eye could see beyond [0, 1]
+_MANY = 0.01  # share of the values above which clipping is told
+_BACKGROUND, _NOT_FINITE = (0.35, 0.35, 0.35), (1.0, 0.0, 1.0)
+_DATA, _MODEL, _NOISE = "0.6", "C0", "C3"
+
+Path_ = str | os.PathLike[str]
 
 
-def save_samples(x: Tensor, path: str | os.PathLike[str], *, reference: Tensor | None = None) -> None:
-    """Images ``[n, C, H, W]`` in [0, 1] as a grid of enlarged pixels, values outside clipped; vectors ``[n, d]``
-    as scatter plots.
+def save_samples(
+    x: Tensor,
+    path: Path_,
+    *,
+    columns: int | None = None,
+    upscale: int | None = None,
+    reference: Tensor | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """A PNG of samples: images as a grid, vectors as scatter plots.
 
-    ``reference``: data to draw behind vectors. Raises ValueError for other shapes.
+    Images ``[n, 1 or 3, H, W]`` in [0, 1] are enlarged without smoothing; values outside are clipped, and a line above
+    the grid says so when they are many (over 1 % of the values, by more than 0.02). What is not finite is magenta.
+    Vectors ``[n, d]``: a histogram (d = 1), a scatter plot (2), or the first five columns against each other.
+
+    Args:
+        columns: images in a row; by default the grid is about square.
+        upscale: pixels a side for each pixel; by default the grid is at least 640 wide.
+        reference: vectors ``[m, d]`` of the data, drawn behind. names: of the d columns.
+
+    Raises ValueError for other shapes or arguments, OSError if the file cannot be written.
     """
     x = x.detach().float().cpu()
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        _save_image(_grid(x.clamp(0, 1)), Path(path))
-    elif x.ndim == 2:
-        _save(_scatter(x, reference), path)
+    if len(x) < 1 or not (x.ndim == 2 or (x.ndim == 4 and x.shape[1] in (1, 3))):
+        raise ValueError(f"x: got shape {list(x.shape)}, expected [n, 1 or 3, H, W] or [n, d] with n at least 1")
+    for name, value in (("columns", columns), ("upscale", upscale)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    if x.ndim == 4:
+        grid = _grid(x, columns, upscale)
+        note = _clipping(x)
+        _write(path, Image.fromarray(np.concatenate((_line(note, grid.shape[1]), grid)) if note else grid))
+        return
+    if reference is not None and reference.shape[1:] != x.shape[1:]:
+        raise ValueError(f"reference: got shape {list(reference.shape)}, expected [m, {x.shape[1]}] as the samples")
+    if names is not None and len(names) != x.shape[1]:
+        raise ValueError(f"names: got {len(names)}, expected one for each of {x.shape[1]} columns")
+    behind = None if reference is None else reference.detach().float().cpu().numpy()
+    _save(_scatter(x.numpy(), behind, list(names or (f"x{j}" for j in range(x.shape[1])))), path)
+
+
+def save_covariance(
+    covariance: AdaptiveCovariance, path: Path_, *, region: int = 0, names: Sequence[str] | None = None
+) -> None:
+    """One region's noise: spectra of S and R, draws ``L z``, and the leading eigenvectors of S, which R shares.
+
+    A diagonal structure has no directions to show: there its standard deviations take their place. ``names``: of a
+    vector's coordinates. A dense S takes one eigendecomposition: about 6 s on one CPU core at d = 3072, 0.2 s at 784.
+
+    Raises ValueError for a region that is not there, OSError if the file cannot be written.
+    """
+    if not 0 <= region < covariance.regions:
+        raise ValueError(f"region: got {region}, expected 0..{covariance.regions - 1}")
+    s, r = covariance.covariance()[region].cpu(), covariance.noise_shape()[region].cpu()
+    if s.ndim == 1:
+        # Ascending, as the eigenvalues of matrices come.
+        values, noise = s.sort().values, r.sort().values
+        rows, title, labels = torch.stack((s, r)).sqrt(), "standard deviations", ["data", "noise"]
     else:
-        raise ValueError(f"x: got shape {list(x.shape)}, expected [n, 1 or 3, H, W] or [n, d]")
-
-
-def save_covariance(covariance: AdaptiveCovariance, path: str | os.PathLike[str], *, region: int = 0) -> None:
-    """Spectra of S and R, draws of the noise ``L z``, and the leading eigenvectors of R, for one region."""
-    s, r = (_dense(m[region]) for m in (covariance.covariance(), covariance.noise_shape()))
-    spectrum_s = torch.linalg.eigvalsh(s).flip(0)
-    values, vectors = torch.linalg.eigh(r)
-    spectrum_r, leading = values.flip(0), vectors.flip(1)[:, :8].mT
-    z = torch.randn(8, covariance.dim, generator=torch.Generator().manual_seed(0), dtype=covariance.factor.dtype)
-    index = torch.full((8,), region) if covariance.regions > 1 else None
-    device = covariance.factor.device
-    draws = covariance.color(z.to(device), None if index is None else index.to(device)).cpu()
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    grid = figure.add_gridspec(2, 12)
-    axes = figure.add_subplot(grid[:, :4])
-    floor = float(spectrum_r[0]) * 1e-8
-    order = np.arange(1, covariance.dim + 1)
-    axes.loglog(order, spectrum_s.clamp_min(floor).cpu(), label="data, S", color="0.5")
-    axes.loglog(order, spectrum_r.cpu(), label="noise, R", color="C3")
-    axes.set_xlabel("eigenvalue, by size")
-    axes.set_ylabel("variance")
-    axes.legend()
-    family = f"rho = {covariance.rho:g}" if covariance.gamma is None else f"gamma = {covariance.gamma:g}"
-    of = f", region {region} of {covariance.regions}" if covariance.regions > 1 else ""
-    figure.suptitle(
-        f"{covariance.structure.name}, {family}{of}: {covariance.seen} points, condition number"
-        f" {float(spectrum_r[0] / spectrum_r[-1]):.3g}, effective rank"
-        f" {float(covariance.effective_rank()[region]):.1f} of {covariance.dim}"
-    )
-    _row(figure, grid, 0, draws, covariance.shape, "draws of the noise, L z")
-    _row(figure, grid, 1, leading.cpu(), covariance.shape, "leading eigenvectors of R")
+        values, vectors = torch.linalg.eigh(s)
+        noise = torch.linalg.eigvalsh(r)
+        rows = _signed(vectors.flip(1)[:, :8].mT)
+        title, labels = "leading eigenvectors of S (and R)", [str(i + 1) for i in range(len(rows))]
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.5))
+    left, right = halves
+    figure.suptitle(_heading(covariance, region, values, noise))
+    _spectra(left.add_subplot(), values, noise)
+    top, bottom = right.subfigures(2, 1)
+    draws = _draws(covariance, region, 8)
+    _panels(top, draws, covariance.shape, "draws of the noise, L z", [str(i + 1) for i in range(8)], names)
+    _panels(bottom, rows, covariance.shape, title, labels, names)
     _save(figure, path)
 
 
-def save_loss(metrics: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Loss, and the condition number of R, against the step; ``metrics`` are records of metrics.jsonl."""
-    records = [m for m in metrics if m.get("loss") is not None]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+def save_loss(metrics: Sequence[dict[str, Any]], path: Path_) -> None:
+    """Loss (each record, light, and a running mean) and condition number of R against the step.
+
+    ``metrics``: records of metrics.jsonl, dictionaries with ``step`` and, where known, ``loss`` and
+    ``condition_number``; None and what is not finite is left out. An axis that spans more than a decade is logarithmic.
+    """
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    steps, loss = np.array([m["step"] for m in records]), np.array([m["loss"] for m in records], dtype=float)
-    axes.plot(steps, loss, color="C0", alpha=0.35, label="loss, mean between records")
-    if len(loss) >= 5:
-        width = max(3, len(loss) // 15)
-        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-        middle = (width - 1) // 2  # centred: a trailing mean would lag behind a falling loss
-        axes.plot(steps[middle : middle + len(smooth)], smooth, color="C0", label=f"mean of {width} records")
-    if len(loss) and (loss > 0).all() and loss.max() > 10 * loss.min():
-        axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    condition = [(m["step"], m["condition_number"]) for m in records if m.get("condition_number")]
-    if condition:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    steps, loss = _series(metrics, "loss")
+    if not len(loss):
+        axes.text(0.5, 0.5, "no records yet", ha="center", va="center", transform=axes.transAxes)
+        _save(figure, path)
+        return
+    axes.plot(steps, loss, color=_MODEL, alpha=0.35, marker="." if len(loss) < 5 else "", label="loss of a record")
+    if len(loss) >= 5:
+        width = max(3, len(loss) // 15)
+        # The steps go through the same mean, so that the curve does not lag.
+        smooth = [np.convolve(v, np.ones(width) / width, mode="valid") for v in (steps, loss)]
+        axes.plot(*smooth, color=_MODEL, label=f"mean of {width} records")
+    _log_if_wide(axes, loss)
+    lines = list(axes.get_lines())
+    at, condition = _series(metrics, "condition_number")
+    if len(condition):
         other = axes.twinx()
-        other.plot(*zip(*condition, strict=True), color="C3", linestyle=":", label="condition number of R")
+        other.plot(at, condition, color=_NOISE, linestyle=":", label="condition number of R")
         other.set_ylabel("condition number of R")
-        # From 1, which is isotropic noise, so that a small drift is not blown up.
-        other.set_ylim(1, 1.15 * max(value for _, value in condition) + 0.5)
-        lines = axes.get_lines() + other.get_lines()
-        axes.legend(lines, [str(line.get_label()) for line in lines])
+        if condition.max() <= 100:
+            # From 1, which is isotropic noise, so that a small drift is not blown up.
+            other.set_ylim(1, 1.15 * condition.max() + 0.5)
+        _log_if_wide(other, condition)
+        lines += other.get_lines()
+    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside upper center", ncols=3)
     _save(figure, path)
 
 
-def _grid(x: Tensor) -> Image.Image:
-    """Near-square grid, one background pixel between images, whole-number enlargement without smoothing."""
-    n, channels, height, width = x.shape
-    columns = math.ceil(math.sqrt(n))
+# -- samples -----------------------------------------------------------------------------------------------------
+
+
+def _grid(x: Tensor, columns: int | None, upscale: int | None) -> NDArray[np.uint8]:
+    """One background pixel between images, all enlarged by a whole number: uint8 ``[rows, width, 3]``."""
+    n, _, height, width = x.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
-    scale = max(1, math.ceil(_MIN_PIXELS / (columns * (width + 1))))
-    sheet = torch.full((3, rows * (height + 1) + 1, columns * (width + 1) + 1), 0.35)
-    for i, image in enumerate(x.expand(n, 3, height, width) if channels == 1 else x):
+    scale = upscale or max(1, math.ceil(_MIN_PIXELS / (columns * (width + 1) + 1)))
+    images = x.clamp(0, 1).expand(n, 3, height, width).clone()
+    broken = ~torch.isfinite(x).all(1, keepdim=True).expand_as(images)
+    images[broken] = torch.tensor(_NOT_FINITE).view(1, 3, 1, 1).expand_as(images)[broken]
+    sheet = torch.tensor(_BACKGROUND).view(3, 1, 1).repeat(1, rows * (height + 1) + 1, columns * (width + 1) + 1)
+    for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         sheet[:, top : top + height, left : left + width] = image
     pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    return np.ascontiguousarray(pixels.repeat(scale, 0).repeat(scale, 1))
 
 
-def _scatter(x: Tensor, reference: Tensor | None) -> Figure:
-    count = min(x.shape[1], _MOST_PAIRED)
+def _clipping(x: Tensor) -> str:
+    """What clipping hid, in a line; empty if it is not worth one."""
+    finite = torch.isfinite(x)
+    notes = []
+    seen = x[finite]
+    share = ((seen < -_OUTSIDE) | (seen > 1 + _OUTSIDE)).float().mean().item() if seen.numel() else 0.0
+    if share > _MANY:
+        low, high = float(seen.min()), float(seen.max())
+        notes.append(f"{share:.1%} of the values lay outside [0, 1] ({low:.2g} to {high:.2g}) and were clipped")
+    if not bool(finite.all()):
+        notes.append(f"{1 - finite.float().mean().item():.1%} are not finite (magenta)")
+    return "; ".join(notes)
+
+
+def _line(text: str, width: int) -> NDArray[np.uint8]:
+    """Text on white, ``[height, width, 3]``, in letters that fit the width."""
+    size = min(10.0, 0.95 * width * 72 / _DPI / (0.56 * len(text)))
+    figure = Figure(figsize=((width + 0.5) / _DPI, 28.5 / _DPI), dpi=_DPI)
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[:, :width, :3]
+    return np.pad(drawn, ((0, 0), (0, width - drawn.shape[1]), (0, 0)), constant_values=255)
+
+
+def _scatter(x: NDArray[np.float32], reference: NDArray[np.float32] | None, names: list[str]) -> Figure:
+    count = min(len(names), _MOST_PAIRED)
     if count <= 2:
-        figure = Figure(figsize=(6, 6), layout="constrained")
+        figure = Figure(figsize=(6.5, 6.5), layout="constrained")
         axes = figure.add_subplot()
-        _points(axes, x, 0, count - 1, reference)
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(names[0])
+        if count == 1:
+            _histogram(axes, x[:, 0], None if reference is None else reference[:, 0])
+            axes.set_ylabel("density")
+        else:
+            _points(axes, x, reference, 0, 1)
+            axes.set_ylabel(names[1])
+            axes.set_aspect("equal", adjustable="datalim")
+        if reference is not None:
+            axes.legend(markerscale=4, loc="upper right")
         return figure
     figure = Figure(figsize=(2.2 * count, 2.2 * count), layout="constrained")
+    cells = figure.subplots(count, count, sharex="col", squeeze=False)
     for i in range(count):
         for j in range(count):
-            axes = figure.add_subplot(count, count, i * count + j + 1)
+            axes = cells[i][j]
             if i == j:
-                axes.hist(x[:, i].numpy(), bins=40, color="C0")
+                _histogram(axes, x[:, i], None if reference is None else reference[:, i])
+                axes.set_yticks([])
             else:
-                _points(axes, x, j, i, reference)
+                _points(axes, x, reference, j, i)
+            axes.tick_params(labelsize="small")
             if i == count - 1:
-                axes.set_xlabel(f"x{j}")
+                axes.set_xlabel(names[j])
             if j == 0:
-                axes.set_ylabel(f"x{i}")
+                axes.set_ylabel(names[i])
+    if reference is not None:
+        handles, labels = cells[0][1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, markerscale=4)
+    if len(names) > count:
+        figure.suptitle(f"first {count} of {len(names)} columns", x=0.01, ha="left", fontsize="medium")
     return figure
 
 
-def _points(axes: Any, x: Tensor, i: int, j: int, reference: Tensor | None) -> None:
+def _points(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None, i: int, j: int) -> None:
     if reference is not None:
-        axes.scatter(reference[:, i], reference[:, j], s=3, color="0.7", linewidths=0)
-    axes.scatter(x[:, i], x[:, j], s=3, color="C0", linewidths=0, alpha=0.6)
+        axes.scatter(reference[:, i], reference[:, j], s=3, color=_DATA, linewidths=0, label="data")
+    axes.scatter(x[:, i], x[:, j], s=3, color=_MODEL, linewidths=0, alpha=0.6, label="samples")
 
 
-def _row(figure: Figure, grid: Any, row: int, vectors: Tensor, shape: tuple[int, ...], title: str) -> None:
-    """Eight vectors as images on one symmetric scale, or as curves where the data is no image."""
-    if len(shape) == 3:
-        # The strongest channel stands for the others: one scale, one colour bar.
-        images = vectors.reshape(-1, *shape).float()
-        images = images.mean(1)
-        top = float(images.abs().max())
-        cells = [figure.add_subplot(grid[row, 4 + 2 * (i % 4) : 6 + 2 * (i % 4)]) for i in range(4)]
-        for i, axes in enumerate(cells):
-            shown = axes.imshow(images[i], cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-        cells[0].set_title(title, loc="left", fontsize="medium")
-        figure.colorbar(shown, ax=cells, shrink=0.7)
+def _histogram(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None) -> None:
+    x = x[np.isfinite(x)]
+    both = x if reference is None else np.concatenate((x, reference))
+    edges = np.histogram_bin_edges(both, bins=40)
+    if reference is not None:
+        axes.hist(reference, edges, density=True, color=_DATA, alpha=0.6, label="data")
+    axes.hist(x, edges, density=True, color=_MODEL, histtype="step", linewidth=1.5, label="samples")
+
+
+# -- covariance --------------------------------------------------------------------------------------------------
+
+
+def _heading(covariance: AdaptiveCovariance, region: int, values: Tensor, noise: Tensor) -> str:
+    family = f"rho = {covariance.rho:g}" if covariance.gamma is None else f"gamma = {covariance.gamma:g}"
+    of = f"region {region} of {covariance.regions}, " if covariance.regions > 1 else ""
+    share = values.clamp_min(0) / values.clamp_min(0).sum()
+    rank = float(torch.special.entr(share).sum().exp())
+    return (
+        f"{covariance.structure.name}, {family}, {of}{float(covariance.count[region]):,.0f} points:"
+        f" condition number of R {float(noise[-1] / noise[0]):.4g},"
+        f" effective rank of S {rank:.1f} of {covariance.dim}"
+    )
+
+
+def _spectra(axes: Any, values: Tensor, noise: Tensor) -> None:
+    order = np.arange(1, len(values) + 1)
+    # A logarithm has no place for directions without variance; R has none, so it sets the scale.
+    data = values.flip(0).double().numpy()
+    shown = np.where(data > 0, data, np.nan)
+    bottom, top = float(noise[0]), max(float(noise[-1]), float(values[-1]))
+    axes.plot(order, noise.flip(0).double().numpy(), color=_NOISE, linewidth=2.5, label="noise, R")
+    # On top and dotted: the two coincide at rho = 1.
+    axes.plot(order, shown, color="0.2", linewidth=1, marker=".", markersize=4, linestyle=":", label="data, S")
+    axes.set_yscale("log")
+    if len(order) > 10:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0.2 * bottom, 2 * top)
+    axes.set_xlabel("rank of the eigenvalue")
+    axes.set_ylabel("variance, squared data units")
+    axes.legend()
+
+
+def _draws(covariance: AdaptiveCovariance, region: int, n: int) -> Tensor:
+    factor = covariance.factor
+    z = torch.randn(n, covariance.dim, generator=torch.Generator().manual_seed(0), dtype=factor.dtype)
+    index = torch.full((n,), region, device=factor.device) if covariance.regions > 1 else None
+    return covariance.color(z.to(factor.device), index).cpu()
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Rows with their largest entry positive: an eigenvector's sign is a matter of rounding."""
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def _panels(
+    figure: Any,
+    vectors: Tensor,
+    shape: tuple[int, ...],
+    title: str,
+    labels: Sequence[str],
+    names: Sequence[str] | None,
+) -> None:
+    """Rows as images, or where the data is no image as a heat map, on one symmetric scale that is written out."""
+    rows = vectors.double().numpy()
+    top = float(np.abs(rows).max()) or 1.0
+    colours = len(shape) == 3 and shape[0] == 3
+    figure.suptitle(f"{title} (grey 0, full colour ±{top:.2g})" if colours else title, fontsize="medium")
+    style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        axes = figure.add_subplot()
+        figure.colorbar(axes.imshow(rows, aspect="auto", **style), ax=axes)
+        axes.set_yticks(range(len(rows)), labels)
+        if names is not None and len(names) <= 20:
+            axes.set_xticks(range(len(names)), names)
+            if sum(map(len, names)) > 50:
+                axes.tick_params(axis="x", labelrotation=30)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("coordinate")
         return
-    axes = figure.add_subplot(grid[row, 4:])
-    for vector in vectors[: min(4, vectors.shape[1])]:
-        axes.plot(vector.float(), marker="o", markersize=3, linewidth=1)
-    axes.axhline(0, color="0.7", linewidth=0.8)
-    axes.set_title(title, loc="left", fontsize="medium")
-    axes.set_xlabel("coordinate")
+    cells = figure.subplots(1 if len(rows) <= 4 else 2, min(len(rows), 4), squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, row, label in zip(cells, rows.reshape(-1, *shape), labels, strict=False):
+        # Colours have no sign to map, so grey stands for 0.
+        image = 0.5 + 0.5 * row.transpose(1, 2, 0) / top if colours else row[0]
+        drawn = axes.imshow(image, **style)
+        axes.set_title(label, fontsize="small", pad=2)
+    if not colours:
+        figure.colorbar(drawn, ax=list(cells), shrink=0.8)
 
 
-def _dense(matrix: Tensor) -> Tensor:
-    return torch.diag(matrix) if matrix.ndim == 1 else matrix
+# -- loss --------------------------------------------------------------------------------------------------------
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    FigureCanvasAgg(figure)
+def _series(metrics: Sequence[dict[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and finite values of the records that have them."""
+    pairs = [(m["step"], m[name]) for m in metrics if m.get(name) is not None and math.isfinite(m[name])]
+    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _log_if_wide(axes: Any, values: NDArray[np.float64]) -> None:
+    if values.min() > 0 and values.max() > 10 * values.min():
+        axes.set_yscale("log")
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def _save(figure: Figure, path: Path_) -> None:
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(_DPI)
+    canvas.draw()
+    _write(path, Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+
+
+def _write(path: Path_, image: Image.Image) -> None:
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.png")
-    # Without matplotlib's version in the file, the same data gives the same bytes.
-    figure.savefig(temporary, dpi=110, metadata={"Software": None})
-    os.replace(temporary, target)
-
-
-def _save_image(image: Image.Image, target: Path) -> None:
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.png")
-    image.save(temporary)
-    os.replace(temporary, target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

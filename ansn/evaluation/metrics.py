@@ -46,7 +46,8 @@ def frechet_distance(a: Array, b: Array) -> float:
 def frechet_floor(train: Array, test: Array) -> float:
     """What perfect samples would score: distance of held-out real features ``[m, p]`` to the training ones ``[n, p]``.
 
-    It belongs to m samples: a set of more than m can score below it.
+    It belongs to m samples, and it holds what the features learned of the training rows by heart: more samples than m,
+    and samples copied from those rows, can score below it.
     """
     return frechet_distance(test, train)
 
@@ -116,7 +117,7 @@ class ClassifierFeatures:
         name: str = "data",
         seed: int = 0,
     ) -> None:
-        # Half a second to import, and `import ansn` leads here.
+        # Slow to import, and every command that draws a picture imports this module.
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
@@ -213,7 +214,7 @@ def _labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
 def _factor(features: Array) -> Array:
     """``F`` ``[min(n, p), p]`` with ``F^T F`` the unbiased covariance."""
     centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    return np.linalg.qr(centred, mode="r")
+    return np.asarray(np.linalg.qr(centred, mode="r"), dtype=np.float64)
 
 
 def _rows(x: Tensor, shape: tuple[int, ...]) -> Array:

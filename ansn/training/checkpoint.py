@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,8 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
     folder = run / "checkpoints" / f"step-{have[0] if step is None else step:08d}"
     try:
         state = json.loads((folder / "state.json").read_text())
+        if not isinstance(state, dict):
+            raise ValueError(f"state.json holds a {type(state).__name__}, expected an object")
         if state.get("format") != FORMAT:
             raise InputError(f"{folder}: is of format {state.get('format')}, expected {FORMAT}")
         tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
@@ -85,6 +89,18 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
             raise
         raise InputError(f"{folder}: cannot be read ({error}); delete it to go on from the one before") from None
     return tensors, state
+
+
+@contextmanager
+def fitting(run: Path) -> Iterator[None]:
+    """Around what uses a checkpoint's content: whatever breaks there is an InputError of one line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{run}: {error}") from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        told = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise InputError(f"{run}: its checkpoint is damaged or of another version of ansn ({told})") from None
 
 
 def remove_all(run: Path) -> None:
@@ -102,11 +118,14 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def unflatten_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """The inverse of :func:`flatten_optimizer`, into ``optimizer``."""
+    """The inverse of :func:`flatten_optimizer`, into ``optimizer``. ValueError if a parameter's state is missing."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
+    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    if set(state) != set(range(parameters)):
+        raise ValueError(f"the optimiser's state is of {len(state)} parameters, expected {parameters}")
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -19,7 +19,7 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     """``(rank, world, device)``; joins torchrun's group when there is one: NCCL on GPUs, Gloo on CPUs."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _device(device, local, world)
+    chosen = choose_device(device, local, world)
     if world == 1:
         yield 0, 1, chosen
         return
@@ -71,7 +71,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value)
 
 
-def _device(name: str, local: int, world: int) -> torch.device:
+def choose_device(name: str, local: int = 0, world: int = 1) -> torch.device:
+    """The device of a name (cpu, cuda, cuda:N, auto); of several processes each takes the GPU of its local rank.
+
+    Raises InputError for other names and for a GPU that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

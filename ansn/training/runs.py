@@ -47,13 +47,11 @@ def load_run(
     if not folder.is_dir():
         raise InputError(f"{folder}: is not a folder; expected one that ansn-train wrote")
     tensors, state = checkpoint.load(folder, step)
-    try:
+    with checkpoint.fitting(folder):
         config, info = from_dict(state["config"]), DataInfo.from_dict(state["data"])
         model = build.denoiser(config, info, Levels.from_dict(state["levels"]))
         weights = tensors["ema"] if ema and "ema" in tensors else tensors["network"]
         model.network.load_state_dict(weights)
         model.noise.covariance.load_state_dict(tensors["covariance"])
         number = int(state["step"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder}: its checkpoint does not fit this version of ansn ({error})") from None
     return Run(folder, model.to(device).eval(), config, info, number)

@@ -64,11 +64,11 @@ class Trainer:
         self.folder, self.step = Path(config.run.out), 0
         self.info = DataInfo.of(dataset)
         stored = self._stored()
-        self.levels = (
-            Levels.from_dict(stored[1]["levels"])
-            if stored
-            else build.ladder(config.noise, self.info, dataset, config.run.seed)
-        )
+        if stored:
+            with checkpoint.fitting(self.folder):
+                self.levels = Levels.from_dict(stored[1]["levels"])
+        else:
+            self.levels = build.ladder(config.noise, self.info, dataset, config.run.seed)
         self.model = build.denoiser(config, self.info, self.levels, device)
         self.covariance = self.model.noise.covariance
         network = self.model.network
@@ -84,7 +84,8 @@ class Trainer:
         )
         self.pending = 0
         if stored:
-            self._restore(*stored)
+            with checkpoint.fitting(self.folder):
+                self._restore(*stored)
         self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
         if world > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -285,14 +286,16 @@ class Trainer:
         if not self.config.run.resume or not checkpoint.steps(self.folder):
             return None
         tensors, state = checkpoint.load(self.folder)
-        changed = differences(from_dict(state["config"]), self.config)
+        with checkpoint.fitting(self.folder):
+            before, data = from_dict(state["config"]), DataInfo.from_dict(state["data"])
+        changed = differences(before, self.config)
         if changed:
             raise InputError(
                 f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
                 "give another --out, or --no-resume"
             )
-        if DataInfo.from_dict(state["data"]) != self.info:
-            raise InputError(f"{self.folder}: holds a run on other data ({state['data']['name']}); give another --out")
+        if data != self.info:
+            raise InputError(f"{self.folder}: holds a run on other data ({data.name}); give another --out")
         return tensors, state
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:

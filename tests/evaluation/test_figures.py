@@ -1,0 +1,248 @@
+"""The pictures: read back from the file, they show what was drawn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import ansn
+from ansn.evaluation import everything, figures
+
+Pixels = NDArray[np.uint8]
+RECORDS = [{"step": 50 * i, "loss": 3.0 / i, "condition_number": 1.0 + 0.1 * i} for i in range(1, 21)]
+
+
+@pytest.fixture(scope="module")
+def digits() -> torch.Tensor:
+    return everything(ansn.load_dataset("digits"))
+
+
+def pixels(path: Path) -> Pixels:
+    """A whole picture of sensible size that is not all one colour."""
+    with Image.open(path) as image:
+        image.verify()
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.mode == "RGB"
+        drawn = np.asarray(image)
+    assert 40 <= drawn.shape[0] <= 4000
+    assert 480 <= drawn.shape[1] <= 4000
+    assert drawn.std() > 1
+    return drawn
+
+
+def cells(drawn: Pixels, columns: int, size: int, scale: int) -> Pixels:
+    """The middle of every pixel of every image of a grid, ``[rows, columns, size, size, 3]``."""
+    middle = drawn[scale // 2 :: scale, scale // 2 :: scale]
+    rows = (middle.shape[0] - 1) // (size + 1)
+    inner = middle[1:, 1:].reshape(rows, size + 1, columns, size + 1, 3)[:, :size, :, :size]
+    return inner.transpose(0, 2, 1, 3, 4)
+
+
+def test_a_grid_holds_every_pixel_exactly(digits: torch.Tensor, tmp_path: Path) -> None:
+    figures.save_samples(digits[:64], tmp_path / "x.png")
+    drawn = pixels(tmp_path / "x.png")
+    scale = drawn.shape[1] // 73
+    assert drawn.shape == (73 * scale, 73 * scale, 3)
+    expected = (digits[:64] * 255).round().numpy().astype(np.uint8).reshape(8, 8, 8, 8)
+    assert np.array_equal(cells(drawn, 8, 8, scale), np.broadcast_to(expected[..., None], (8, 8, 8, 8, 3)))
+    # Nothing is smoothed: every pixel is a block of one colour.
+    assert (drawn.reshape(73, scale, 73, scale, 3) == drawn[::scale, None, ::scale, None]).all()
+
+
+def test_colours_columns_and_scale(tmp_path: Path) -> None:
+    x = torch.rand(5, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    figures.save_samples(x, tmp_path / "x.png", columns=3, upscale=25)
+    drawn = pixels(tmp_path / "x.png")
+    assert drawn.shape == (15 * 25, 22 * 25, 3)
+    shown = cells(drawn, 3, 6, 25).reshape(6, 6, 6, 3)
+    assert np.array_equal(shown[:5], (x * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1))
+    assert (shown[5] == round(0.35 * 255)).all()  # the cell that is left over
+
+
+def test_clipping_is_told_only_when_it_hides_something(digits: torch.Tensor, tmp_path: Path) -> None:
+    whole = digits[:16]
+    for name, x in {"in": whole, "slightly": whole - 0.01, "out": 1.5 * whole, "few": whole.clone()}.items():
+        if name == "few":
+            x[0, 0, 0, 0] = -5.0
+        figures.save_samples(x, tmp_path / f"{name}.png")
+    heights = {name: pixels(tmp_path / f"{name}.png").shape[0] for name in ("in", "slightly", "out", "few")}
+    assert heights["in"] == heights["slightly"] == heights["few"]
+    line = heights["out"] - heights["in"]
+    assert 20 <= line <= 40
+    drawn = pixels(tmp_path / "out.png")
+    assert (drawn[:line] < 100).any()  # letters
+    assert (drawn[:line, :4] == 255).all()  # which are not cut off
+    assert (drawn[:line, -4:] == 255).all()
+    figures.save_samples((1.5 * whole).clamp(0, 1), tmp_path / "clipped.png")
+    assert np.array_equal(drawn[line:], pixels(tmp_path / "clipped.png"))
+
+
+def test_what_is_not_finite_shows(digits: torch.Tensor, tmp_path: Path) -> None:
+    x = digits[:4].clone()
+    x[1, 0, 2, 3], x[2, 0, 0, 0] = math.nan, math.inf
+    figures.save_samples(x, tmp_path / "x.png", upscale=40)
+    drawn = pixels(tmp_path / "x.png")
+    shown = cells(drawn[drawn.shape[0] - 19 * 40 :], 2, 8, 40).reshape(4, 8, 8, 3)
+    magenta = (shown == np.array([255, 0, 255])).all(-1)
+    assert {tuple(map(int, where)) for where in np.argwhere(magenta)} == {(1, 2, 3), (2, 0, 0)}
+
+
+@pytest.mark.parametrize("d", [1, 2, 6])
+def test_vectors_are_plotted_against_the_data(d: int, tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, data = torch.randn(200, d, generator=g), torch.randn(300, d, generator=g)
+    x[0, 0] = math.nan  # one sample that diverged does not spoil the picture
+    figures.save_samples(x, tmp_path / "alone.png")
+    figures.save_samples(x, tmp_path / "both.png", reference=data, names=[f"column {j}" for j in range(d)])
+    alone, both = pixels(tmp_path / "alone.png"), pixels(tmp_path / "both.png")
+    assert alone.shape == both.shape
+    assert not np.array_equal(alone, both)
+
+
+def test_points_lie_where_they_belong(tmp_path: Path) -> None:
+    """Samples in the upper right quarter of the data's square colour that quarter alone."""
+    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]])
+    x = 0.8 * torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) + 0.1
+    figures.save_samples(x, tmp_path / "x.png", reference=corners)
+    drawn = pixels(tmp_path / "x.png").astype(int)
+    blue = (drawn[..., 2] - drawn[..., 0]) > 60
+    rows, columns = np.nonzero(blue[100:])  # below the legend
+    grey = (abs(drawn - 153).max(-1) < 8)[100:]
+    middle = np.nonzero(grey)[1]
+    assert len(rows) > 300
+    assert columns.min() > (middle.min() + middle.max()) / 2 - 10
+    assert rows.max() + 100 < drawn.shape[0] * 0.6
+
+
+@pytest.mark.parametrize("options", [{"rho": 0.5}, {"rho": 0.0}, {"gamma": 0.5}, {"structure": "diagonal"}])
+def test_covariance_of_images(options: dict[str, Any], digits: torch.Tensor, tmp_path: Path) -> None:
+    covariance = ansn.AdaptiveCovariance((1, 8, 8), **options).update(digits).freeze()
+    figures.save_covariance(covariance, tmp_path / "x.png")
+    drawn = pixels(tmp_path / "x.png").astype(int)
+    assert drawn.shape[1] >= 1000
+    right = drawn[:, drawn.shape[1] // 2 :]
+    # A scale about 0 has both of its colours among the draws of the noise.
+    assert ((right[..., 0] - right[..., 2]) > 80).mean() > 0.002
+    assert ((right[..., 2] - right[..., 0]) > 80).mean() > 0.002
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 6), (2,), (30,), (2, 5, 5)])
+def test_covariance_of_other_shapes_and_regions(shape: tuple[int, ...], tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    covariance = ansn.AdaptiveCovariance(shape, regions=2)
+    scale = torch.rand(shape, generator=g) + 0.1
+    covariance.update(scale * torch.randn(200, *shape, generator=g), torch.arange(200) % 2)
+    for region in (0, 1):
+        figures.save_covariance(covariance, tmp_path / f"{region}.png", region=region)
+    assert not np.array_equal(pixels(tmp_path / "0.png"), pixels(tmp_path / "1.png"))
+    with pytest.raises(ValueError, match=r"region: got 2, expected 0..1"):
+        figures.save_covariance(covariance, tmp_path / "2.png", region=2)
+
+
+def test_heading_states_the_covariances_own_numbers(digits: torch.Tensor) -> None:
+    covariance = ansn.AdaptiveCovariance((1, 8, 8), rho=0.9).update(digits).freeze()
+    heading = figures._heading(
+        covariance, 0, torch.linalg.eigvalsh(covariance.covariance()[0]), covariance.eigenvalues()[0]
+    )
+    condition, rank = float(covariance.condition_number()), float(covariance.effective_rank())
+    assert heading == (
+        f"dense, rho = 0.9, 1,347 points: condition number of R {condition:.4g}, effective rank of S {rank:.1f} of 64"
+    )
+
+
+def test_a_covariance_that_saw_nothing_has_a_picture(tmp_path: Path) -> None:
+    figures.save_covariance(ansn.AdaptiveCovariance((1, 4, 4)), tmp_path / "x.png")
+    pixels(tmp_path / "x.png")
+
+
+def test_an_eigenvectors_sign_is_fixed() -> None:
+    v = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(figures._signed(v), figures._signed(-v))
+    assert torch.equal(figures._signed(v).abs(), v.abs())
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 20])
+def test_loss_of_any_number_of_records(count: int, tmp_path: Path) -> None:
+    figures.save_loss(RECORDS[:count], tmp_path / "x.png")
+    pixels(tmp_path / "x.png")
+
+
+def test_loss_leaves_out_what_is_no_number(tmp_path: Path) -> None:
+    figures.save_loss(RECORDS, tmp_path / "a.png")
+    holes: list[dict[str, Any]] = [{"step": 0, "loss": None}, {"step": 7}, {"step": 9, "loss": math.nan}]
+    figures.save_loss([*RECORDS, *holes], tmp_path / "b.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    figures.save_loss([{k: v for k, v in r.items() if k != "condition_number"} for r in RECORDS], tmp_path / "c.png")
+    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
+
+
+def _draw_all(digits: torch.Tensor, folder: Path) -> None:
+    figures.save_samples(1.2 * digits[:9], folder / "samples.png")
+    figures.save_samples(digits[:50].flatten(1)[:, 20:22], folder / "table.png")
+    figures.save_covariance(ansn.AdaptiveCovariance((1, 8, 8)).update(digits), folder / "covariance.png")
+    figures.save_loss(RECORDS, folder / "loss.png")
+
+
+def test_the_same_input_gives_the_same_bytes_and_no_other_file(digits: torch.Tensor, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        _draw_all(digits, tmp_path / name)
+    names = {"samples.png", "table.png", "covariance.png", "loss.png"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_matplotlibs_own_state_is_left_alone(digits: torch.Tensor, tmp_path: Path) -> None:
+    """Only the parameters are read: a figure of pyplot's would show in ``get_fignums``."""
+    before = dict(matplotlib.rcParams.copy())
+    _draw_all(digits, tmp_path)
+    assert dict(matplotlib.rcParams.copy()) == before
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    digits: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x.png"
+    figures.save_samples(digits[:4], target)
+    before = target.read_bytes()
+
+    def full(self: Image.Image, path: Any, **_: Any) -> None:
+        Path(path).write_bytes(b"half a pict")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        figures.save_samples(digits[4:8], target)
+    assert target.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (torch.zeros(3, 2, 8, 8), {}, r"x: got shape \[3, 2, 8, 8\], expected"),
+        (torch.zeros(8, 8, 8), {}, r"x: got shape \[8, 8, 8\]"),
+        (torch.zeros(0, 1, 8, 8), {}, "n at least 1"),
+        (torch.zeros(2, 1, 8, 8), {"columns": 0}, "columns: got 0"),
+        (torch.zeros(2, 1, 8, 8), {"upscale": -1}, "upscale: got -1"),
+        (torch.zeros(2, 3), {"reference": torch.zeros(2, 4)}, r"reference: got shape \[2, 4\], expected \[m, 3\]"),
+        (torch.zeros(2, 3), {"names": ("a", "b")}, "names: got 2, expected one for each of 3 columns"),
+    ],
+)
+def test_wrong_arguments_are_named(x: torch.Tensor, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        figures.save_samples(x, tmp_path / "x.png", **options)
+    assert list(tmp_path.iterdir()) == []

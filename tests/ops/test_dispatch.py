@@ -1,0 +1,112 @@
+"""Which back end runs: the choice, its scope, and the errors when a choice cannot run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ansn import ops
+from ansn.ops import native
+from tests.ops.helpers import needs_native
+
+
+def test_every_operation_has_its_oracle():
+    assert set(ops.operations()) == {"apply_factor", "cholesky", "colored_step", "covariance_update_", "dsm_loss"}
+    for operation in ops.operations():
+        assert "reference" in ops.registered(operation)
+
+
+def test_the_choice_ends_with_its_block():
+    start = ops.current_backend()
+    with ops.backend("reference"):
+        assert ops.current_backend() == "reference"
+        with ops.backend("auto"):
+            assert ops.current_backend() == "auto"
+        assert ops.current_backend() == "reference"
+    assert ops.current_backend() == start
+    with pytest.raises(ZeroDivisionError), ops.backend("reference"):
+        _ = 1 / 0
+    assert ops.current_backend() == start
+
+
+def test_called_as_a_function_it_stays():
+    before = ops.backend("reference")
+    assert ops.current_backend() == "reference"
+    with before:
+        pass
+    assert ops.current_backend() == "auto"
+
+
+def test_an_unknown_name_changes_nothing():
+    with pytest.raises(ValueError, match="backend is 'cuda', expected one of auto, reference, native, triton"):
+        ops.backend("cuda")
+    assert ops.current_backend() == "auto"
+
+
+@needs_native
+def test_an_explicit_back_end_that_cannot_run_raises():
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    with ops.backend("native"):
+        with pytest.raises(RuntimeError, match=r"colored_step cannot run on back end 'native': .*float64"):
+            ops.colored_step(x, b=1.0)
+        with pytest.raises(RuntimeError, match="colored_step cannot run on back end 'native': denoised is"):
+            ops.colored_step(x.float(), x, c=1.0)
+
+
+def test_a_back_end_without_the_kernel_says_which_have_it():
+    missing = [o for o in ops.operations() if "triton" not in ops.registered(o)]
+    assert missing or torch.cuda.is_available()
+    if "dsm_loss" in missing:
+        with (
+            ops.backend("triton"),
+            pytest.raises(RuntimeError, match="dsm_loss has no kernel on back end 'triton'; it has"),
+        ):
+            ops.dsm_loss(torch.zeros(1, 1))
+
+
+def test_auto_always_runs():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for factor in (None, torch.ones(1, 3), torch.eye(3).unsqueeze(0)):
+            assert ops.colored_step(torch.zeros(2, 3, dtype=dtype), b=1.0, factor=factor).isfinite().all()
+
+
+@needs_native
+def test_auto_takes_the_native_kernel_where_it_runs():
+    """Bit for bit its result, which is not the reference's."""
+    x = torch.zeros(64, 784)
+    automatic = ops.colored_step(x, b=1.0)
+    with ops.backend("native"):
+        assert torch.equal(automatic, ops.colored_step(x, b=1.0))
+    with ops.backend("reference"):
+        assert not torch.equal(automatic, ops.colored_step(x, b=1.0))
+
+
+def test_without_the_module_auto_goes_on(monkeypatch):
+    monkeypatch.setattr(native, "missing", "the C++ module ansn._native is not there (for this test)")
+    x = torch.zeros(4, 5)
+    with ops.backend("reference"):
+        expected = ops.colored_step(x, b=1.0)
+    assert torch.equal(ops.colored_step(x, b=1.0), expected)
+    with ops.backend("native"), pytest.raises(RuntimeError, match=r"ansn\._native is not there"):
+        ops.colored_step(x, b=1.0)
+
+
+@pytest.mark.parametrize(("value", "status"), [("reference", 0), ("fast", 1)])
+def test_the_environment_sets_the_start(value, status):
+    done = subprocess.run(
+        [sys.executable, "-c", "from ansn import ops; print(ops.current_backend())"],
+        env={**os.environ, "ANSN_BACKEND": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    if status:
+        expected = "ValueError: ANSN_BACKEND is 'fast', expected one of auto, reference, native, triton"
+        assert done.stderr.strip().splitlines()[-1] == expected
+    else:
+        assert done.stdout.strip() == value

@@ -1,0 +1,91 @@
+"""The fused loss and its gradient: against the formula, with a target and with z regenerated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansn import ops
+from tests.native import oracle
+from tests.ops.helpers import DTYPES, error_ratio, on, one_line, randn
+from tests.tolerances import RATIO
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_back_end_equals_the_formula(data):
+    dtype = data.draw(st.sampled_from(DTYPES))
+    rows, dim = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 37))
+    prediction = randn(rows, dim, dtype=dtype)
+    target = data.draw(st.sampled_from([None, randn(rows, dim, seed=1, dtype=dtype)]))
+    weight = data.draw(st.sampled_from([0.5, torch.tensor(0.25), torch.linspace(0.5, 2, rows)]))
+    counters = {"seed": data.draw(st.integers(0, 2**63 - 1)), "row": 7, "step": data.draw(st.integers(0, 2**32 - 1))}
+    if target is None:
+        wanted = -oracle.noise(counters["seed"], 7, rows, dim, counters["step"], ops.PERTURB)
+    else:
+        wanted = target.double().numpy()
+    residual = prediction.double().numpy() - wanted
+    w = np.asarray(weight, np.float64) * np.ones(rows)
+    expected, slope = w * np.mean(residual**2, axis=1), 2 * w[:, None] * residual / dim
+    for name in ops.registered("dsm_loss"):
+        p = prediction.clone().requires_grad_()
+        loss = on(name, lambda: ops.dsm_loss(p, target, weight=weight, **counters))  # noqa: B023
+        if loss is None:
+            continue
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert loss.shape == (rows,)
+        # The sum is made in float32 whatever the storage is.
+        assert error_ratio(loss.detach(), expected) <= RATIO["dsm_loss"][loss.dtype]
+        (3.0 * loss).sum().backward()
+        assert p.grad.dtype == dtype
+        assert error_ratio(p.grad, 3.0 * slope) <= RATIO["dsm_loss"][dtype]
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_gradient(with_target):
+    prediction = randn(3, 2, 2).requires_grad_()
+    target = randn(3, 2, 2, seed=1) if with_target else None
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda p: ops.dsm_loss(p, target, weight=weight, seed=4, row=2, step=9), (prediction,)
+    )
+
+
+def test_regenerated_noise_is_the_one_that_was_drawn():
+    """f = -z has no loss, and none but that z."""
+    counters = {"seed": 11, "row": 30, "step": 2}
+    z = ops.colored_step(torch.zeros(4, 9, dtype=torch.float64), b=1.0, stream=ops.PERTURB, **counters)
+    assert torch.equal(ops.dsm_loss(-z, **counters), torch.zeros(4, dtype=torch.float64))
+    assert bool((ops.dsm_loss(-z, **{**counters, "row": 31}) > 1e-3).all())
+
+
+def test_the_target_has_no_gradient():
+    p, t = randn(2, 3).requires_grad_(), randn(2, 3, seed=1).requires_grad_()
+    ops.dsm_loss(p, t).sum().backward()
+    assert t.grad is None
+
+
+P = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("argument", "kind", "options"),
+    [
+        ("prediction", TypeError, {"prediction": torch.zeros(3, 4, dtype=torch.int32)}),
+        ("prediction", ValueError, {"prediction": torch.zeros(3)}),
+        ("target", ValueError, {"target": torch.zeros(4, 3)}),
+        ("target", TypeError, {"target": "x"}),
+        ("weight", ValueError, {"weight": torch.ones(4)}),
+        ("weight", ValueError, {"weight": 0}),
+        ("weight", TypeError, {"weight": "heavy"}),
+        ("seed", ValueError, {"seed": -1}),
+        ("step", ValueError, {"step": -1}),
+    ],
+)
+def test_wrong_arguments_are_named(argument, kind, options):
+    with pytest.raises(kind) as error:
+        ops.dsm_loss(**{"prediction": P, **options})
+    one_line(error, argument)

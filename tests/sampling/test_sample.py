@@ -1,0 +1,207 @@
+"""``sample``: start, batches, seeds, labels, schedules and what it refuses; distribution with an exact denoiser."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks, sample
+from ansn.sampling import METHODS, heun
+from tests.oracles import (
+    ExactDenoiser,
+    annealed_covariance,
+    covariance_within_five_sigma,
+    five_sigma,
+    fixed_covariance,
+    gaussian,
+    noise_model,
+    randn,
+    spd,
+)
+from tests.tolerances import BATCH_INVARIANCE, rms_ratio
+
+D = 4
+QUICK = {"heun": 5, "euler": 5, "langevin": 2, "paper": 2}
+
+
+def network(**options) -> networks.MLP:
+    torch.manual_seed(0)
+    out = networks.MLP((1, 2, 2), hidden=24, blocks=1, **options)
+    nn.init.normal_(out.output.weight, std=0.2)
+    return out
+
+
+def trained(prediction: str = "denoiser", structure: str = "dense", **options) -> Denoiser:
+    """A network with weights, on images in [0, 1]; its samples stay of that size."""
+    x = torch.rand(200, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    covariance = AdaptiveCovariance((1, 2, 2), structure=structure).update(x).freeze()
+    return Denoiser(network(**options), NoiseModel(covariance, levels.karras(4.0, 0.05)), prediction)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+def test_samples_do_not_depend_on_the_batch_size(method, structure):
+    model = trained("whitened" if method == "paper" else "denoiser", structure)
+    results = [sample(model, 20, method, QUICK[method], batch_size=size, seed=3) for size in (1, 7, 64)]
+    assert results[0].shape == (20, 1, 2, 2)
+    for other in results[1:]:
+        assert float((other - results[0]).abs().max()) < BATCH_INVARIANCE
+    assert float((sample(model, 5, method, QUICK[method], seed=3) - results[0][:5]).abs().max()) < BATCH_INVARIANCE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_are_a_function_of_the_seed(method):
+    model = trained()
+    one = sample(model, 6, method, QUICK[method], seed=3)
+    assert torch.equal(sample(model, 6, method, QUICK[method], seed=3), one)
+    assert not torch.equal(sample(model, 6, method, QUICK[method], seed=4), one)
+    rows = one.flatten(1)
+    assert float(torch.pdist(rows).min()) > 0, "two samples shared their noise"
+
+
+@pytest.mark.parametrize("method", ["heun", "langevin"])
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+def test_an_exact_denoiser_gives_the_data(method, prediction):
+    """Mean and covariances within five standard errors of ``N(m, S)``; a short Langevin chain's, of what it must be."""
+    mean, s = randn(D, seed=1), spd(D, 2)
+    x = mean + randn(4000, D, seed=5) @ torch.linalg.cholesky(s).T
+    covariance = AdaptiveCovariance(D, rho=0.5, factor_dtype=torch.float64).update(x).freeze()
+    noise = NoiseModel(covariance, levels.karras(6.0, 0.02))
+    target = gaussian(covariance.mean[0], covariance.covariance()[0])
+    steps = 60 if method == "heun" else 6
+    out = sample(ExactDenoiser(noise, target, prediction=prediction), 4000, method, steps, batch_size=4000, seed=2)
+    centred = out - target.means[0]
+    assert five_sigma(centred, 0.0)
+    expected = target.covariances[0]
+    if method == "langevin":
+        taus = levels.geometric(6.0, 0.02, dim=D).tau
+        expected = annealed_covariance(expected, covariance.noise_shape()[0], taus, steps)
+    assert covariance_within_five_sigma(centred, expected)
+
+
+def test_it_is_the_prior_and_the_sampler():
+    model = ExactDenoiser(noise_model(fixed_covariance(spd(D))), gaussian(randn(D), spd(D, 2)))
+    expected = heun(
+        model, model.noise.prior(6, 3.0, seed=9), torch.tensor(levels.karras(3.0, 0.3, n=8).tau, dtype=torch.float64)
+    )
+    assert rms_ratio(sample(model, 6, "heun", 8, seed=9), expected) < 1e-12
+
+
+def test_schedules():
+    """Flow: Karras levels between the ladder's ends; Langevin: the ladder, or one whose rungs overlap."""
+
+    def told(ladder: levels.Levels, method: str, steps: int, **options) -> list[float]:
+        seen: list[float] = []
+        model = ExactDenoiser(NoiseModel(fixed_covariance(D), ladder), gaussian(torch.zeros(D), spd(D)))
+        sample(model, 2, method, steps, callback=lambda d: seen.append(float(d["sigma"])), **options)
+        return seen
+
+    ncsn, edm = levels.geometric(2.0, 0.1, n=6), levels.karras(2.0, 0.1, n=4)
+    assert told(ncsn, "heun", 9) == pytest.approx(levels.karras(2.0, 0.1, n=9).tau)
+    assert told(edm, "euler", 1) == pytest.approx([2.0])
+    assert told(ncsn, "langevin", 1) == pytest.approx(ncsn.tau)
+    assert told(edm, "langevin", 1) == pytest.approx(levels.geometric(2.0, 0.1, dim=D).tau)
+    assert told(levels.paper(D), "heun", 20) == pytest.approx([1.2])
+    assert told(ncsn, "heun", 3, taus=torch.tensor([1.0, 0.5])) == pytest.approx([1.0, 0.5])
+
+
+def test_start_of_the_paper_is_uniform():
+    """With levels too low to move it, the start is what comes out; elsewhere it is the Gaussian one."""
+    x = 50.0 + randn(60, D)
+    covariance = AdaptiveCovariance(D, factor_dtype=torch.float64).update(x).freeze()
+    target = gaussian(covariance.mean[0], covariance.covariance()[0])
+    model = ExactDenoiser(noise_model(covariance), target, prediction="whitened")
+    tiny = {"taus": torch.tensor([1e-6], dtype=torch.float64), "eps": 1e-20}
+    for method, options, uniform in (
+        ("paper", {}, True), ("paper", {"start": "gaussian"}, False),
+        ("langevin", {"denoise": False}, False), ("langevin", {"denoise": False, "start": "uniform"}, True),
+    ):  # fmt: skip
+        out = sample(model, 40, method, 1, **tiny, **options)
+        assert bool(((out > -0.1) & (out < 1.1)).all()) == uniform, method
+
+
+def test_labels():
+    """A number for all, or one for each sample, sliced with the batches."""
+    seen: list[Tensor] = []
+
+    class Network(nn.Module):
+        conditioning = "none"
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            seen.append(y)
+            return 0.0 * x
+
+    model = Denoiser(Network(), noise_model(fixed_covariance(D)))
+    sample(model, 5, "euler", 1, y=2)
+    sample(model, 5, "euler", 1, y=torch.arange(5), batch_size=2)
+    sample(model, 5, "euler", 1)
+    assert [None if y is None else y.tolist() for y in seen] == [[2] * 5, [0, 1], [2, 3], [4], None]
+
+
+def test_labels_change_a_class_conditional_network_s_samples():
+    model = trained(num_classes=3)
+    nn.init.normal_(model.network.layers[0].film.linear.weight)
+    nn.init.normal_(model.network.layers[0].linear2.weight)
+    one, two = (sample(model, 4, "heun", 4, y=k) for k in (0, 1))
+    assert not torch.equal(one, two)
+    mixed = sample(model, 4, "heun", 4, y=torch.tensor([0, 0, 1, 1]))
+    assert float((mixed - torch.cat((one[:2], two[2:]))).abs().max()) < BATCH_INVARIANCE
+
+
+def test_mode_is_restored_and_dropout_is_off():
+    model = trained(dropout=0.5)
+    nn.init.normal_(model.network.layers[0].linear2.weight)
+    model.train()
+    first = sample(model, 3, "heun", 3)
+    assert model.training
+    assert torch.equal(first, sample(model, 3, "heun", 3))
+    model.eval()
+    sample(model, 1, "heun", 2)
+    assert not model.training
+
+
+def test_mode_is_restored_after_an_error():
+    model = trained().train()
+    with pytest.raises(ValueError, match=r"^taus"):
+        sample(model, 1, taus=torch.tensor([1.0, 2.0]))
+    assert model.training
+
+
+def test_a_progress_bar_changes_nothing():
+    for batch_size in (2, 64):
+        options = {"batch_size": batch_size, "seed": 1}
+        shown = sample(trained(), 5, "heun", 3, progress=True, **options)
+        assert torch.equal(shown, sample(trained(), 5, "heun", 3, **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("method", {"method": "ddim"}),
+        ("n, batch_size", {"n": 0}),
+        ("n, batch_size", {"batch_size": 0}),
+        ("steps", {"steps": 0}),
+        ("steps", {"method": "langevin", "steps": 0}),
+        ("eps", {"method": "heun", "eps": 0.1}),
+        ("x", {"x": torch.zeros(1)}),
+        ("region", {"region": torch.zeros(1)}),
+        ("row", {"method": "langevin", "row": 3}),
+        ("extra", {"extra": 1}),
+        ("start", {"start": "zeros"}),
+        ("y", {"y": torch.zeros(3)}),
+        ("y", {"y": torch.zeros(2, dtype=torch.int64)}),
+    ],
+)
+def test_wrong_arguments_are_named(name, arguments):
+    with pytest.raises(ValueError) as error:
+        sample(trained(), **{"n": 3, **arguments})
+    assert str(error.value).startswith(f"{name}:"), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_option_is_told_what_there_is():
+    with pytest.raises(
+        ValueError, match=r"^epsilon: 'langevin' has no such option; it has eps, convention, precondition"
+    ):
+        sample(trained(), 1, "langevin", epsilon=0.1)

@@ -1,0 +1,302 @@
+"""AdaptiveCovariance as its user meets it: warm-up, ridge, refresh, freeze, files, regions, limits, errors."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from ansn import AdaptiveCovariance
+from ansn.covariance import QUANTISATION_8BIT
+from ansn.moments import RunningMoments
+from ansn.structures import STRUCTURES
+from tests.oracles import randn, spd
+from tests.tolerances import EXACT, rms_ratio
+
+
+def snapshot(covariance: AdaptiveCovariance) -> list[bytes]:
+    return [b.numpy().tobytes() for b in covariance.buffers()]
+
+
+def one_line(error: pytest.ExceptionInfo[Exception], name: str) -> None:
+    assert str(error.value).startswith(name), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# -- warm-up
+
+
+@pytest.mark.parametrize(
+    ("initial", "expected"),
+    [
+        (2.0, 2.0 * torch.eye(3)),
+        (torch.tensor([1.0, 2.0, 3.0]), torch.diag(torch.tensor([1.0, 2.0, 3.0]))),
+        (spd(3), spd(3)),
+    ],
+)
+def test_the_guess_stands_until_the_warm_up_is_over(initial, expected):
+    covariance = AdaptiveCovariance(3, initial=initial, warmup=5, rho=1.0, eps=0.0, factor_dtype=torch.float64)
+    assert rms_ratio(covariance.covariance()[0], expected.double()) < EXACT
+    assert rms_ratio(covariance.noise_shape()[0], expected.double()) < EXACT
+    x = randn(5, 3)
+    covariance.update(x[:4])
+    assert rms_ratio(covariance.covariance()[0], expected.double()) < EXACT
+    assert rms_ratio(covariance.haario()[0], 2.4**2 / 3 * expected.double()) < EXACT
+    covariance.update(x[4:])
+    assert rms_ratio(covariance.covariance()[0], torch.cov(x.T)) < EXACT
+
+
+def test_the_guess_of_a_diagonal_is_the_diagonal_of_the_guess():
+    covariance = AdaptiveCovariance(3, structure="diagonal", initial=spd(3))
+    assert torch.equal(covariance.covariance()[0], spd(3).diagonal())
+
+
+def test_one_point_is_no_covariance():
+    covariance = AdaptiveCovariance(2).update(randn(1, 2))
+    assert torch.equal(covariance.covariance()[0], torch.eye(2).double())
+    assert bool(covariance.factor.isfinite().all())
+
+
+# -- the ridge
+
+
+def test_default_ridge_is_a_thousandth_of_the_variance():
+    x = randn(50, 4)
+    covariance = AdaptiveCovariance(4, rho=1.0, factor_dtype=torch.float64).update(x)
+    ridge = 1e-3 * torch.cov(x.T).diagonal().mean()
+    assert rms_ratio(covariance.noise_shape()[0], torch.cov(x.T) + ridge * torch.eye(4).double()) < EXACT
+
+
+def test_the_floor_is_the_rounding_of_8_bit_data():
+    assert pytest.approx(1 / (12 * 255**2)) == QUANTISATION_8BIT
+    x = 0.01 * randn(50, 4)
+    covariance = AdaptiveCovariance(4, rho=1.0, factor_dtype=torch.float64).update(x)
+    expected = torch.cov(x.T) + QUANTISATION_8BIT * torch.eye(4).double()
+    assert rms_ratio(covariance.noise_shape()[0], expected) < EXACT
+
+
+def test_a_floor_that_swallows_the_data_is_told_once():
+    covariance = AdaptiveCovariance(4)
+    with pytest.warns(UserWarning, match="eps_floor .* give eps_floor=0 if the data is not 8-bit"):
+        covariance.update(1e-4 * randn(50, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        covariance.update(1e-4 * randn(50, 4, seed=1))
+        AdaptiveCovariance(4, eps_floor=0.0).update(1e-4 * randn(50, 4))
+        AdaptiveCovariance(4, eps=1e-3).update(1e-4 * randn(50, 4))
+        AdaptiveCovariance(4).update(randn(50, 4))
+
+
+def test_rank_deficient_data_has_a_factor_without_a_ridge():
+    """Three points in six dimensions: rounding alone may not stop it."""
+    covariance = AdaptiveCovariance(6, rho=1.0, eps=0.0, factor_dtype=torch.float64).update(randn(3, 6))
+    assert bool(covariance.factor.isfinite().all())
+    assert rms_ratio(covariance.noise_shape(), covariance.covariance()) < 1e-6
+
+
+def test_data_that_does_not_vary_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"region 0: the noise shape is not positive definite .* a larger eps"):
+        AdaptiveCovariance(3, eps=0.0).update(torch.ones(10, 3))
+
+
+# -- refresh and freeze
+
+
+def test_the_factor_is_remade_at_five_percent_growth():
+    """O(log n) times, at exactly the points that the rule says."""
+    covariance = AdaptiveCovariance(2)
+    at: list[int] = []
+    original = covariance.refresh
+
+    def refresh() -> None:
+        original()
+        at.append(covariance.seen)
+
+    covariance.refresh = refresh  # type: ignore[method-assign]
+    expected, last = [], 0
+    for n, x in enumerate(randn(1500, 1, 2), start=1):
+        before = covariance.factor.clone()
+        covariance.update(x)
+        if n >= 1.05 * last:
+            expected.append(n)
+            last = n
+        else:
+            assert torch.equal(covariance.factor, before)
+    assert at == expected
+    # Every point of the first 20, then one for each 5 %.
+    assert len(at) <= 21 + math.log(1500 / 20) / math.log(1.05)
+
+
+def test_due_counts_what_is_pending():
+    covariance = AdaptiveCovariance(2).update(randn(100, 2))
+    assert not covariance.due()
+    assert not covariance.due(pending=4)
+    assert covariance.due(pending=5)
+    assert not covariance.freeze().due(pending=10**6)
+
+
+def test_a_refresh_writes_in_place():
+    covariance = AdaptiveCovariance(2)
+    addresses = [covariance.factor.data_ptr(), covariance.center.data_ptr(), covariance.scale.data_ptr()]
+    covariance.update(randn(100, 2))
+    assert addresses == [covariance.factor.data_ptr(), covariance.center.data_ptr(), covariance.scale.data_ptr()]
+
+
+def test_frozen_is_frozen():
+    x = randn(103, 3)
+    covariance = AdaptiveCovariance(3, factor_dtype=torch.float64).update(x[:100]).update(x[100:])
+    stale = covariance.factor.clone()
+    covariance.freeze()
+    assert not torch.equal(covariance.factor, stale), "the freeze takes the last points in"
+    expected = AdaptiveCovariance(3, factor_dtype=torch.float64).update(x)
+    assert rms_ratio(covariance.factor, expected.factor) < EXACT
+    before = snapshot(covariance)
+    covariance.update(randn(500, 3, seed=1)).freeze()
+    assert snapshot(covariance) == before
+    assert covariance.seen == 103
+    for action in (lambda: covariance.merge(expected), covariance.refresh):
+        with pytest.raises(ValueError, match="this covariance is frozen"):
+            action()
+    assert snapshot(covariance) == before
+
+
+def test_a_bad_batch_leaves_the_state_as_it_was():
+    covariance = AdaptiveCovariance(3, forgetting=0.9).update(randn(20, 3))
+    before, seen = snapshot(covariance), covariance.seen
+    bad = randn(4, 3)
+    bad[2, 0] = float("nan")
+    for x, kind, name in (
+        (bad, ValueError, "x"),
+        (torch.zeros(4, 2), ValueError, "x"),
+        (torch.zeros(4, 3, dtype=torch.uint8), TypeError, "x"),
+        (randn(4, 3).numpy(), TypeError, "x"),
+    ):
+        with pytest.raises(kind) as error:
+            covariance.update(x)
+        one_line(error, name)
+        assert snapshot(covariance) == before
+        assert covariance.seen == seen
+
+
+# -- files and conversions
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_saved_state_continues_bit_for_bit(structure, frozen):
+    options = {"regions": 2, "structure": structure, "forgetting": 0.95}
+    batches, region = randn(8, 11, 3), torch.arange(11) % 2
+    one = AdaptiveCovariance(3, **options)
+    for x in batches[:4]:
+        one.update(x, region)
+    if frozen:
+        one.freeze()
+    other = AdaptiveCovariance(3, **options)
+    other.load_state_dict(load(save(one.state_dict())))
+    assert (other.seen, other.seen_at_refresh, other.frozen) == (one.seen, one.seen_at_refresh, frozen)
+    for x in batches[4:]:
+        one.update(x, region)
+        other.update(x, region)
+        assert snapshot(one) == snapshot(other)
+
+
+def test_conversion_of_a_model_leaves_its_dtypes():
+    covariance = AdaptiveCovariance(3).update(randn(9, 3))
+    before = snapshot(covariance)
+    torch.nn.Sequential(covariance).half().double().to(torch.bfloat16)
+    assert snapshot(covariance) == before
+    assert covariance.moments.scatter.dtype == torch.float64
+    assert covariance.factor.dtype == torch.float32
+
+
+# -- regions
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_region_is_its_own_covariance(structure):
+    """Of its rows alone; one region is the global covariance; a region without points keeps the guess."""
+    x, region = randn(90, 4), torch.randint(3, (90,), generator=torch.Generator().manual_seed(0))
+    options = {"structure": structure, "factor_dtype": torch.float64}
+    together = (
+        AdaptiveCovariance(4, regions=4, **options).update(x[:50], region[:50]).update(x[50:], region[50:]).freeze()
+    )
+    for k in range(3):
+        alone = AdaptiveCovariance(4, **options).update(x[region == k]).freeze()
+        for reading in (
+            "covariance",
+            "noise_shape",
+            "haario",
+            "condition_number",
+            "effective_rank",
+            "trace",
+            "eigenvalues",
+        ):
+            assert rms_ratio(getattr(together, reading)()[k], getattr(alone, reading)()[0]) < 1e-10
+        v = randn(5, 4, seed=2)
+        owner = torch.full((5,), k)
+        assert rms_ratio(together.whiten(v, owner, transpose=True), alone.whiten(v, transpose=True)) < 1e-10
+    assert together.count.tolist() == [*torch.bincount(region).tolist(), 0.0]
+    assert bool((together.covariance()[3] == AdaptiveCovariance(4, **options).covariance()[0]).all())
+    one = AdaptiveCovariance(4, regions=1, **options).update(x, torch.zeros(90, dtype=torch.int64)).freeze()
+    assert torch.equal(one.factor, AdaptiveCovariance(4, **options).update(x).freeze().factor)
+
+
+def test_a_merge_of_bare_moments_counts_their_points():
+    x = randn(30, 3)
+    gathered = RunningMoments(3, 1, STRUCTURES["dense"])
+    gathered.update(x[10:])
+    covariance = AdaptiveCovariance(3).update(x[:10]).merge(gathered, points=20)
+    assert covariance.seen == covariance.seen_at_refresh == 30
+    assert rms_ratio(covariance.covariance()[0], torch.cov(x.T)) < EXACT
+
+
+# -- limits and arguments
+
+
+def test_what_cannot_fit_is_refused_with_its_size_and_what_fits():
+    with pytest.raises(MemoryError) as error:
+        AdaptiveCovariance(1000, regions=2, memory_limit=10**6)
+    one_line(error, "structure: 'dense' of 2 x 1000 coordinates")
+    size = 2 * 1000 * 1000 * (3 * 8 + 4)
+    assert f"({size} bytes)" in str(error.value)
+    assert "structures that fit: diagonal" in str(error.value)
+    with pytest.raises(MemoryError, match="structures that fit: none"):
+        AdaptiveCovariance(1000, memory_limit=10)
+    with pytest.raises(MemoryError, match="structures that fit: diagonal"):
+        AdaptiveCovariance(10**6)
+    AdaptiveCovariance(1000, regions=2, structure="diagonal", memory_limit=10**6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("shape", {"shape": 0}), ("shape", {"shape": (3, 0)}), ("shape, regions", {"regions": 0}),
+        ("structure", {"structure": "banded"}), ("rho", {"rho": 1.5}), ("rho", {"rho": float("nan")}),
+        ("gamma", {"gamma": 2.0}),
+        ("rho, gamma", {"rho": 0.5, "gamma": 0.5}), ("eps", {"eps": -1.0}), ("eps", {"eps": float("nan")}),
+        ("eps", {"eps_floor": -1.0}), ("root", {"root": "lu"}), ("warmup", {"warmup": 1}),
+        ("forgetting", {"forgetting": 0.0}), ("forgetting", {"forgetting": 1.1}), ("refresh", {"refresh": 0.0}),
+        ("dtype", {"dtype": torch.float16}), ("factor_dtype", {"factor_dtype": torch.bfloat16}),
+        ("initial", {"initial": 0.0}), ("initial", {"initial": torch.ones(2)}), ("initial", {"initial": float("inf")}),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(name, arguments):
+    with pytest.raises(ValueError) as error:
+        AdaptiveCovariance(**{"shape": 3, **arguments})
+    one_line(error, name)
+
+
+def test_a_merge_of_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError) as error:
+        AdaptiveCovariance(3).merge(AdaptiveCovariance(4))
+    one_line(error, "other")
+
+
+def test_it_says_what_it_is():
+    text = repr(
+        AdaptiveCovariance((1, 2, 2), regions=3, gamma=0.5).update(randn(5, 4), torch.zeros(5, dtype=torch.int64))
+    )
+    assert "shape=(1, 2, 2), regions=3, dense, gamma=0.5, 5 points, learning" in text

@@ -1,0 +1,182 @@
+"""The denoiser: preconditioning written out, what the network is told, and the two predictions' common algebra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ansn import AdaptiveCovariance, Denoiser, networks
+from tests.oracles import fixed_covariance, noise_model, randn, spd
+from tests.tolerances import EXACT, rms_ratio
+
+D = 4
+
+
+class Recorder(nn.Module):
+    """A fixed smooth map that remembers what it was given."""
+
+    def __init__(self, conditioning: str | None = None) -> None:
+        super().__init__()
+        if conditioning is not None:
+            self.conditioning = conditioning
+        self.seen: list[tuple[Any, ...]] = []
+
+    def forward(self, x: Tensor, level: Tensor | None = None, **extra: Any) -> Tensor:
+        self.seen.append((x, level, extra))
+        return torch.tanh(x.flip(-1)) + 0.1 * x
+
+
+def covariance() -> AdaptiveCovariance:
+    x = 2.0 + randn(60, D) @ torch.linalg.cholesky(spd(D)).T
+    return AdaptiveCovariance(D, factor_dtype=torch.float64).update(x).freeze()
+
+
+def test_preconditioning_is_the_formula():
+    """``D = m + (x~ - m)/v^2 + (tau/v) s G((x~ - m)/(v s), ln(tau)/4)``."""
+    shape, network = covariance(), Recorder()
+    model = Denoiser(network, noise_model(shape))
+    x, tau = randn(6, D, seed=1), torch.linspace(0.1, 4.0, 6, dtype=torch.float64)
+    out = model(x, tau)
+    m, s, v = shape.center[0], shape.scale[0], (1 + tau**2).sqrt().unsqueeze(1)
+    seen, level, _ = network.seen[0]
+    assert rms_ratio(seen, (x - m) / (v * s)) < EXACT
+    assert rms_ratio(level, tau.log() / 4) < EXACT
+    assert rms_ratio(out, m + (x - m) / v**2 + tau.unsqueeze(1) / v * s * Recorder()((x - m) / (v * s))) < EXACT
+
+
+def test_a_network_that_gives_zero_gives_the_denoiser_of_white_data():
+    """Data ``N(m, R)``: the posterior mean is ``m + (x~ - m)/(1 + tau^2)``, in every direction at once."""
+    shape = covariance()
+    model = Denoiser(networks.MLP((D,), hidden=8).double(), noise_model(shape))
+    x = randn(5, D)
+    assert rms_ratio(model(x, 2.0).detach(), shape.center[0] + (x - shape.center[0]) / 5) < EXACT
+
+
+def test_without_preconditioning_the_network_is_the_denoiser():
+    network = Recorder()
+    x = randn(5, D)
+    out = Denoiser(network, noise_model(covariance()), precondition=False)(x, 0.7)
+    assert torch.equal(network.seen[0][0], x)
+    assert torch.equal(out, Recorder()(x))
+
+
+@pytest.mark.parametrize("precondition", [False, True])
+def test_a_whitened_network(precondition):
+    """``D = x~ + tau L f``, f the network's output; its input is preconditioned or not."""
+    shape, network = covariance(), Recorder()
+    model = Denoiser(network, noise_model(shape), "whitened", precondition=precondition)
+    x, tau = randn(5, D), torch.linspace(0.2, 2.0, 5, dtype=torch.float64)
+    f = model.f(x, tau)
+    v = (1 + tau**2).sqrt().unsqueeze(1)
+    given = (x - shape.center[0]) / (v * shape.scale[0]) if precondition else x
+    assert rms_ratio(f, Recorder()(given)) < EXACT
+    assert rms_ratio(model(x, tau), x + tau.unsqueeze(1) * (f @ shape.factor[0].T)) < EXACT
+
+
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
+def test_d_f_and_score_are_one_thing(prediction, root):
+    """``D - x~ = tau L f = Sigma score`` for either prediction."""
+    r = spd(D)
+    model = Denoiser(Recorder(), noise_model(fixed_covariance(r, root=root)), prediction)
+    factor = model.noise.covariance.factor[0]
+    x, tau = randn(5, D), torch.linspace(0.2, 2.0, 5, dtype=torch.float64)
+    wide = tau.unsqueeze(1)
+    away = model(x, tau) - x
+    assert rms_ratio(wide * (model.f(x, tau) @ factor.T), away) < 1e-11
+    assert rms_ratio(wide**2 * (model.score(x, tau) @ r), away) < 1e-11
+
+
+def test_isotropic_is_preconditioned_at_r_identity():
+    """EDM's own formula with unit data deviation."""
+    model = Denoiser(Recorder(), noise_model(fixed_covariance(D)))
+    x, tau = randn(5, D), 0.7
+    skip, out, scale = 1 / (tau**2 + 1), tau / (tau**2 + 1) ** 0.5, 1 / (tau**2 + 1) ** 0.5
+    assert rms_ratio(model(x, tau), skip * x + out * Recorder()(scale * x)) < EXACT
+
+
+def test_conditioning():
+    """log: ln(tau)/4; index: the nearest rung in the logarithm; none: nothing. Extra arguments go through."""
+    ladder, x = (4.0, 1.0, 0.25), randn(5, D)
+    tau = torch.tensor([4.0, 2.1, 1.9, 0.26, 0.01], dtype=torch.float64)
+    y = torch.arange(5)
+    for kind, expected in (("log", tau.log() / 4), ("index", torch.tensor([0, 0, 1, 2, 2])), ("none", None)):
+        network = Recorder(kind)
+        Denoiser(network, noise_model(fixed_covariance(D), ladder))(x, tau, y=y)
+        _, level, extra = network.seen[0]
+        assert (level is None) if expected is None else torch.equal(level, expected)
+        assert extra["y"] is y
+
+
+def test_called_as_k_diffusion_does():
+    """``model(x, sigma * x.new_ones(B))`` and a number, a scalar and a row of one agree."""
+    model, x = Denoiser(Recorder(), noise_model(covariance())), randn(5, D)
+    out = model(x, 0.7 * x.new_ones([x.shape[0]]))
+    for sigma in (0.7, torch.tensor(0.7, dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)):
+        assert torch.equal(model(x, sigma), out)
+
+
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_has_the_input_s_dtype(prediction, dtype):
+    model = Denoiser(Recorder(), noise_model(fixed_covariance(D, dtype=torch.float32)), prediction)
+    x = randn(5, D, dtype=dtype)
+    for value in (model(x, 0.5), model.f(x, 0.5), model.score(x, 0.5)):
+        assert (value.dtype, value.shape) == (dtype, x.shape)
+
+
+def test_regions_have_their_own_center_and_scale():
+    """And rows are not confused with regions where there happen to be as many."""
+    shape = AdaptiveCovariance(D, regions=3, factor_dtype=torch.float64)
+    for k in range(3):
+        shape.update(5.0 * k + (k + 1) * randn(40, D, seed=k), torch.full((40,), k))
+    shape.freeze()
+    model, x, region = Denoiser(Recorder(), noise_model(shape)), randn(3, D), torch.tensor([2, 0, 2])
+    out = model(x, 0.5, region)
+    for row, k in enumerate(region.tolist()):
+        single = (
+            AdaptiveCovariance(D, factor_dtype=torch.float64).update(5.0 * k + (k + 1) * randn(40, D, seed=k)).freeze()
+        )
+        assert rms_ratio(out[row], Denoiser(Recorder(), noise_model(single))(x[row : row + 1], 0.5)[0]) < 1e-10
+    for rows in (1, 3, 5):
+        with pytest.raises(ValueError, match=r"region: got None, expected int64 \[\d\] because there are 3 regions"):
+            model(randn(rows, D), 0.5)
+
+
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+def test_gradients_reach_the_network_and_x(prediction):
+    network = networks.MLP((D,), hidden=8).double()
+    nn.init.normal_(network.output.weight, generator=torch.Generator().manual_seed(0))
+    model = Denoiser(network, noise_model(covariance()), prediction)
+    x = randn(3, D).requires_grad_()
+    for quantity in (model, model.f, model.score):
+        assert torch.autograd.gradcheck(lambda x: quantity(x, 0.5), (x,))  # noqa: B023
+    model(x, 0.5).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
+def model_of(**options) -> Denoiser:
+    return Denoiser(Recorder(), noise_model(covariance()), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("prediction", lambda: model_of(prediction="noise")),
+        ("network.conditioning", lambda: Denoiser(Recorder("sigma"), noise_model(covariance()))),
+        ("x", lambda: model_of()(randn(3, D + 1), 0.5)),
+        ("x", lambda: model_of()(randn(3, 2, 2), 0.5)),
+        ("sigma", lambda: model_of()(randn(3, D), 0.0)),
+        ("sigma", lambda: model_of()(randn(3, D), float("nan"))),
+        ("sigma", lambda: model_of()(randn(3, D), torch.ones(2))),
+        ("sigma", lambda: model_of()(randn(3, D), torch.ones(3, 1))),
+    ],
+)
+def test_wrong_arguments_are_named(name, call):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value).startswith(f"{name}:"), str(error.value)
+    assert "\n" not in str(error.value)

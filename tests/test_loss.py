@@ -1,0 +1,162 @@
+"""Denoising score matching: three metrics written out, their gradients, and one graph under torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, dsm_loss, levels, networks
+from tests.oracles import fixed_covariance, noise_model, randn, spd
+from tests.tolerances import rms_ratio
+
+D = 4
+METRICS = ("pixel", "whitened", "paper")
+
+
+def network(dtype: torch.dtype = torch.float64, **options) -> networks.MLP:
+    """One that does not give zero."""
+    torch.manual_seed(0)
+    out = networks.MLP((D,), hidden=16, blocks=1, **options)
+    nn.init.normal_(out.output.weight, std=0.3)
+    return out.to(dtype)
+
+
+def written_out(model: Denoiser, x: Tensor, perturbed: Tensor, tau: Tensor, r: Tensor, metric: str, s: float) -> Tensor:
+    """``w ||W (D - x)||^2 / d`` with explicit inverses, r the matrix R of each row ``[B, d, d]``."""
+    away = model(perturbed, tau) - x
+    wide = tau.unsqueeze(1)
+    if metric == "pixel":
+        weighted, w = away, (1 + tau**2) / (tau * s) ** 2
+    else:
+        root = torch.linalg.inv(torch.linalg.cholesky(r))
+        matrix = root if metric == "whitened" else torch.linalg.inv(r)
+        weighted = torch.einsum("bij,bj->bi", matrix, away) / (wide if metric == "whitened" else wide**2)
+        w = 0.5
+    return w * weighted.square().sum(1) / x.shape[1]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
+def test_the_metrics_are_their_formulas(metric, prediction, root):
+    """Value and gradient in every weight; ``whitened`` of a whitened network never sees x, only z's counters."""
+    r = spd(D)
+    model = Denoiser(network(), noise_model(fixed_covariance(r, root=root)), prediction)
+    x = randn(6, D)
+    perturbed, level = model.noise.perturb(x, tau=torch.linspace(0.2, 3.0, 6), step=3, row=2)
+    got = dsm_loss(model, x, perturbed, level, metric, reduction="none")
+    scale = float(model.noise.covariance.scale[0])
+    expected = written_out(model, x, perturbed, level.tau, r.expand(6, -1, -1), metric, scale)
+    assert got.shape == (6,)
+    assert rms_ratio(got.detach(), expected.detach()) < 1e-10
+    assert torch.equal(dsm_loss(model, x, perturbed, level, metric), got.mean())
+    ours = torch.autograd.grad(got.mean(), list(model.parameters()))
+    theirs = torch.autograd.grad(expected.mean(), list(model.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
+        assert rms_ratio(a, b) < 1e-9
+
+
+def test_the_default_metric_is_the_prediction_s():
+    for prediction, metric in (("denoiser", "pixel"), ("whitened", "whitened")):
+        model = Denoiser(network(), noise_model(fixed_covariance(spd(D))), prediction)
+        x = randn(6, D)
+        perturbed, level = model.noise.perturb(x, step=0)
+        assert torch.equal(dsm_loss(model, x, perturbed, level), dsm_loss(model, x, perturbed, level, metric))
+
+
+def test_the_pixel_weight_does_not_know_the_data_s_units():
+    """Data, shape and perturbed data times 10: the same loss."""
+    x = randn(6, D)
+    values = []
+    for unit in (1.0, 10.0):
+        model = Denoiser(network(), noise_model(fixed_covariance(unit**2 * spd(D))))
+        perturbed, level = model.noise.perturb(unit * x, step=0)
+        values.append(dsm_loss(model, unit * x, perturbed, level).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+def test_a_region_s_rows_have_that_region_s_loss(metric, prediction):
+    covariance = AdaptiveCovariance(D, regions=2, factor_dtype=torch.float64)
+    singles = []
+    for k in range(2):
+        data = (k + 1.0) * randn(50, D, seed=k) + k
+        covariance.update(data, torch.full((50,), k))
+        singles.append(AdaptiveCovariance(D, factor_dtype=torch.float64).update(data).freeze())
+    covariance.freeze()
+    x, region = randn(6, D), torch.tensor([0, 1, 1, 0, 0, 1])
+    model = Denoiser(network(), noise_model(covariance), prediction)
+    perturbed, level = model.noise.perturb(x, region, tau=0.8, step=1)
+    rows = dsm_loss(model, x, perturbed, level, metric, reduction="none")
+    for row, k in enumerate(region.tolist()):
+        alone = Denoiser(model.network, noise_model(singles[k]), prediction)
+        one, its = alone.noise.perturb(x[row : row + 1], tau=0.8, step=1, row=row)
+        assert rms_ratio(one, perturbed[row : row + 1]) < 1e-10
+        assert dsm_loss(alone, x[row : row + 1], one, its, metric).item() == pytest.approx(rows[row].item(), rel=1e-9)
+
+
+def test_class_labels_reach_the_network():
+    model = Denoiser(network(num_classes=3), noise_model(fixed_covariance(D)))
+    nn.init.normal_(model.network.layers[0].film.linear.weight)
+    nn.init.normal_(model.network.layers[0].linear2.weight)
+    x = randn(4, D)
+    perturbed, level = model.noise.perturb(x, step=0)
+    values = {dsm_loss(model, x, perturbed, level, y=torch.full((4,), k)).item() for k in range(3)}
+    assert len(values) == 3
+
+
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+def test_half_precision_is_near(prediction):
+    """bfloat16 data through a float32 loss."""
+    model = Denoiser(network(torch.float32), noise_model(fixed_covariance(spd(D), dtype=torch.float32)), prediction)
+    half = Denoiser(network(torch.bfloat16), noise_model(fixed_covariance(spd(D), dtype=torch.float32)), prediction)
+    x = randn(64, D, dtype=torch.float32)
+    exact = dsm_loss(model, x, *model.noise.perturb(x, step=0))
+    rough = dsm_loss(half, x.bfloat16(), *half.noise.perturb(x.bfloat16(), step=0))
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "metric"), [("denoiser", "pixel"), ("whitened", "whitened"), ("denoiser", "paper")]
+)
+@pytest.mark.parametrize("dense", [False, True])
+def test_perturb_denoise_and_loss_compile_into_one_graph(prediction, metric, dense):
+    """Levels drawn, noise added, network, loss: equal to eager with a step that changes, gradients too."""
+    torch._dynamo.reset()
+    covariance = AdaptiveCovariance(D, structure="dense" if dense else "diagonal").update(randn(40, D)).freeze()
+    noise = NoiseModel(covariance, levels.karras(5.0, 0.05))
+    model = Denoiser(network(torch.float32), noise, prediction)
+
+    def training_loss(x: Tensor, step: int) -> Tensor:
+        perturbed, level = noise.perturb(x, step=step)
+        return dsm_loss(model, x, perturbed, level, metric)
+
+    compiled = torch.compile(training_loss, fullgraph=True, backend="aot_eager")
+    x = randn(8, D, dtype=torch.float32)
+    losses = []
+    for step in (0, 1, 2, 77):
+        eager, graph = training_loss(x, step), compiled(x, step)
+        assert rms_ratio(graph.detach(), eager.detach()) < 1e-5
+        losses.append(eager.item())
+        for a, b in zip(*(torch.autograd.grad(v, list(model.parameters())) for v in (graph, eager)), strict=True):
+            assert rms_ratio(a, b) < 1e-4
+    assert len(set(losses)) == 4
+
+
+def test_wrong_arguments_are_named():
+    model = Denoiser(network(), noise_model(fixed_covariance(D)))
+    x = randn(3, D)
+    perturbed, level = model.noise.perturb(x, step=0)
+    for name, call in (
+        ("metric", lambda: dsm_loss(model, x, perturbed, level, "l2")),
+        ("reduction", lambda: dsm_loss(model, x, perturbed, level, reduction="sum")),
+        ("target", lambda: dsm_loss(model, x[:2], perturbed, level)),
+        ("x", lambda: dsm_loss(model, x, perturbed[:, :3], level)),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value).startswith(f"{name}:"), str(error.value)
+        assert "\n" not in str(error.value)

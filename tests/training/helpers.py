@@ -1,0 +1,92 @@
+"""Small runs, and what two runs must have in common to be the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn.config import TrainConfig
+from ansn.presets import PRESETS
+from ansn.training import Run, checkpoint, train
+from ansn.training.trainer import Trainer, _dataset
+
+SMALL: dict[str, Any] = {
+    "width": 16, "blocks": 1, "batch_size": 32, "steps": 40, "warmup": 10, "log_every": 5, "checkpoint_every": 10,
+    "device": "cpu", "samples": 4, "sample_steps": 3,
+}  # fmt: skip
+TIMES = ("seconds", "samples_per_s")
+
+
+def change(config: TrainConfig, **settings: Any) -> TrainConfig:
+    """The config with settings replaced by name, whatever group each is in."""
+    for name, value in settings.items():
+        group = group_of(name)
+        part = dataclasses.replace(getattr(config, group), **{name: value})
+        config = dataclasses.replace(config, **{group: part})
+    return config
+
+
+def group_of(name: str) -> str:
+    """The group of TrainConfig that holds a setting."""
+    groups = [
+        g.name for g in dataclasses.fields(TrainConfig) if name in {f.name for f in dataclasses.fields(_type(g.name))}
+    ]
+    assert len(groups) == 1, f"{name} is in {groups}"
+    return groups[0]
+
+
+def _type(group: str) -> Any:
+    return type(getattr(TrainConfig(), group))
+
+
+def small(out: Path, preset: str = "digits", **settings: Any) -> TrainConfig:
+    """A run of a second at most."""
+    return change(PRESETS[preset][1], **(SMALL | {"out": str(out)} | settings))
+
+
+def trainer(config: TrainConfig) -> Trainer:
+    """One process's trainer, built as :func:`ansn.training.train` builds it."""
+    return Trainer(config, _dataset(config), 0, 1, torch.device("cpu"))
+
+
+def tensors(run: Path, step: int | None = None) -> dict[str, Tensor]:
+    """Everything that a checkpoint holds, under one name each."""
+    groups, _ = checkpoint.load(run, step)
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """Bit for bit, NaN included."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert torch.equal(a[name], b[name]), f"{name} differs by {float((a[name] - b[name]).abs().max())}"
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The newest checkpoints agree bit for bit: step, weights, average, covariance, optimiser, levels, data."""
+    assert_same_tensors(tensors(a), tensors(b))
+    states = [checkpoint.load(run)[1] for run in (a, b)]
+    for state in states:
+        state.pop("config")
+    assert states[0] == states[1]
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return dict(run.model.network.state_dict())
+
+
+def trained(out: Path, **settings: Any) -> Path:
+    """A finished small run."""
+    return train(small(out, **settings))

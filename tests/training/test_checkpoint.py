@@ -1,0 +1,317 @@
+"""Checkpoints are complete or not there, readable without pickle, and a damaged one is one clear line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ansn
+from ansn.errors import InputError
+from ansn.training import checkpoint, load_run
+from tests.training.helpers import assert_same_run, tensors, trained
+
+PACKAGE = Path(ansn.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / f"step-{checkpoint.steps(run)[0]:08d}"
+
+
+# -- what is there ---------------------------------------------------------------------------------------------
+
+
+def test_round_trip_of_any_tensors(tmp_path: Path) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    groups = {
+        "network": {"a": base, "transposed": base.T, "row": base[1], "half": base.bfloat16()},
+        "covariance": {"empty": torch.zeros(0, 3), "count": torch.tensor([7]), "double": base.double() / 3},
+    }
+    checkpoint.save(tmp_path, 3, groups, {"note": ["x", 1.5, None]})
+    loaded, state = checkpoint.load(tmp_path)
+    assert state == {"format": checkpoint.FORMAT, "step": 3, "note": ["x", 1.5, None]}
+    for group, values in groups.items():
+        assert loaded[group].keys() == values.keys()
+        for name, value in values.items():
+            assert loaded[group][name].dtype == value.dtype
+            assert torch.equal(loaded[group][name], value)
+
+
+def test_the_optimiser_survives_the_trip() -> None:
+    torch.manual_seed(0)
+    networks = [torch.nn.Linear(3, 2) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(n.parameters(), lr=0.1, betas=(0.8, 0.9)) for n in networks]
+    for _ in range(3):
+        networks[0](torch.rand(4, 3)).square().sum().backward()
+        optimizers[0].step()
+    values, groups = checkpoint.flatten_optimizer(optimizers[0])
+    checkpoint.unflatten_optimizer(optimizers[1], values, json.loads(json.dumps(groups)))
+    first, second = (o.state_dict() for o in optimizers)
+    assert second["param_groups"] == first["param_groups"]
+    assert second["param_groups"][0]["betas"] == (0.8, 0.9)
+    for i, entries in first["state"].items():
+        for name, value in entries.items():
+            assert torch.equal(second["state"][i][name], value)
+
+
+def test_two_newest_are_kept(tmp_path: Path) -> None:
+    for step in (2, 10, 9, 123456789):
+        checkpoint.save(tmp_path, step, {"a": {"x": torch.tensor([step])}}, {})
+    assert checkpoint.steps(tmp_path) == [123456789, 10]
+    assert int(checkpoint.load(tmp_path)[0]["a"]["x"]) == 123456789
+    assert int(checkpoint.load(tmp_path, 10)[0]["a"]["x"]) == 10
+    with pytest.raises(InputError, match=r"has no checkpoint of step 9; it has 123456789, 10"):
+        checkpoint.load(tmp_path, 9)
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    for value in (1, 2):
+        checkpoint.save(tmp_path, 5, {"a": {"x": torch.tensor([value])}}, {})
+    assert checkpoint.steps(tmp_path) == [5]
+    assert int(checkpoint.load(tmp_path)[0]["a"]["x"]) == 2
+
+
+def test_other_names_in_the_folder_are_no_checkpoints(run: Path) -> None:
+    for name in ("step-12", "step-00000050.tmp", ".writing-1", "notes"):
+        (run / "checkpoints" / name).mkdir()
+    assert checkpoint.steps(run) == [40, 30]
+
+
+def test_only_safetensors_and_json(run: Path) -> None:
+    """Read by their own published layouts: eight bytes of length, a JSON header, raw values."""
+    names = {p.name for p in newest(run).iterdir()}
+    groups = ("network", "ema", "covariance", "optimizer")
+    assert names == {"state.json"} | {f"{g}.safetensors" for g in groups}
+    for group in groups:
+        data = (newest(run) / f"{group}.safetensors").read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        assert 8 + length + max(v["data_offsets"][1] for v in header.values()) == len(data)
+    state = json.loads((newest(run) / "state.json").read_text())
+    assert (state["format"], state["step"]) == (1, 40)
+    assert state["config"]["optim"]["steps"] == 40
+
+
+def test_no_pickle_is_read_or_written_anywhere() -> None:
+    """In code, comments and texts aside: no pickle module, no torch.load or torch.save, no allow_pickle=True."""
+    offences = []
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 30
+    for file in files:
+        code = [
+            t
+            for t in tokenize.generate_tokens(io.StringIO(file.read_text()).readline)
+            if t.type in (tokenize.NAME, tokenize.OP)
+        ]
+        for i, token in enumerate(code):
+            after = "".join(t.string for t in code[i : i + 3])
+            if token.string in ("pickle", "cPickle", "dill", "joblib", "shelve", "marshal"):
+                offences.append(f"{file}:{token.start[0]} {token.string}")
+            if after in ("torch.load", "torch.save", "allow_pickle=True"):
+                offences.append(f"{file}:{token.start[0]} {after}")
+    assert offences == []
+
+
+# -- interrupted while writing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["save_file", "replace", "fsync", "write_text"])
+def test_an_error_while_writing_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    whole = trained(tmp_path / "whole")
+    run = trained(tmp_path / "run", steps=10)
+    before = tensors(run)
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        target: tuple[Any, str] = {
+            "save_file": (checkpoint, "save_file"),
+            "replace": (os, "replace"),
+            "fsync": (os, "fsync"),
+            "write_text": (Path, "write_text"),
+        }[fails]
+        original, calls = getattr(*target), []
+
+        def refuse(*args: Any, **options: Any) -> Any:
+            if fails == "replace" and "step-" not in str(args[1]):
+                return original(*args, **options)
+            if fails == "write_text" and args[0].name != "state.json":
+                return original(*args, **options)
+            calls.append(args)
+            if fails == "save_file" and len(calls) < 3:  # two files are there, the third is not
+                return original(*args, **options)
+            raise full
+
+        patch.setattr(*target, refuse)
+        with pytest.raises(OSError, match="No space left"):
+            trained(run)
+    assert calls
+    assert checkpoint.steps(run) == [10]
+    assert all(torch.equal(v, before[k]) for k, v in tensors(run).items())
+    trained(run)
+    assert_same_run(whole, run)
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000030", "step-00000040"]
+
+
+def test_a_kill_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
+    """SIGKILL between the last file and the rename: nothing of Python runs after it."""
+    script = f"""
+import os, signal, torch
+from pathlib import Path
+from ansn.training import checkpoint
+run = Path({str(tmp_path)!r})
+checkpoint.save(run, 1, {{"a": {{"x": torch.tensor([1.0])}}}}, {{}})
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save(run, 2, {{"a": {{"x": torch.tensor([2.0])}}}}, {{}})
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert checkpoint.steps(tmp_path) == [1]
+    assert float(checkpoint.load(tmp_path)[0]["a"]["x"]) == 1.0
+    assert len(list((tmp_path / "checkpoints").glob(".writing-*"))) == 1
+    checkpoint.save(tmp_path, 3, {"a": {"x": torch.tensor([3.0])}}, {})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    checkpoint.write_atomic(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("cut")))
+        with pytest.raises(OSError, match="cut"):
+            checkpoint.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    checkpoint.write_atomic(path, "new")
+    assert path.read_text() == "new"
+
+
+# -- damaged ---------------------------------------------------------------------------------------------------
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def edit_state(**values: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text())
+        for name, value in values.items():
+            if value is KeyError:
+                del state[name]
+            else:
+                state[name] = value
+        (folder / "state.json").write_text(json.dumps(state))
+
+    return edit
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated weights": lambda d: truncate(d / "network.safetensors"),
+    "empty weights": lambda d: (d / "network.safetensors").write_bytes(b""),
+    "weights that are text": lambda d: (d / "covariance.safetensors").write_text("hello, world" * 9),
+    "a header longer than the file": lambda d: (d / "ema.safetensors").write_bytes(b"\xff" * 8 + b"{}"),
+    "no weights": lambda d: (d / "network.safetensors").unlink(),
+    "no covariance": lambda d: (d / "covariance.safetensors").unlink(),
+    "another network's weights": lambda d: save_file({"x": torch.ones(3)}, d / "network.safetensors"),
+    "another network's average": lambda d: save_file({"x": torch.ones(3)}, d / "ema.safetensors"),
+    "another covariance": lambda d: save_file({"factor": torch.ones(3)}, d / "covariance.safetensors"),
+    "no state": lambda d: (d / "state.json").unlink(),
+    "truncated state": lambda d: truncate(d / "state.json"),
+    "state that is no text": lambda d: (d / "state.json").write_bytes(b"\xff\xfe\x00"),
+    "state that is a list": lambda d: (d / "state.json").write_text("[1, 2]"),
+    "state of a later format": edit_state(format=2),
+    "state without format": edit_state(format=KeyError),
+    "state without config": edit_state(config=KeyError),
+    "state without data": edit_state(data=KeyError),
+    "state without levels": edit_state(levels=KeyError),
+    "config that is a number": edit_state(config=3),
+    "config with an unknown setting": edit_state(config={"noise": {"colour": "red"}}),
+    "data that is a list": edit_state(data=[1]),
+    "data of another kind": edit_state(data={"name": "x"}),
+    "levels that rise": edit_state(levels={"tau": [0.1, 1.0]}),
+    "levels that are words": edit_state(levels={"tau": ["a"]}),
+    "no step": edit_state(step=KeyError),
+    "a step that is a word": edit_state(step="forty"),
+}
+
+
+def one_line(error: BaseException, run: Path) -> None:
+    assert "\n" not in str(error)
+    assert str(run) in str(error)
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_one_clear_line(run: Path, what: str) -> None:
+    DAMAGES[what](newest(run))
+    ema = what not in ("no weights", "another network's weights")  # sampling with the average needs none of these
+    with pytest.raises(InputError) as caught:
+        load_run(run, ema=ema)
+    one_line(caught.value, run)
+    with pytest.raises(InputError) as caught:
+        trained(run, steps=50)
+    one_line(caught.value, run)
+    # The one before is whole, and serves once the damaged one is gone.
+    assert load_run(run, step=30).step == 30
+    shutil.rmtree(newest(run))
+    assert load_run(run).step == 30
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "optimizer.safetensors").unlink(),
+        lambda d: save_file({"0.step": torch.ones(())}, d / "optimizer.safetensors"),
+        lambda d: save_file({"nonsense": torch.ones(())}, d / "optimizer.safetensors"),
+        edit_state(groups=KeyError),
+        edit_state(groups=[]),
+        edit_state(groups=[{"params": [0]}]),
+    ],
+    ids=["no optimiser", "another's", "nonsense", "no groups", "empty groups", "another's groups"],
+)
+def test_a_damaged_optimiser_stops_only_training(run: Path, damage: Callable[[Path], Any]) -> None:
+    damage(newest(run))
+    assert load_run(run).step == 40
+    with pytest.raises(InputError) as caught:
+        trained(run, steps=50)
+    one_line(caught.value, run)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none: is not a folder; expected one that ansn-train wrote"):
+        load_run(tmp_path / "none")
+    with pytest.raises(InputError, match=r"holds no checkpoint; expected the folder of a run of ansn-train"):
+        load_run(tmp_path)
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        load_run(tmp_path)
+
+
+def test_load_run_of_an_earlier_step(run: Path) -> None:
+    early, late = load_run(run, step=30), load_run(run)
+    assert (early.step, late.step) == (30, 40)
+    assert not late.model.training
+    assert early.model.noise.covariance.seen == 30 * 32

@@ -1,0 +1,102 @@
+"""Every preset builds its model and takes a step, on small files of its data's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ansn import networks
+from ansn.presets import PRESETS
+from ansn.training import build, checkpoint, load_run, train
+from ansn.training.build import DataInfo
+from ansn.training.pictures import sampler_options
+from tests.data.writers import cifar_bytes, some_images, write, write_mnist
+from tests.training.helpers import change, metrics, small, tensors
+
+SHAPES = {"digits": (1, 8, 8), "toy2d": (2,), "cifar10": (3, 32, 32), "paper-cifar10": (3, 32, 32)}
+
+
+def files(folder: Path, preset: str) -> Path:
+    """Files of the preset's data: a few rows of noise."""
+    labels = np.arange(40, dtype=np.uint8) % 10
+    if "mnist" in preset:
+        for split in ("train", "test"):
+            write_mnist(folder, some_images(40, 28, 28), labels, split)
+    if "cifar10" in preset:
+        for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+            write(folder / name, cifar_bytes(some_images(40, 3, 32, 32), labels))
+    return folder
+
+
+# At d = 3072 the eigenvalues of R, for the condition number, take seconds.
+LARGE = ("cifar10", "paper-cifar10")
+
+
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=pytest.mark.slow if p in LARGE else ()) for p in PRESETS])
+def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
+    full = PRESETS[preset][1].network
+    config = small(
+        tmp_path / "run", preset, data=str(files(tmp_path, preset)) if preset not in ("digits", "toy2d") else None,
+        width=8, batch_size=4, steps=2, log_every=1, multipliers=full.multipliers, checkpoint_every=1,
+    )  # fmt: skip
+    train(config)
+    run = load_run(tmp_path / "run")
+    assert run.step == 2
+    assert run.info.shape == SHAPES.get(preset, (1, 28, 28))
+    assert all(line["loss"] > 0 for line in metrics(tmp_path / "run"))
+    assert run.model.noise.covariance.seen == 8
+    first, last = (tensors(tmp_path / "run", step) for step in checkpoint.steps(tmp_path / "run"))
+    assert any(not torch.equal(v, last[k]) for k, v in first.items() if k.startswith("network/"))
+
+
+# Of the published networks: 7,638,657 parameters with 10 conditional levels (NCSN on MNIST); the paper's is
+# unconditional, so each of the norms has one set of coefficients in place of ten.
+@pytest.mark.parametrize(("preset", "shape"), [("paper-mnist", (1, 28, 28)), ("paper-cifar10", (3, 32, 32))])
+def test_the_papers_settings(preset: str, shape: tuple[int, ...]) -> None:
+    config = PRESETS[preset][1]
+    info = DataInfo(preset, "image", shape, 10, 1 / (12 * 255**2), None, None, None)
+    levels = build.ladder(config.noise, info, None, 0)  # type: ignore[arg-type]
+    assert levels.tau == pytest.approx((2.4 / torch.Size(shape).numel() ** 0.5,))
+    with torch.device("meta"):
+        options = build._options(config.network, info, levels)
+        network = networks.build(config.network.network, shape, **options)
+    ngf = {"paper-mnist": 64, "paper-cifar10": 128}[preset]
+    with torch.device("meta"):
+        told = networks.NCSN(shape[0], ngf=ngf, num_levels=10)
+    count, conditional = (sum(p.numel() for p in n.parameters()) for n in (network, told))
+    assert network.conditioning == "none"
+    assert count < conditional
+    if preset == "paper-mnist":
+        assert conditional == 7_638_657
+    assert (config.noise.rho, config.noise.freeze_after, config.network.metric) == (1.0, None, "whitened")
+    assert (config.optim.clip, config.optim.ema, config.optim.lr, config.optim.batch_size) == (0.0, 0.0, 1e-3, 128)
+    options = sampler_options(config.sampling)
+    taus = options.pop("taus")
+    assert options == {"method": "paper", "steps": 100, "start": "uniform", "eps": 2e-5}
+    torch.testing.assert_close(taus, torch.logspace(0, -2, 10, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet", "ncsn", "ncsnv2"])
+@pytest.mark.parametrize("told", [{"class_conditional": True}, {"unconditional": True}, {"prediction": "whitened"}])
+def test_every_network_trains_told_more_or_less(tmp_path: Path, network: str, told: dict[str, bool]) -> None:
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, x=some_images(20, 16, 16), y=np.arange(20) % 3)
+    config = small(
+        tmp_path / "run", dataset=str(rows), network=network, width=8, multipliers=(1,), batch_size=4, steps=2, **told
+    )
+    train(config)
+    run = load_run(tmp_path / "run")
+    extra = {"y": torch.tensor([2, 0])} if told.get("class_conditional") else {}
+    denoised = run.model(torch.rand(2, 1, 16, 16), torch.tensor([1.0, 0.1]), **extra)
+    assert denoised.shape == (2, 1, 16, 16)
+    assert bool(torch.isfinite(denoised).all())
+
+
+def test_presets_differ_from_one_another_and_name_their_folders() -> None:
+    outs = [config.run.out for _, config in PRESETS.values()]
+    assert outs == [f"runs/{name}" for name in PRESETS]
+    assert all(text for text, _ in PRESETS.values())
+    assert change(PRESETS["mnist"][1], dataset="fashion-mnist", out="runs/fashion-mnist") == PRESETS["fashion-mnist"][1]
