@@ -215,14 +215,13 @@ class AdaptiveCovariance(nn.Module):
 
     def covariance(self) -> Tensor:
         """``S_k``, unbiased; ``initial`` for a region that is still warming up. ``[K, d, d]`` or ``[K, d]``."""
-        warm = self.count >= self.warmup
         shape = (-1,) + (1,) * (self.initial.ndim)
-        return torch.where(warm.reshape(shape), self.moments.covariance(), self.initial)
+        return torch.where(self._warm().reshape(shape), self.moments.covariance(), self.initial)
 
     def haario(self) -> Tensor:
         """``C_k = s_d (S_k + eps I)``, Eq. 2.5; ``s_d initial`` for a region that is still warming up."""
         s = self.covariance()
-        ridge = torch.where(self.count >= self.warmup, self._eps(s), 0.0)
+        ridge = torch.where(self._warm(), self._eps(s), 0.0)
         return self.haario_scale * (s + self.structure.scaled_identity(ridge, self.dim))
 
     @property
@@ -284,6 +283,15 @@ class AdaptiveCovariance(nn.Module):
         return self
 
     # -- internals -----------------------------------------------------------------------------------------------
+
+    def _warm(self) -> Tensor:
+        """Regions with points enough for a covariance of their own, bool ``[K]``.
+
+        By the effective number ``W^2 / sum w^2``: n without forgetting, and unlike W it does not fade in a region that
+        is not visited for a while.
+        """
+        w, w2 = self.moments.weight, self.moments.weight2
+        return w * w >= self.warmup * w2.clamp_min(torch.finfo(torch.float64).tiny)
 
     def _eps(self, s: Tensor) -> Tensor:
         if self.eps is not None:

@@ -56,7 +56,7 @@ class Denoiser(nn.Module):
         goes to the network."""
         tau = self._tau(x, sigma)
         if self.prediction == "whitened":
-            return self._with_f(x, tau, region, self._network(x, tau, region, extra))
+            return self.denoised_from(x, tau, region, self._network(x, tau, region, extra))
         wide = _column(tau, x)
         if not self.precondition:
             return self._network(x, tau, region, extra).to(x.dtype)
@@ -77,7 +77,8 @@ class Denoiser(nn.Module):
         f = self.f(x, tau, region, **extra)
         return self.noise.covariance.whiten(f, region, transpose=True) / _column(tau, x)
 
-    def _with_f(self, x: Tensor, tau: Tensor, region: Tensor | None, f: Tensor) -> Tensor:
+    def denoised_from(self, x: Tensor, tau: Tensor, region: Tensor | None, f: Tensor) -> Tensor:
+        """``D = x~ + tau L f`` of a whitened prediction at hand; ``tau`` ``[]`` or ``[B]``."""
         covariance = self.noise.covariance
         return ops.colored_step(
             x, f=f.to(x.dtype), a=tau, factor=covariance.factor, region=region, lower=covariance.triangular

@@ -65,14 +65,20 @@ def annealed_langevin(
         for t in range(steps):
             number = i * steps + t
             spread = tau * torch.sqrt(alpha * isotropic)
-            if not precondition:
-                drift: dict[str, Any] = {"f": model.score(x, tau, region, **extra), "a": 0.5 * spread**2}
-            elif model.prediction == "whitened":
-                drift = {"f": model.f(x, tau, region, **extra), "a": 0.5 * alpha * tau}
+            if precondition and model.prediction == "denoiser":
+                denoised = model(x, tau, region, **extra)
+                drift: dict[str, Any] = {"denoised": denoised, "c": 0.5 * alpha}
+                tell(callback, number, tau, x, denoised)
             else:
-                drift = {"denoised": model(x, tau, region, **extra), "c": 0.5 * alpha}
+                f = model.f(x, tau, region, **extra)
+                if precondition:
+                    drift = {"f": f, "a": 0.5 * alpha * tau}
+                else:
+                    score = covariance.whiten(f, region, transpose=True) / tau
+                    drift = {"f": score, "a": 0.5 * spread**2}
+                if callback is not None:
+                    tell(callback, number, tau, x, model.denoised_from(x, tau, region, f))
             x = _noisy_step(x, drift, spread, shape, noise_sampler, seed, row, number)
-        tell(callback, i, tau, x, x)
     return model(x, taus[-1], region, **extra) if denoise else x
 
 
@@ -104,9 +110,11 @@ def algorithm_1(
     for i in bar(range(len(taus)), progress, "Algorithm 1"):
         sigma = taus[i]
         for t in range(steps):
-            drift = {"f": model.f(x, sigma, region, **extra), "a": 0.5 * alpha * sigma}
+            f = model.f(x, sigma, region, **extra)
+            if callback is not None:
+                tell(callback, i * steps + t, sigma, x, model.denoised_from(x, sigma, region, f))
+            drift = {"f": f, "a": 0.5 * alpha * sigma}
             x = _noisy_step(x, drift, sigma * torch.sqrt(alpha), {}, noise_sampler, seed, row, i * steps + t)
-        tell(callback, i, sigma, x, x)
     return x
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ansn.denoiser import Denoiser
 
 Callback = Callable[[dict[str, Any]], None]
-"""Called after each step with ``{"i": step, "sigma": tau, "x": x, "denoised": D}``, k-diffusion's keys."""
+"""Called at each step with ``{"i": step, "sigma": tau, "x": x~, "denoised": D(x~, tau)}``, k-diffusion's keys."""
 
 NoiseSampler = Callable[[int], Tensor]
 """``noise_sampler(step)`` returns white noise ``z ~ N(0, I)``, x's shape, that replaces the counter-based draw."""

@@ -33,8 +33,8 @@ def euler(
     following = torch.cat((taus[1:], taus.new_zeros(1)))
     for i in bar(range(len(taus)), progress, "Euler"):
         denoised = model(x, taus[i], region, **extra)
-        x = ops.colored_step(x, denoised, c=1.0 - following[i] / taus[i])
         tell(callback, i, taus[i], x, denoised)
+        x = ops.colored_step(x, denoised, c=1.0 - following[i] / taus[i])
     return x
 
 
@@ -57,6 +57,7 @@ def heun(
     taus = ladder(model, x, taus)
     for i in bar(range(len(taus)), progress, "Heun"):
         denoised = model(x, taus[i], region, **extra)
+        tell(callback, i, taus[i], x, denoised)
         if i + 1 == len(taus):
             x = denoised
         else:
@@ -65,5 +66,4 @@ def heun(
             guess = x + step * slope
             slope_there = (guess - model(guess, taus[i + 1], region, **extra)) / taus[i + 1]
             x = x + step * 0.5 * (slope + slope_there)
-        tell(callback, i, taus[i], x, denoised)
     return x

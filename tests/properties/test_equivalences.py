@@ -130,7 +130,7 @@ def test_any_shape_is_ncsnv2_in_whitened_coordinates(triangular):
             sampler(m, start, callback=lambda d, path=path: path.append(d["x"].clone()))
             for m, start, path in zip((in_x, in_u), (x, u), paths, strict=True)
         ]
-        assert len(paths[0]) == len(TAU)
+        assert len(paths[0]) == len(paths[1]) >= len(TAU)
         for at_x, at_u in zip(*paths, strict=True):
             assert rms_ratio(at_x, at_u @ factor.T) < 1e-10
         assert rms_ratio(ends[0], ends[1] @ factor.T) < 1e-10
