@@ -272,12 +272,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in args
     if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
         kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else list(args)
-        return (
-            isinstance(value, (list, tuple))
-            and len(value) == len(kinds)
-            and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
-        )
+        return len(value) == len(kinds) and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

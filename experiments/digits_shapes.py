@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from ansn.cli.common import guarded
 from ansn.data import Dataset, iterate
 from ansn.errors import InputError
 from ansn.evaluation import ClassifierFeatures, everything, frechet
+from ansn.machine import cpu_name
 from ansn.training import Diverged
 from ansn.training.checkpoint import write_atomic
 
@@ -68,6 +68,8 @@ class Settings:
     """Decay of the averaged weights, which are what is sampled; less at the start, (1 + t) / (10 + t)."""
     freeze_after: int = 50_000
     """Data points after which the covariance stops learning."""
+    tau_max: float | None = None
+    """Largest level, data standard deviations; by default (d / 0.04)^(1/4), 6.3 for the digits."""
     levels: int = 20
     """Levels of the Heun sampler, Karras-spaced; it takes one network evaluation less than twice as many."""
     samples: int | None = None
@@ -86,7 +88,8 @@ def train(
 ) -> Iterator[tuple[int, float, float, torch.Tensor]]:
     """Train one model; yields ``(step, mean loss since the last, seconds of training so far, samples)`` at each of the
     settings' steps. ``family``: ``rho`` or ``gamma``."""
-    ladder = ansn.levels.karras(ansn.levels.tau_max_flow(math.prod(data.shape)), 0.01, n=settings.levels)
+    top = settings.tau_max or ansn.levels.tau_max_flow(math.prod(data.shape))
+    ladder = ansn.levels.karras(top, 0.01, n=settings.levels)
     covariance = ansn.AdaptiveCovariance(data.shape, structure=structure, eps_floor=data.quantisation, **family)
     noise = ansn.NoiseModel(covariance, ladder, seed=seed)
     torch.manual_seed(seed)
@@ -126,7 +129,7 @@ def run(settings: Settings) -> list[Row]:
     data, held_out = ansn.load_dataset("digits"), ansn.load_dataset("digits", split="test")
     features = ClassifierFeatures.of(data, held_out)
     train_x, test_x = everything(data), everything(held_out)
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cpu": _cpu()}
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cpu": cpu_name()}
     print(f"features: {features}", file=sys.stderr)
     families = [("rho", v) for v in settings.rhos] + [("gamma", v) for v in settings.gammas]
     rows: list[Row] = []
@@ -227,17 +230,6 @@ def _check(settings: Settings) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise InputError(f"--{name}: got {value}, expected {expected}")
-
-
-def _cpu() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def main() -> int:

@@ -97,7 +97,7 @@ def _write(run: Run, x: torch.Tensor, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".png":
-            figures.save_samples(x, out)
+            figures.save_samples(run.to_data_units(x), out, names=run.info.columns)
         elif out.suffix == ".npy":
             np.save(out, run.to_data_units(x).float().numpy())
         else:

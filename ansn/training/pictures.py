@@ -38,11 +38,11 @@ def write_pictures(folder: Path, device: str = "cpu", *, progress: bool = False)
     """Draw what the run's settings ask for from its newest checkpoint; returns the files written."""
     run = load_run(folder, device=device)
     written = [folder / "covariance.png", folder / "loss.png"]
-    figures.save_covariance(run.model.noise.covariance, written[0])
+    figures.save_covariance(run.model.noise.covariance, written[0], names=run.info.columns)
     figures.save_loss(read_metrics(folder / "metrics.jsonl"), written[1])
     count = run.config.sampling.samples
     if count:
         x = draw(run, count, run.config.run.seed, progress=progress, **sampler_options(run.config.sampling))
         written.insert(0, folder / "samples.png")
-        figures.save_samples(x, written[0])
+        figures.save_samples(run.to_data_units(x), written[0], names=run.info.columns)
     return written

@@ -80,10 +80,7 @@ class Reporter:
         left = (time.perf_counter() - self.begun) / max(step - self.start, 1) * (self.total - step)
         # null in the file: what JSON cannot hold, such as the condition number of a singular R
         loss, condition = (math.nan if values[k] is None else values[k] for k in ("loss", "condition_number"))
-        text = (
-            f"loss {loss:.4f}  {values['samples_per_s']:.0f} samples/s"
-            f"  condition {condition:.3g}"
-        )
+        text = f"loss {loss:.4f}  {values['samples_per_s']:.0f} samples/s  condition {condition:.3g}"
         self.bar.update(self.task, description=text)
         if not self.terminal:
             print(f"step {step}/{self.total}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)

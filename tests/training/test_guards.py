@@ -69,4 +69,3 @@ def test_an_absurd_learning_rate_diverges_before_any_checkpoint(tmp_path: Path) 
     with pytest.raises(Diverged, match="no checkpoint was written"):
         trained(tmp_path, lr=1e30, warmup=0, clip=0.0)
     assert checkpoint.steps(tmp_path) == []
-

@@ -55,9 +55,7 @@ def watch(out: Path, **settings: Any) -> Watched:
 def batches(run: Path, until: int) -> tuple[np.ndarray, np.ndarray]:
     """The digits that steps 0 .. until-1 saw and their labels, float64."""
     config = load_run(run).config
-    seen = list(
-        iterate(load_dataset("digits"), config.optim.batch_size, config.run.seed, stop_step=until)
-    )
+    seen = list(iterate(load_dataset("digits"), config.optim.batch_size, config.run.seed, stop_step=until))
     x = torch.cat([x for _, x, _ in seen]).double().flatten(1)
     y = torch.cat([y for _, _, y in seen if y is not None])
     return x.numpy(), y.numpy()
@@ -165,9 +163,7 @@ def test_frozen_covariance_does_not_change_a_bit(tmp_path: Path) -> None:
     r = 0.5 * s + (0.5 * trace + eps) * np.eye(64)
     np.testing.assert_allclose(covariance.noise_shape()[0].numpy(), r, rtol=0, atol=FACTOR * np.abs(r).max())
 
-    early, late = (
-        {k: v for k, v in tensors(run, step).items() if k.startswith("covariance/")} for step in (30, 40)
-    )
+    early, late = ({k: v for k, v in tensors(run, step).items() if k.startswith("covariance/")} for step in (30, 40))
     assert all(torch.equal(early[k], late[k]) for k in late)
     assert {line["covariance_points"] for line in metrics(run) if line["step"] >= 10} == {320}
     assert len({line["condition_number"] for line in metrics(run) if line["step"] >= 10}) == 1

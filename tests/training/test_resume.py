@@ -52,6 +52,17 @@ def test_the_random_state_around_a_run_does_not_matter(tmp_path: Path) -> None:
     assert_same_run(a, trained(tmp_path / "b", dropout=0.2))
 
 
+def test_dropout_draws_anew_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    loss_of = Trainer._loss
+    monkeypatch.setattr(
+        Trainer, "_loss", lambda self, *args: drawn.append(float(torch.rand(()))) or loss_of(self, *args)
+    )
+    trained(tmp_path / "a", dropout=0.2)
+    trained(tmp_path / "b", dropout=0.2, seed=1)
+    assert len(set(drawn)) == 80
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     a, b = (tensors(trained(tmp_path / str(seed), seed=seed, steps=2)) for seed in (0, 1))
     assert all(not torch.equal(v, b[k]) for k, v in a.items() if k.startswith("network/") and v.std() > 0)
@@ -102,9 +113,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_rest_follows(tmp_path: Path, monkeyp
     assert_same_run(whole, tmp_path / "parts")
 
 
-def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained(tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 13, times=2)

@@ -1,0 +1,234 @@
+"""A mistake is one line on stderr and exit code 2: no traceback, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ansn.training.trainer import Trainer
+from tests.cli.helpers import TINY, Outcome, call, start
+from tests.data.writers import some_images, write_mnist
+
+
+def assert_refused(outcome: Outcome, command: str, *parts: str) -> None:
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"ansn-{command}: error: ")
+    for part in parts:
+        assert part in line, f"{part!r} not in {line!r}"
+
+
+# In processes of their own: what a user sees, from the interpreter's start to its exit code.
+PROCESSES: list[tuple[str, list[str], tuple[str, ...]]] = [
+    ("train", ["nope"], ("nope", "digits, mnist, fashion-mnist, cifar10, paper-mnist, paper-cifar10, toy2d")),
+    ("sample", ["no-such-run"], ("no-such-run", "is not a folder; expected one that ansn-train wrote")),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "parts"), PROCESSES, ids=[p[1][0] for p in PROCESSES])
+def test_mistakes_as_a_user_sees_them(command: str, arguments: list[str], parts: tuple[str, ...]) -> None:
+    assert_refused(start(command, *arguments), command, *parts)
+
+
+TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {
+    "unknown option": (["digits", "--bogus", 3], ("--bogus",)),
+    "option of no preset": (["--bogus"], ("--bogus",)),
+    "two presets": (["digits", "toy2d"], ("toy2d",)),
+    "no number": (["--steps", "x"], ("--steps", "'x'")),
+    "no whole number": (["--steps", "1.5"], ("--steps", "'1.5'")),
+    "no value": (["--steps"], ("--steps",)),
+    "no choice": (["--network", "resnet"], ("--network", "'resnet'", "unet")),
+    "too few values": (["--sampler-levels", 1, 0.1], ("--sampler-levels",)),
+    "steps": (["--steps", 0], ("--steps", "got 0", "at least 1")),
+    "batch": (["--batch-size", -3], ("--batch-size", "got -3", "at least 1")),
+    "rate": (["--lr", 0], ("--lr", "got 0.0", "> 0")),
+    "rate that is no number": (["--lr", "nan"], ("--lr", "got nan")),
+    "adam": (["--adam-eps", -1], ("--adam-eps", "got -1.0", "0 or more")),
+    "decay": (["--weight-decay", -1], ("--weight-decay", "got -1.0", "0 or more")),
+    "average": (["--ema", 1], ("--ema", "got 1.0", "ema < 1")),
+    "clip": (["--clip", -1], ("--clip", "got -1.0")),
+    "warm-up": (["--warmup", -1], ("--warmup", "got -1")),
+    "seed": (["--seed", -1], ("--seed", "got -1", "2^63")),
+    "log": (["--log-every", 0], ("--log-every", "got 0")),
+    "checkpoint": (["--checkpoint-every", 0], ("--checkpoint-every", "got 0")),
+    "threads": (["--threads", 0], ("--threads", "got 0")),
+    "samples": (["--samples", -1], ("--samples", "got -1")),
+    "sample steps": (["--sample-steps", 0], ("--sample-steps", "got 0")),
+    "step size": (["--method", "langevin", "--step-eps", 0], ("--step-eps", "got 0.0")),
+    "step size of a flow": (["--step-eps", 0.1], ("--step-eps", "heun has no such option")),
+    "levels that rise": (["--sampler-levels", 0.1, 1, 5], ("--sampler-levels", "0.1 1.0 5")),
+    "one level": (["--sampler-levels", 1, 0.1, 1], ("--sampler-levels", "at least 2")),
+    "width": (["--width", 0], ("--width", "got 0")),
+    "freeze": (["--freeze-after", 1], ("--freeze-after", "got 1", "at least 2")),
+    "rho": (["--rho", 2], ("rho", "got 2.0", "0 <= rho <= 1")),
+    "rho and gamma": (["--rho", 0.5, "--gamma", 0.5], ("rho", "gamma", "expected one")),
+    "gamma": (["--gamma", -2], ("gamma", "got -2.0")),
+    "eps": (["--eps", -1], ("eps", "got -1.0")),
+    "forgetting": (["--forgetting", 0], ("forgetting", "got 0.0")),
+    "largest level": (["--tau-max", 0], ("--tau-max", "got 0.0")),
+    "smallest level": (["--tau-min", -1], ("--tau-min", "got -1.0")),
+    "levels": (["--rungs", 1], ("--rungs", "got 1")),
+    "levels crossed": (["--tau-max", 0.001], ("tau_max", "0.001")),
+    "dropout": (["--dropout", 2], ("dropout", "2.0")),
+    "blocks": (["--blocks", 0], ("blocks", "0")),
+    "stages": (["--network", "unet", "--multipliers", 0], ("multipliers", "0")),
+    "stem": (["--network", "unet", "--stem-stride", 3], ("stem_stride", "3")),
+    "image network on points": (["toy2d", "--network", "unet"], ("unet", "images", "(2,)")),
+    "flips of points": (["toy2d", "--flip"], ("flip", "toy2d")),
+    "labels of regions untold": (["--regions", "labels"], ("--regions labels", "--class-conditional")),
+    "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU", "expected cpu")),
+    "device": (["--device", "banana"], ("--device", "'banana'", "cpu, cuda, cuda:N or auto")),
+    "no such file": (["--dataset", "no/such/file.npy"], ("no/such/file.npy",)),
+    "no such data": (["--dataset", "mnits"], ("mnits", "digits, mnist")),
+    "no data folder": (["mnist"], ("mnist", "train-images-idx3-ubyte")),
+    "missing data folder": (["mnist", "--data", "no/such/folder"], ("no/such/folder",)),
+    "missing cifar": (["cifar10", "--data", "."], ("cifar10", "data_batch_1.bin")),
+    "kind of points": (["--dataset", "toy2d:spiral"], ("'spiral'", "8-gaussians")),
+    "column of no table": (["--label-column", "kind"], ("label_column", "digits")),
+}
+
+
+@pytest.mark.parametrize("mistake", TRAIN)
+def test_train(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Trainer, "run", lambda _: pytest.fail("training began"))
+    arguments, parts = TRAIN[mistake]
+    assert_refused(call("train", *arguments), "train", *parts)
+    assert list(tmp_path.iterdir()) == [], "nothing is written for a run that cannot be"
+
+
+def truncated_mnist(folder: Path) -> list[Any]:
+    write_mnist(folder, some_images(40, 28, 28), np.arange(40, dtype=np.uint8) % 10)
+    file = folder / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-2000])
+    return ["mnist", "--data", folder]
+
+
+def not_finite(folder: Path) -> list[Any]:
+    np.save(folder / "rows.npy", np.array([[1.0, np.nan], [0.0, 1.0]], np.float32))
+    return ["--dataset", folder / "rows.npy"]
+
+
+def objects(folder: Path) -> list[Any]:
+    np.save(folder / "rows.npy", np.array([{}, 1], object), allow_pickle=True)
+    return ["--dataset", folder / "rows.npy"]
+
+
+def ragged_table(folder: Path) -> list[Any]:
+    (folder / "rows.csv").write_text("a,b\n1,2\n3\n")
+    return ["--dataset", folder / "rows.csv"]
+
+
+def tiny_images(folder: Path) -> list[Any]:
+    np.save(folder / "rows.npy", some_images(5, 3, 3))
+    return ["--dataset", folder / "rows.npy", "--network", "ncsn", "--width", 8]
+
+
+def too_wide(folder: Path) -> list[Any]:
+    np.save(folder / "rows.npy", np.zeros((3, 300_000), np.float32))
+    return ["--dataset", folder / "rows.npy"]
+
+
+FILES: dict[str, tuple[Callable[[Path], list[Any]], tuple[str, ...]]] = {
+    "truncated": (truncated_mnist, ("train-images-idx3-ubyte.gz",)),
+    "not finite": (not_finite, ("rows.npy", "nan", "[0, 1]", "expected finite numbers")),
+    "pickled": (objects, ("rows.npy", "pickle")),
+    "ragged": (ragged_table, ("rows.csv", "3")),
+    "images too small for the network": (tiny_images, ("3x3", "too small for 'ncsn'")),
+    # 300000^2 numbers of float64: each matrix of them is 670 GiB.
+    "too wide for memory": (too_wide, ("'dense'", "300000", "GiB", "bytes", "structures that fit: diagonal")),
+}
+
+
+@pytest.mark.parametrize("mistake", FILES)
+def test_train_on_files(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda _: pytest.fail("training began"))
+    make, parts = FILES[mistake]
+    outcome = call("train", *make(tmp_path), "--out", tmp_path / "run", "--device", "cpu")
+    assert_refused(outcome, "train", *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_an_output_folder_that_cannot_be(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    outcome = call("train", "toy2d", *TINY, "--steps", 2, "--out", tmp_path / out)
+    assert_refused(outcome, "train", "--out", str(tmp_path / out))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_other_settings_in_the_folder(digits: Path) -> None:
+    outcome = call("train", *TINY, "--steps", 20, "--rho", 0.25, "--lr", 0.5, "--out", digits)
+    assert_refused(
+        outcome, "train", str(digits), "rho: None -> 0.25", "lr: 0.001 -> 0.5", "another --out", "--no-resume"
+    )
+
+
+SAMPLE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
+    "ending": (["--out", "x.bmp"], ("--out", "x.bmp", ".png, .npy or .csv")),
+    "no ending": (["--out", "x"], ("--out", ".png, .npy or .csv")),
+    "images as a table": (["--out", "x.csv"], ("--out", "x.csv", "digits holds images")),
+    "in a file's place": (["--out", "config.json/x.png", "-n", 1, "--steps", 1], ("--out", "config.json/x.png")),
+    "class of a model without": (["--label", 3], ("--label", "got 3", "knows no classes")),
+    "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU")),
+    "device": (["--device", "banana"], ("--device", "'banana'", "cpu, cuda, cuda:N or auto")),
+    "none": (["-n", 0], ("-n", "got 0", "at least 1")),
+    "fewer than none": (["-n", -5], ("-n", "got -5")),
+    "batch": (["--batch-size", 0], ("--batch-size", "got 0")),
+    "steps": (["--steps", 0], ("steps", "got 0")),
+    "step size of a flow": (["--step-eps", 0.1], ("eps", "heun", "no such option")),
+    "step size": (["--method", "paper", "--step-eps", -1], ("eps", "got -1.0")),
+    "seed": (["--seed", -1], ("seed", "-1")),
+    "method": (["--method", "magic"], ("--method", "magic")),
+    "option": (["--bogus"], ("--bogus",)),
+    "two runs": (["other"], ("other",)),
+}
+
+
+@pytest.mark.parametrize("mistake", SAMPLE)
+def test_sample(mistake: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(digits)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = sorted(digits.rglob("*"))
+    arguments, parts = SAMPLE[mistake]
+    assert_refused(call("sample", digits, *arguments), "sample", *parts)
+    assert sorted(digits.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("option", "part"), [(("--label", 10), "0..9"), (("--label", -1), "0..9"), (("-n", -1), "-n")])
+def test_sample_of_classes(classes: Path, option: tuple[Any, ...], part: str) -> None:
+    assert_refused(call("sample", classes, *option), "sample", option[0], part)
+
+
+@pytest.mark.parametrize("command", ["sample", "info"])
+def test_a_folder_that_is_no_run(command: str, tmp_path: Path) -> None:
+    assert_refused(call(command, tmp_path), command, str(tmp_path), "holds no checkpoint")
+    assert_refused(call(command, tmp_path / "none"), command, "is not a folder")
+    (tmp_path / "file").write_text("")
+    assert_refused(call(command, tmp_path / "file"), command, "is not a folder")
+
+
+@pytest.mark.parametrize("command", ["sample", "info", "train"])
+def test_a_damaged_run(command: str, digits: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    state = run / "checkpoints" / "step-00000020" / "state.json"
+    state.write_text(json.dumps({"format": 7}))
+    where = ["--out", run] if command == "train" else [run]
+    assert_refused(call(command, *where), command, str(run), "format 7, expected 1")
+
+
+def test_sample_needs_a_run() -> None:
+    assert_refused(call("sample"), "sample", "PATH", "Folder that ansn-train wrote", "ansn-sample --help")
+
+
+def test_info_of_too_much() -> None:
+    assert_refused(call("info", "a", "b"), "info", "b", "ansn-info --help")

@@ -1,0 +1,74 @@
+"""`--help` of each command documents every option."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ansn import config
+from ansn.cli import info, sample
+from ansn.presets import PRESETS
+from tests.cli.helpers import call, succeeded
+
+
+def field_docs(module: ModuleType, kind: Any) -> dict[str, str]:
+    """The string under each field of a dataclass, read from the source."""
+    (tree,) = [n for n in ast.parse(inspect.getsource(module)).body if getattr(n, "name", "") == kind.__name__]
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for field, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+def help_of(command: str, *arguments: str) -> str:
+    outcome = succeeded(call(command, *arguments, "--help"))
+    assert outcome.err == ""
+    return " ".join(outcome.out.replace("│", " ").split())
+
+
+GROUPS = [f.name for f in dataclasses.fields(config.TrainConfig)]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_setting_of_a_run(group: str) -> None:
+    kind = type(getattr(config.TrainConfig(), group))
+    told, docs = help_of("train", "digits"), field_docs(config, kind)
+    for field in dataclasses.fields(kind):
+        assert f"--{field.name.replace('_', '-')}" in told
+        assert len(docs[field.name]) > 10, f"{field.name} has no help"
+        assert docs[field.name] in told
+    assert " ".join(str(kind.__doc__).split()) in told
+
+
+@pytest.mark.parametrize(("command", "module"), [("sample", sample), ("info", info)])
+def test_every_option_of_the_other_commands(command: str, module: ModuleType) -> None:
+    told, docs = help_of(command), field_docs(module, module.Arguments)
+    for field in dataclasses.fields(module.Arguments):
+        assert docs[field.name] in told
+        if field.name != "run":
+            assert f"--{field.name.replace('_', '-')}" in told
+    assert " ".join(module._DESCRIPTION.split()) in told
+
+
+def test_train_lists_its_presets() -> None:
+    told = help_of("train")
+    for name, (text, _) in PRESETS.items():
+        assert name in told
+        assert text in told
+    for code in ("0 done", "1 the loss diverged", "2 bad arguments", "130 interrupted"):
+        assert code in told
+
+
+def test_help_of_a_preset_has_its_defaults() -> None:
+    told = help_of("train", "paper-mnist")
+    assert "the paper's settings on MNIST, literally" in told
+    assert "(default: 200000)" in told
+    assert "(default: runs/paper-mnist)" in told

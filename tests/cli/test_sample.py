@@ -1,0 +1,154 @@
+"""`ansn-sample` and `ansn-info` on runs of `ansn-train`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ansn
+from ansn import ops
+from ansn.training import load_run
+from tests.cli.helpers import Outcome, call, start, succeeded
+from tests.tolerances import BATCH_INVARIANCE
+
+
+def drawn(run: Path, folder: Path, *options: object, name: str = "x.npy") -> np.ndarray:
+    out = folder / name
+    outcome = succeeded(call("sample", run, "--out", out, *options))
+    assert outcome.out == f"{out}\n"
+    return np.load(out)
+
+
+def test_npy(digits: Path, tmp_path: Path) -> None:
+    x = drawn(digits, tmp_path / "new" / "folder", "-n", 5)
+    assert (x.shape, x.dtype) == ((5, 1, 8, 8), np.float32)
+    assert np.isfinite(x).all()
+    assert x.std(0).mean() > 0.01
+
+
+def test_it_is_what_the_library_draws(digits: Path, tmp_path: Path) -> None:
+    x = drawn(digits, tmp_path, "-n", 6, "--seed", 3, "--steps", 4, "--method", "euler", "--no-ema")
+    model = load_run(digits, ema=False).model
+    expected = ansn.sample(model, 6, "euler", steps=4, seed=3)
+    np.testing.assert_array_equal(x, expected.numpy())
+    assert np.abs(x - ansn.sample(load_run(digits).model, 6, "euler", steps=4, seed=3).numpy()).max() > 0
+
+
+def test_png_goes_to_the_run_by_default(digits: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    (run / "samples.png").unlink()
+    outcome = succeeded(start("sample", run, "-n", 4, "--steps", 2))
+    assert outcome.out == f"{run / 'samples.png'}\n"
+    assert outcome.err == ""
+    with Image.open(run / "samples.png") as image:
+        assert min(image.size) >= 200
+
+
+def test_the_seed_fixes_the_samples(digits: Path, tmp_path: Path) -> None:
+    options = ("-n", 6, "--steps", 4)
+    first, again = (drawn(digits, tmp_path, *options, "--seed", 1) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other = drawn(digits, tmp_path, *options, "--seed", 2)
+    assert (np.abs(first - other).reshape(6, -1).max(1) > 0.01).all()
+
+
+@pytest.mark.parametrize("method", ["heun", "langevin"])
+@pytest.mark.parametrize("which", ["digits", "classes"])
+def test_any_batch_size_draws_the_same(request: pytest.FixtureRequest, tmp_path: Path, which: str, method: str) -> None:
+    run = request.getfixturevalue(which)
+    steps = {"heun": 5, "langevin": 1}[method]
+    x = {b: drawn(run, tmp_path, "-n", 20, "--method", method, "--steps", steps, "--batch-size", b) for b in (1, 7, 64)}
+    assert np.isfinite(x[64]).all()
+    for b in (1, 7):
+        assert np.abs(x[b] - x[64]).max() < BATCH_INVARIANCE
+    # Fewer samples are the first of more: sample i depends on the seed and i alone.
+    few = drawn(run, tmp_path, "-n", 5, "--method", method, "--steps", steps)
+    assert np.abs(few - x[64][:5]).max() < BATCH_INVARIANCE
+
+
+def test_labels(classes: Path, tmp_path: Path) -> None:
+    options = ("-n", 12, "--steps", 3)
+    in_turn = drawn(classes, tmp_path, *options)
+    three = drawn(classes, tmp_path, *options, "--label", 3)
+    assert np.abs(three[3] - in_turn[3]).max() < BATCH_INVARIANCE
+    assert (np.abs(three - in_turn).reshape(12, -1).max(1) > 0.01).sum() == 11
+    model = load_run(classes).model
+    expected = ansn.sample(model, 12, steps=3, y=torch.arange(12) % 10)
+    np.testing.assert_array_equal(in_turn, expected.numpy())
+
+
+def test_the_runs_own_method_is_the_default(digits: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    state = next(run.glob("checkpoints/step-00000020")) / "state.json"
+    text = state.read_text().replace('"method": "heun"', '"method": "euler"')
+    state.write_text(text.replace('"sample_steps": null', '"sample_steps": 3'))
+    own = drawn(run, tmp_path, "-n", 3)
+    np.testing.assert_array_equal(own, drawn(digits, tmp_path, "-n", 3, "--method", "euler", "--steps", 3))
+    # Another method comes with its own defaults, not with these steps.
+    np.testing.assert_array_equal(drawn(run, tmp_path, "-n", 3, "--method", "heun"), drawn(digits, tmp_path, "-n", 3))
+
+
+def test_a_table_comes_in_the_units_of_its_columns(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    run, data = table
+    outcome = succeeded(call("sample", run, "-n", 300, "--out", tmp_path / "x.csv"))
+    assert outcome.out == f"{tmp_path / 'x.csv'}\n"
+    header, *lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert header == "height (m),drift"
+    assert len(lines) == 300
+    x = np.loadtxt(tmp_path / "x.csv", delimiter=",", skiprows=1)
+    # With R = S the preconditioning alone, of a network that starts at 0, is the Gaussian of the data's moments.
+    standard_error = data.std(0) / np.sqrt(300)
+    assert (np.abs(x.mean(0) - data.mean(0)) < 6 * standard_error).all()
+    np.testing.assert_allclose(x.std(0), data.std(0), rtol=0.3)
+    assert np.corrcoef(x.T)[0, 1] == pytest.approx(np.corrcoef(data.T)[0, 1], abs=0.15)
+    array = drawn(run, tmp_path, "-n", 300)
+    np.testing.assert_allclose(array, x, rtol=1e-6)
+    # What was written is what can be trained on.
+    assert ansn.load_dataset(tmp_path / "x.csv").columns == ("height (m)", "drift")
+
+
+def test_a_table_as_a_picture(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    succeeded(call("sample", table[0], "-n", 30, "--out", tmp_path / "x.png"))
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.asarray(image.convert("L")).std() > 1
+
+
+# -- ansn-info -------------------------------------------------------------------------------------------------
+
+
+def told(outcome: Outcome) -> dict[str, str]:
+    """The lines of ansn-info by their first column, which two spaces end."""
+    return dict(line.split("  ", 1) for line in succeeded(outcome).out.splitlines() if "  " in line)
+
+
+def test_info_tells_what_is_installed() -> None:
+    outcome = start("info")
+    lines = {k: v.strip() for k, v in told(outcome).items()}
+    assert lines["ansn"] == ansn.__version__
+    assert lines["torch"] == torch.__version__
+    assert lines["GPU"] == "none that this torch sees"
+    assert lines["back end"].startswith("auto")
+    for name in ops.operations():
+        assert "reference" in lines[name]
+    assert ("missing" in lines["native module"]) == (ops.native.module is None)
+    assert outcome.err == ""
+
+
+def test_info_of_a_run(digits: Path, classes: Path) -> None:
+    lines = {k: v.strip() for k, v in told(call("info", digits)).items()}
+    run = load_run(digits)
+    count = sum(p.numel() for p in run.model.network.parameters())
+    assert lines["run"] == f"{digits}, step 20"
+    assert lines["data"] == "digits, image of 1x8x8"
+    assert lines["network"] == f"mlp, {count} parameters"
+    assert "regions=1" in lines["covariance"]
+    assert "640 points" in lines["covariance"]
+    condition = float(lines["covariance"].split("condition number ")[1].split(",")[0])
+    assert condition == pytest.approx(float(run.model.noise.covariance.condition_number()), rel=1e-3)
+    assert lines["levels"].startswith("20, tau ")
+    assert "regions=10" in {k: v.strip() for k, v in told(call("info", classes)).items()}["covariance"]

@@ -1,0 +1,144 @@
+"""Settings: what a file of them may hold, what may change on resuming, what is refused before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from ansn.config import TrainConfig, differences, from_dict, to_dict, validate
+from ansn.errors import InputError
+from ansn.presets import PRESETS
+from tests.training.helpers import change, group_of
+
+FIELDS = [
+    (g.name, f) for g in dataclasses.fields(TrainConfig) for f in dataclasses.fields(getattr(TrainConfig(), g.name))
+]
+NAMES = [f.name for _, f in FIELDS]
+
+# How long, how fast, where to and what is drawn; everything else is what is trained.
+MAY_CHANGE = {
+    "steps", "data",
+    "method", "sample_steps", "step_eps", "sampler_levels", "start", "samples",
+    "out", "device", "autocast", "compile", "resume", "log_every", "checkpoint_every", "threads",
+}  # fmt: skip
+
+
+def another(name: str) -> Any:
+    """A value of the right type that is not the default."""
+    given = {
+        "structure": "diagonal", "root": "symmetric", "regions": "labels", "ladder": "paper", "network": "unet",
+        "training_levels": "ladder", "prediction": "whitened", "metric": "paper", "schedule": "cosine",
+        "start": "uniform", "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
+        "freeze_after": 77,
+    }  # fmt: skip
+    if name in given:
+        return given[name]
+    default = getattr(getattr(TrainConfig(), group_of(name)), name)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, str) or name in ("data", "label_column"):
+        return "other"
+    if isinstance(default, float) or name in ("rho", "gamma", "eps", "tau_max", "step_eps"):
+        return 0.125
+    return 3
+
+
+def test_names_are_unique_because_options_have_no_prefix() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_trip_through_json(preset: str) -> None:
+    config = PRESETS[preset][1]
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    validate(config)
+    assert differences(config, config) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_survives_json_and_counts_as_it_should(name: str) -> None:
+    default = TrainConfig()
+    config = change(default, **{name: another(name)})
+    assert config != default
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    found = differences(default, config)
+    if name in MAY_CHANGE:
+        assert found == []
+    else:
+        (line,) = found
+        assert line.startswith(f"{name}: ")
+        assert line.endswith(f"-> {another(name)}")
+
+
+def test_several_differences_are_all_told() -> None:
+    config = change(TrainConfig(), width=7, seed=3, steps=9, rho=0.25)
+    assert differences(TrainConfig(), config) == ["rho: None -> 0.25", "width: 512 -> 7", "seed: 0 -> 3"]
+
+
+def test_missing_settings_take_their_defaults() -> None:
+    assert from_dict({}) == TrainConfig()
+    assert from_dict({"optim": {"steps": 5}}) == change(TrainConfig(), steps=5)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ([], ("config file", "list", "an object")),
+        ({"noise": 3}, ("config noise", "int", "an object")),
+        ({"colour": {}}, ("config colour", "unknown", "data, noise, network, optim, sampling, run")),
+        ({"noise": {"colour": 1}}, ("config noise.colour", "unknown", "structure, rho")),
+        ({"noise": {"rho": "much"}}, ("config noise.rho", "'much'")),
+        ({"noise": {"structure": "sparse"}}, ("config noise.structure", "'sparse'")),
+        ({"optim": {"steps": 1.5}}, ("config optim.steps", "1.5")),
+        ({"optim": {"steps": True}}, ("config optim.steps", "True")),
+        ({"optim": {"lr": True}}, ("config optim.lr", "True")),
+        ({"optim": {"steps": None}}, ("config optim.steps", "None")),
+        ({"run": {"resume": 1}}, ("config run.resume", "1")),
+        ({"network": {"multipliers": [1, "2"]}}, ("config network.multipliers",)),
+        ({"network": {"multipliers": 2}}, ("config network.multipliers", "2")),
+        ({"sampling": {"sampler_levels": [1.0, 0.1]}}, ("config sampling.sampler_levels",)),
+    ],
+)
+def test_files_that_are_no_config(values: Any, parts: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        from_dict(values)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_whole_numbers_serve_as_floats() -> None:
+    assert from_dict({"optim": {"lr": 1}, "noise": {"rho": 0}}).optim.lr == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("steps", [1], [0, -1]), ("batch_size", [1], [0]), ("lr", [1e-9], [0.0, -1.0, float("nan")]),
+        ("adam_eps", [0.0], [-1e-9, float("nan")]), ("weight_decay", [0.0], [-1.0]), ("warmup", [0], [-1]),
+        ("clip", [0.0], [-1.0, float("nan")]), ("ema", [0.0, 0.9999], [1.0, -0.1, float("nan")]),
+        ("samples", [0], [-1]), ("sample_steps", [1, None], [0]), ("log_every", [1], [0]),
+        ("checkpoint_every", [1], [0]), ("seed", [0, 2**63 - 1], [-1, 2**63]), ("threads", [1, None], [0]),
+        ("width", [1], [0]), ("freeze_after", [2, None], [1, 0]), ("tau_max", [0.1, None], [0.0, float("nan")]),
+        ("tau_min", [1e-5], [0.0, -1.0]), ("rungs", [2, None], [1, 0]),
+        ("sampler_levels", [(2.0, 0.1, 2), None], [(0.1, 0.1, 3), (1.0, 0.0, 3), (1.0, 0.1, 1)]),
+    ],
+)  # fmt: skip
+def test_numbers_at_the_edge(name: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        validate(change(TrainConfig(), **{name: value}))
+    for value in bad:
+        with pytest.raises(InputError) as caught:
+            validate(change(TrainConfig(), **{name: value}))
+        assert f"--{name.replace('_', '-')}: got " in str(caught.value)
+        assert "expected" in str(caught.value)
+
+
+def test_a_step_size_is_for_langevin() -> None:
+    for method in ("langevin", "paper"):
+        validate(change(TrainConfig(), method=method, step_eps=1e-5))
+    for method in ("heun", "euler"):
+        with pytest.raises(InputError, match=f"--step-eps: got 1e-05, but method {method} has no such option"):
+            validate(change(TrainConfig(), method=method, step_eps=1e-5))
