@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null) CMakeLists.txt setup.py
 
+# What the two commands run; override to run less: make test TESTS=tests/ops
+TRAIN ?= digits
+TESTS ?=
+
 .PHONY: help setup train test test-slow lint types benchmark clean
 
 help: ## this list
@@ -20,10 +24,10 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@touch $(STAMP)
 
 train: $(STAMP) ## train on the digits, then look at runs/digits/*.png
-	$(BIN)/ansn-train digits
+	$(BIN)/ansn-train $(TRAIN)
 
 test: $(STAMP) lint types ## what CI runs: lint, types, the fast tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
 
 test-slow: $(STAMP) ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow

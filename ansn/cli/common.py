@@ -59,4 +59,8 @@ def guarded(name: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, say: what was there before is still there
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     return 0

@@ -113,7 +113,7 @@ def in_folders(
     """
     wanted = ", ".join(files) + " (plain, .gz or .xz)"
     if root is None:
-        raise InputError(f"{name} needs root, the folder that holds {wanted}")
+        raise InputError(f"{name} needs root (--data for the commands), the folder that holds {wanted}")
     base = Path(root)
     if not base.is_dir():
         raise InputError(f"{name}: root {base} is no folder; expected one that holds {wanted}")
