@@ -38,7 +38,7 @@ def test_a_fresh_clone_trains_and_tests(tmp_path: Path) -> None:
     for name in ("samples.png", "covariance.png", "loss.png", "metrics.jsonl", "config.json"):
         assert (run / name).stat().st_size > 0
     assert (run / "checkpoints" / "step-00002000").is_dir()
-    # The whole of the fast tests would run this one's kind of clone within a clone: a part shows that the command works.
+    # The whole of the fast tests would clone within a clone: a part shows that the command works.
     make("test", "TESTS=tests/test_levels.py tests/ops")
     installed = (clone / ".venv" / ".installed").stat().st_mtime_ns
     again = make("train")  # finds the finished run and the environment
