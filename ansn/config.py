@@ -132,6 +132,12 @@ class SamplingConfig:
     """Langevin: the paper's step size; 2e-5 in the paper."""
     sampler_levels: tuple[float, float, int] | None = None
     """Langevin: largest level, smallest level and number of levels, geometric; by default the ladder's."""
+    convention: Literal["paper", "ncsn"] = "paper"
+    """Langevin: drift alpha/2 and noise sqrt(alpha), or NCSN's alpha and sqrt(2 alpha)."""
+    isotropic: bool = False
+    """Langevin: isotropic steps under the true score, instead of steps of the noise's own shape."""
+    denoise: bool = True
+    """Langevin: end with one denoising."""
     start: Literal["gaussian", "uniform"] | None = None
     """Start of sampling; by default uniform for method paper, else gaussian."""
     samples: int = 64

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import ops
+from ansn.errors import InputError
 from ansn.moments import RunningMoments, keep_dtypes
 from ansn.ops import _checks
 from ansn.structures import STRUCTURES
@@ -143,20 +144,28 @@ class AdaptiveCovariance(nn.Module):
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
         self.moments.update(x, region, self.forgetting)
         self.seen += x.shape[0]
-        if self.due():
+        if self.due(rows=x.shape[0]):
             self.refresh()
         return self
 
-    def due(self, pending: int = 0) -> bool:
-        """Whether the points seen, plus ``pending`` ones not merged yet, call for a new factor."""
-        seen = self.seen + pending
-        return not self.frozen and seen > self.seen_at_refresh and seen >= (1 + self.growth) * self.seen_at_refresh
+    def due(self, pending: int = 0, rows: int = 0) -> bool:
+        """Whether the points seen, plus ``pending`` ones not merged yet, call for a new factor.
+
+        Under forgetting the state remembers about ``rows / (1 - lambda)`` points, ``rows`` a batch: growth is
+        against those.
+        """
+        new = self.seen + pending - self.seen_at_refresh
+        memory = rows / (1.0 - self.forgetting) if self.forgetting < 1 and rows else math.inf
+        return not self.frozen and new > 0 and new >= self.growth * min(self.seen_at_refresh, memory)
 
     @torch.no_grad()
-    def merge(self, other: AdaptiveCovariance | RunningMoments, points: int | None = None) -> AdaptiveCovariance:
+    def merge(
+        self, other: AdaptiveCovariance | RunningMoments, points: int | None = None, decay: float = 1.0
+    ) -> AdaptiveCovariance:
         """Add what another state gathered (Chan's formula; exact, in any order). Returns self.
 
-        ``points``: how many rows that was, where ``other`` is bare moments. Raises ValueError if the states do not fit
+        ``points``: how many rows that was, where ``other`` is bare moments. ``decay``: what this state
+        forgets first, lambda to the number of updates that ``other`` saw. Raises ValueError if the states do not fit
         together or this one is frozen.
         """
         moments = other.moments if isinstance(other, AdaptiveCovariance) else other
@@ -167,6 +176,8 @@ class AdaptiveCovariance(nn.Module):
                 f"other: got a state of shape {list(moments.scatter.shape)},"
                 f" expected {list(self.moments.scatter.shape)}"
             )
+        if decay != 1.0:
+            self.moments.decay_(decay)
         self.moments.merge(moments)
         self.revision += 1
         self.seen += other.seen if isinstance(other, AdaptiveCovariance) else int(points or 0)
@@ -192,7 +203,10 @@ class AdaptiveCovariance(nn.Module):
         # In place: compiled code and captured graphs keep reading the same memory.
         self.factor.copy_(factor)
         self.center.copy_(self.moments.mean)
-        self.scale.copy_(self.structure.variances(s).mean(1).sqrt())
+        # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
+        level = self.structure.variances(s).mean(1)
+        level = torch.where(level > 0, level, self._eps(s))
+        self.scale.copy_(torch.where(level > 0, level, 1.0).sqrt())
         self.seen_at_refresh = self.seen
         self.revision += 1
 
@@ -270,12 +284,15 @@ class AdaptiveCovariance(nn.Module):
     # -- nn.Module -----------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> Tensor:
-        """Host counters as a tensor, so that a checkpoint needs no pickle."""
-        return torch.tensor([self.seen, self.seen_at_refresh, int(self.frozen)])
+        """Host counters and which root the factor is, as a tensor, so that a checkpoint needs no pickle."""
+        return torch.tensor([self.seen, self.seen_at_refresh, int(self.frozen), int(self.triangular)])
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.seen, self.seen_at_refresh, frozen = (int(v) for v in state)
-        self.frozen = bool(frozen)
+        seen, at_refresh, frozen, triangular = (int(v) for v in state)
+        if bool(triangular) != self.triangular:
+            stored = "cholesky" if triangular else "symmetric"
+            raise ValueError(f"root: the state holds a {stored} factor, expected a {self.root} one")
+        self.seen, self.seen_at_refresh, self.frozen = seen, at_refresh, bool(frozen)
         self.revision += 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:
@@ -330,11 +347,7 @@ class AdaptiveCovariance(nn.Module):
             jitter = jitter * 10
             factor, status = self.structure.factor(r, self.root)
         bad = int((status != 0).nonzero()[0])
-        smallest = float(self.structure.eigenvalues(r)[bad, 0])
-        raise ValueError(
-            f"region {bad}: the noise shape is not positive definite (smallest eigenvalue {smallest:.3g});"
-            " expected a larger eps"
-        )
+        raise InputError(f"eps: the noise shape of region {bad} is not positive definite; expected a larger eps")
 
     def _initial(self, value: float | Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
         """The guess of S in the structure's storage, without the region dimension."""

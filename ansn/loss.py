@@ -49,6 +49,9 @@ def dsm_loss(
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'")
     tau, region = level.tau, level.region
     covariance = model.noise.covariance
+    if covariance.regions > 1 and not extra and type(model) is Denoiser:
+        # Weight and preconditioning depend on k; a network that does not know k would learn no score of anything.
+        raise ValueError(f"region: got {covariance.regions} regions and a network that is not told, expected y=...")
     if metric == "pixel":
         scale = covariance.scale if region is None or covariance.regions == 1 else covariance.scale[region]
         weight = (1.0 + tau * tau) / (tau * scale) ** 2

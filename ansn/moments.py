@@ -60,6 +60,13 @@ class RunningMoments(nn.Module):
         return self.structure.covariance(self.scatter, torch.where(divisor > 0, divisor, torch.inf))
 
     @torch.no_grad()
+    def decay_(self, factor: float) -> None:
+        """Forget: scale the weights by ``factor`` and their squares by its square."""
+        self.weight *= factor
+        self.weight2 *= factor * factor
+        self.scatter *= factor
+
+    @torch.no_grad()
     def merge(self, other: RunningMoments) -> None:
         """Add what ``other`` gathered (Chan): ``M <- M_a + M_b + n_a n_b / n (m_b - m_a)(m_b - m_a)^T``."""
         total = self.weight + other.weight

@@ -22,6 +22,7 @@ NAMES = [f.name for _, f in FIELDS]
 MAY_CHANGE = {
     "steps", "data",
     "method", "sample_steps", "step_eps", "sampler_levels", "start", "samples",
+    "convention", "isotropic", "denoise",
     "out", "device", "autocast", "compile", "resume", "log_every", "checkpoint_every", "threads",
 }  # fmt: skip
 
@@ -31,7 +32,8 @@ def another(name: str) -> Any:
     given = {
         "structure": "diagonal", "root": "symmetric", "regions": "labels", "ladder": "paper", "network": "unet",
         "training_levels": "ladder", "prediction": "whitened", "metric": "paper", "schedule": "cosine",
-        "start": "uniform", "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
+        "start": "uniform", "convention": "ncsn",
+        "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
         "freeze_after": 77,
     }  # fmt: skip
     if name in given:

@@ -98,7 +98,7 @@ def test_rank_deficient_data_has_a_factor_without_a_ridge():
 
 
 def test_data_that_does_not_vary_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"region 0: the noise shape is not positive definite .* a larger eps"):
+    with pytest.raises(ValueError, match=r"eps: the noise shape of region 0 is not positive definite"):
         AdaptiveCovariance(3, eps=0.0).update(torch.ones(10, 3))
 
 
@@ -260,7 +260,7 @@ def test_what_cannot_fit_is_refused_with_its_size_and_what_fits():
     with pytest.raises(MemoryError) as error:
         AdaptiveCovariance(1000, regions=2, memory_limit=10**6)
     one_line(error, "structure: 'dense' of 2 x 1000 coordinates")
-    size = 2 * 1000 * 1000 * (3 * 8 + 4)
+    size = 2 * 1000 * 1000 * (7 * 8 + 4)
     assert f"({size} bytes)" in str(error.value)
     assert "structures that fit: diagonal" in str(error.value)
     with pytest.raises(MemoryError, match="structures that fit: none"):
@@ -300,3 +300,42 @@ def test_it_says_what_it_is():
         AdaptiveCovariance((1, 2, 2), regions=3, gamma=0.5).update(randn(5, 4), torch.zeros(5, dtype=torch.int64))
     )
     assert "shape=(1, 2, 2), regions=3, dense, gamma=0.5, 5 points, learning" in text
+
+
+def test_data_that_does_not_vary_gives_a_finite_scale():
+    covariance = AdaptiveCovariance(4)  # its ridge is the floor then
+    covariance.update(torch.zeros(8, 4))
+    assert bool((covariance.scale > 0).all())
+    assert bool(torch.isfinite(covariance.factor).all())
+
+
+def test_a_state_of_another_root_is_refused():
+    state = AdaptiveCovariance(4, root="symmetric").state_dict()
+    with pytest.raises(ValueError, match=r"root: the state holds a symmetric factor"):
+        AdaptiveCovariance(4).load_state_dict(state)
+
+
+def test_under_forgetting_the_factor_keeps_up_with_the_memory():
+    covariance = AdaptiveCovariance(3, forgetting=0.9, eps_floor=0.0)
+    generator, refreshed = torch.Generator().manual_seed(0), 0
+    for _ in range(400):
+        before = covariance.seen_at_refresh
+        covariance.update(torch.randn(8, 3, generator=generator))
+        refreshed += covariance.seen_at_refresh != before
+    # About 80 points are remembered, so every update of 8 is more than 5 % of them.
+    assert refreshed > 390
+
+
+def test_merging_what_was_gathered_under_forgetting_is_updating_with_it():
+    one, other = (AdaptiveCovariance(3, forgetting=0.8, eps_floor=0.0) for _ in range(2))
+    gathered = RunningMoments(3, 1, one.structure)
+    batches = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    for i, x in enumerate(batches):
+        one.update(x)
+        if i < 3:
+            other.update(x)
+        else:
+            gathered.update(x, None, 0.8)
+    other.merge(gathered, 15, decay=0.8**3)
+    assert torch.allclose(one.count, other.count, rtol=1e-12)
+    assert torch.allclose(one.covariance(), other.covariance(), rtol=1e-11)

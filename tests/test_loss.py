@@ -87,14 +87,17 @@ def test_a_region_s_rows_have_that_region_s_loss(metric, prediction):
         singles.append(AdaptiveCovariance(D, factor_dtype=torch.float64).update(data).freeze())
     covariance.freeze()
     x, region = randn(6, D), torch.tensor([0, 1, 1, 0, 0, 1])
-    model = Denoiser(network(), noise_model(covariance), prediction)
+    model = Denoiser(network(num_classes=2), noise_model(covariance), prediction)
     perturbed, level = model.noise.perturb(x, region, tau=0.8, step=1)
-    rows = dsm_loss(model, x, perturbed, level, metric, reduction="none")
+    with pytest.raises(ValueError, match="region: got 2 regions and a network that is not told"):
+        dsm_loss(model, x, perturbed, level, metric)
+    rows = dsm_loss(model, x, perturbed, level, metric, reduction="none", y=region)
     for row, k in enumerate(region.tolist()):
         alone = Denoiser(model.network, noise_model(singles[k]), prediction)
         one, its = alone.noise.perturb(x[row : row + 1], tau=0.8, step=1, row=row)
         assert rms_ratio(one, perturbed[row : row + 1]) < 1e-10
-        assert dsm_loss(alone, x[row : row + 1], one, its, metric).item() == pytest.approx(rows[row].item(), rel=1e-9)
+        loss = dsm_loss(alone, x[row : row + 1], one, its, metric, y=region[row : row + 1])
+        assert loss.item() == pytest.approx(rows[row].item(), rel=1e-9)
 
 
 def test_class_labels_reach_the_network():

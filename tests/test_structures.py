@@ -37,7 +37,7 @@ def test_names():
 def test_storage_and_bytes(structure):
     size = structure.storage(K, D)
     assert size == ((K, D, D) if structure.name == "dense" else (K, D))
-    assert structure.bytes(K, D, torch.float64, torch.float32) == int(np.prod(size)) * (3 * 8 + 4)
+    assert structure.bytes(K, D, torch.float64, torch.float32) == int(np.prod(size)) * (7 * 8 + 4)
 
 
 def test_covariance_reads_the_lower_triangle_and_gives_it_whole(structure):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ansn.errors import InputError
+from ansn.ops._dispatch import BackendError
 from ansn.training import Diverged, Interrupted
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def guarded(name: str, command: Callable[[], None]) -> int:
     """Run a command; exit code 0 done, 1 training diverged, 2 bad arguments or input, 130 interrupted."""
     try:
         command()
-    except (InputError, MemoryError) as error:
+    except (InputError, MemoryError, BackendError) as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Diverged as error:

@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+
+class BackendError(RuntimeError):
+    """An explicitly chosen back end cannot run a call."""
+
+
 BACKENDS = ("auto", "reference", "native", "triton")
 _PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
 
@@ -75,6 +80,10 @@ def operations() -> tuple[str, ...]:
 
 def call(operation: str, device: torch.device, *args: Any) -> Any:
     """Run ``operation`` on the back end in force."""
+    if torch.is_autocast_enabled(device.type):
+        # The operations choose their own precision: a covariance or its factor must not pass through bfloat16.
+        with torch.autocast(device.type, enabled=False):
+            return call(operation, device, *args)
     kernels = _table[operation]
     if _current == "auto":
         for name in _PREFERENCE.get(device.type, ("reference",)):
@@ -83,9 +92,9 @@ def call(operation: str, device: torch.device, *args: Any) -> Any:
                 return kernel[0](*args)
     if _current not in kernels:
         have = ", ".join(kernels)
-        raise RuntimeError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")
+        raise BackendError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")
     function, why_not = kernels[_current]
     reason = why_not(*args)
     if reason is not None:
-        raise RuntimeError(f"{operation} cannot run on back end {_current!r}: {reason}")
+        raise BackendError(f"{operation} cannot run on back end {_current!r}: {reason}")
     return function(*args)

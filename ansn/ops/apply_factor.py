@@ -13,8 +13,6 @@ _dispatch.library.define(
     "apply_factor(Tensor v, Tensor factor, Tensor? region, bool transpose, bool inverse, bool lower) -> Tensor"
 )
 _dispatch.register("apply_factor", "reference", reference.apply_factor)
-# LAPACK and BLAS through torch are the CPU's and the GPU's kernels for this one.
-_dispatch.register("apply_factor", "native", reference.apply_factor)
 
 
 def _run(v: Tensor, *args: Any) -> Tensor:

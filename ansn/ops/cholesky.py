@@ -11,8 +11,6 @@ from ansn.ops import _checks, _dispatch, reference
 
 _dispatch.library.define("cholesky(Tensor matrix) -> (Tensor, Tensor)")
 _dispatch.register("cholesky", "reference", reference.cholesky)
-# LAPACK through torch is the CPU's kernel for large matrices.
-_dispatch.register("cholesky", "native", reference.cholesky)
 
 
 def _run(matrix: Tensor) -> tuple[Tensor, Tensor]:

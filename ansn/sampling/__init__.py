@@ -66,6 +66,8 @@ def sample(
             raise ValueError(f"{name}: {method!r} has no such option; it has {', '.join(_options(known))}")
     if taus is None:
         taus = _schedule(model, flow, steps if steps is not None else 20)
+    if options.get("noise_sampler") is not None and n > batch_size:
+        raise ValueError(f"noise_sampler: is for one batch, but n = {n} > batch_size = {batch_size}")
     if not flow:
         options["steps"] = 100 if steps is None else steps
     # A short progress bar over batches when there are several, over steps when there is one.
@@ -78,9 +80,12 @@ def sample(
             rows = min(batch_size, n - row)
             region = noise.draw_regions(rows, seed=seed, row=row)
             extra = _labels(y, n, row, rows, noise.tau.device)
-            if region is not None and getattr(model.network, "num_classes", None) == noise.covariance.regions:
+            classes = getattr(model.network, "num_classes", None)
+            if region is not None and classes == noise.covariance.regions:
                 # The regions are the classes: network and noise must agree on k (math section 6).
                 region = extra.setdefault("y", region)
+            elif classes and not extra:
+                raise ValueError(f"y: got None for a network of {classes} classes, expected a label or int64 [{n}]")
             x = noise.prior(
                 rows, float(taus[0]), region=region, seed=seed, row=row,
                 start=start or ("uniform" if method == "paper" else "gaussian"),

@@ -99,9 +99,10 @@ def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.
         raise InputError("--regions labels: needs --class-conditional, so that the network knows the region")
     if config.network.class_conditional and not info.num_classes:
         raise InputError(f"--class-conditional: {info.name} has no labels; expected a labelled data set")
-    torch.manual_seed(config.run.seed)
     try:
-        network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
+        with torch.random.fork_rng(devices=[]):  # who loads a run keeps the state of their own generator
+            torch.manual_seed(config.run.seed)
+            network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
         model = Denoiser(network, noise, config.network.prediction, precondition=config.network.precondition)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None

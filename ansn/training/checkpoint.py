@@ -129,3 +129,8 @@ def unflatten_optimizer(
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Files hold row-major tensors; a channels-last weight wants its moments in its own layout, or steps are slower.
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)

@@ -21,6 +21,10 @@ def sampler_options(config: SamplingConfig) -> dict[str, Any]:
         options["start"] = config.start
     if config.step_eps is not None:
         options["eps"] = config.step_eps
+    if config.method == "langevin":
+        options |= {
+            "convention": config.convention, "precondition": not config.isotropic, "denoise": config.denoise
+        }  # fmt: skip
     if config.sampler_levels is not None:
         top, bottom, n = config.sampler_levels
         options["taus"] = torch.tensor(levels.geometric(top, bottom, n=n).tau, dtype=torch.float64)

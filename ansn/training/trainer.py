@@ -82,7 +82,7 @@ class Trainer:
             if world > 1
             else None
         )
-        self.pending = 0
+        self.pending = self.updates = 0
         if stored:
             with checkpoint.fitting(self.folder):
                 self._restore(*stored)
@@ -122,7 +122,8 @@ class Trainer:
                 finite = finite & torch.isfinite(loss) & torch.isfinite(norm)
                 total, since = total + loss, since + 1
                 reporter.advance(self.step)
-                stop = any_rank(self._stop, self.device)
+                # Ranks must agree to stop, which costs them a synchronisation: not at every step.
+                stop = any_rank(self._stop, self.device) if self.world == 1 or self.step % 10 == 0 else False
                 last = self.step == optim.steps
                 # Reading a value waits for a GPU: only now and then there.
                 if self.device.type == "cpu" or last or stop or self.step % run.log_every == 0:
@@ -174,7 +175,8 @@ class Trainer:
         else:
             self.gathered.update(x, region, covariance.forgetting)
             self.pending += x.shape[0] * self.world
-            if covariance.due(self.pending):
+            self.updates += 1
+            if covariance.due(self.pending, x.shape[0] * self.world):
                 self._merge_ranks()
         if limit is not None and covariance.seen + self.pending >= limit:
             self._merge_ranks()
@@ -183,9 +185,9 @@ class Trainer:
     def _merge_ranks(self) -> None:
         if self.gathered is not None and self.pending:
             all_reduce_moments(self.gathered)
-            self.covariance.merge(self.gathered, self.pending)
+            self.covariance.merge(self.gathered, self.pending, self.covariance.forgetting**self.updates)
             self.gathered.reset()
-            self.pending = 0
+            self.pending = self.updates = 0
 
     def _schedule(self, step: int) -> float:
         """Factor on the learning rate at ``step``, counted from 0."""

@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others(experiment
     data = ansn.load_dataset("digits")
 
     def drawn(seed: int) -> torch.Tensor:
-        results = list(experiment.train(tiny(experiment), data, seed, structure="dense", rho=0.5))
+        results = list(experiment.train(tiny(experiment), data, seed, 6, structure="dense", rho=0.5))
         assert [r[0] for r in results] == [1, 4]
         assert 0 < results[0][2] < results[1][2]
         return torch.stack([r[3] for r in results])
@@ -117,14 +117,14 @@ def test_shapes_that_are_the_same_give_the_same_run(experiment: ModuleType) -> N
     """rho = 0 and gamma = 0, dense and diagonal, are all isotropic: pairing leaves no other difference."""
     data = ansn.load_dataset("digits")
     runs = [
-        next(experiment.train(tiny(experiment, steps=(3,)), data, 0, structure=structure, **family))
+        next(experiment.train(tiny(experiment, steps=(3,)), data, 0, 6, structure=structure, **family))
         for structure, family in (("dense", {"rho": 0.0}), ("dense", {"gamma": 0.0}), ("diagonal", {"rho": 0.0}))
     ]
     losses = [r[1] for r in runs]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     # The start of sampling is N(m, S + tau^2 R) in the structure's own S, so only the dense pair agrees to the end.
     assert torch.allclose(runs[0][3], runs[1][3], atol=1e-4)
-    shaped = next(experiment.train(tiny(experiment, steps=(3,)), data, 0, structure="dense", rho=1.0))
+    shaped = next(experiment.train(tiny(experiment, steps=(3,)), data, 0, 6, structure="dense", rho=1.0))
     assert shaped[1] != pytest.approx(losses[0], rel=1e-3)
     assert not torch.allclose(shaped[3], runs[0][3], atol=1e-2)
 

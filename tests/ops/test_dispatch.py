@@ -110,3 +110,10 @@ def test_the_environment_sets_the_start(value, status):
         assert done.stderr.strip().splitlines()[-1] == expected
     else:
         assert done.stdout.strip() == value
+
+
+def test_autocast_leaves_the_operations_their_precision():
+    x, factor = torch.randn(32, 16), torch.randn(1, 16, 16).tril()
+    plain = ops.colored_step(x, b=8.0, factor=factor, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.colored_step(x, b=8.0, factor=factor, seed=1), plain)
