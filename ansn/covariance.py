@@ -160,12 +160,13 @@ class AdaptiveCovariance(nn.Module):
 
     @torch.no_grad()
     def merge(
-        self, other: AdaptiveCovariance | RunningMoments, points: int | None = None, decay: float = 1.0
+        self, other: AdaptiveCovariance | RunningMoments, points: int = 0, decay: float = 1.0, rows: int = 0
     ) -> AdaptiveCovariance:
         """Add what another state gathered (Chan's formula; exact, in any order). Returns self.
 
         ``points``: how many rows that was, where ``other`` is bare moments. ``decay``: what this state
-        forgets first, lambda to the number of updates that ``other`` saw. Raises ValueError if the states do not fit
+        forgets first, lambda to the number of updates that ``other`` saw; ``rows``: of a batch, as in :meth:`due`.
+        Raises ValueError if the states do not fit
         together or this one is frozen.
         """
         moments = other.moments if isinstance(other, AdaptiveCovariance) else other
@@ -180,8 +181,8 @@ class AdaptiveCovariance(nn.Module):
             self.moments.decay_(decay)
         self.moments.merge(moments)
         self.revision += 1
-        self.seen += other.seen if isinstance(other, AdaptiveCovariance) else int(points or 0)
-        if self.due():
+        self.seen += other.seen if isinstance(other, AdaptiveCovariance) else points
+        if self.due(rows=rows):
             self.refresh()
         return self
 

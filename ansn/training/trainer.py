@@ -185,7 +185,8 @@ class Trainer:
     def _merge_ranks(self) -> None:
         if self.gathered is not None and self.pending:
             all_reduce_moments(self.gathered)
-            self.covariance.merge(self.gathered, self.pending, self.covariance.forgetting**self.updates)
+            forgotten = self.covariance.forgetting**self.updates
+            self.covariance.merge(self.gathered, self.pending, forgotten, rows=self.config.optim.batch_size)
             self.gathered.reset()
             self.pending = self.updates = 0
 
