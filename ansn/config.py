@@ -74,10 +74,10 @@ class NetworkConfig:
 
     network: Literal["mlp", "unet", "ncsn", "ncsnv2"] = "mlp"
     """Residual MLP, compact U-Net, or the published RefineNets."""
-    width: int = 512
-    """Hidden units of the MLP; channels of the first stage of the U-Net and the RefineNets."""
-    blocks: int = 3
-    """Residual blocks of the MLP; residual blocks a stage of the U-Net."""
+    width: int | None = None
+    """Hidden units of the MLP (512); channels of the first stage of the U-Net (32) and the RefineNets (64, 128)."""
+    blocks: int | None = None
+    """Residual blocks of the MLP (default 3); residual blocks a stage of the U-Net (default 1)."""
     multipliers: tuple[int, ...] = (1, 2, 2)
     """U-Net: channels of each stage, in widths."""
     stem_stride: int = 1
@@ -231,7 +231,7 @@ def validate(config: TrainConfig) -> None:
         ("checkpoint-every", run.checkpoint_every, run.checkpoint_every >= 1, "at least 1 step"),
         ("seed", run.seed, 0 <= run.seed < 2**63, "0 <= seed < 2^63"),
         ("threads", run.threads, run.threads is None or run.threads >= 1, "at least 1"),
-        ("width", config.network.width, config.network.width >= 1, "at least 1"),
+        ("width", config.network.width, config.network.width is None or config.network.width >= 1, "at least 1"),
         (
             "freeze-after",
             noise.freeze_after,

@@ -49,8 +49,8 @@ class Arguments:
     batch_size: int = 256
     """Samples at a time."""
     out: Path | None = None
-    """A .png picture, .npy (float32 [n, ...], data units) or, for tables, .csv; by default samples.png in the
-    run's folder."""
+    """A .png picture, .npy (float32 [n, ...], data units) or, for tables, .csv; by default
+    drawn-seedN.png in the run's folder."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _sample(arguments: Arguments) -> None:
-    out = arguments.out or arguments.run / "samples.png"
+    out = arguments.out or arguments.run / f"drawn-seed{arguments.seed}.png"
     if out.suffix not in (".png", ".npy", ".csv"):
         raise InputError(f"--out: got {out}, expected a name that ends in .png, .npy or .csv")
     for name, value in (("-n", arguments.n), ("--batch-size", arguments.batch_size)):

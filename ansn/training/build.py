@@ -115,15 +115,17 @@ def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str,
     """The named network's own arguments."""
     classes = {"num_classes": info.num_classes if config.class_conditional else None}
     told = {"conditioning": "none" if config.unconditional else "log"}
+    # What is not given is the network's own default.
+    blocks = {} if config.blocks is None else {"blocks": config.blocks}
+    width = {} if config.width is None else {"hidden" if config.network == "mlp" else "width": config.width}
     if config.network == "mlp":
-        return {"hidden": config.width, "blocks": config.blocks, "dropout": config.dropout} | classes | told
+        return width | blocks | {"dropout": config.dropout} | classes | told
     if config.network == "unet":
-        return {
-            "width": config.width, "blocks": config.blocks, "multipliers": config.multipliers,
-            "stem_stride": config.stem_stride, "dropout": config.dropout,
+        return width | blocks | {
+            "multipliers": config.multipliers, "stem_stride": config.stem_stride, "dropout": config.dropout,
         } | classes | told  # fmt: skip
     # The RefineNets map [0, 1] to [-1, 1] themselves, which preconditioned input does not want.
-    published = {"ngf": config.width, "rescale": not config.precondition}
+    published = {"rescale": not config.precondition} | ({} if config.width is None else {"ngf": config.width})
     if config.network == "ncsn":
         return published | {"num_levels": None if config.unconditional else len(chosen)} | classes
     return published | classes | told

@@ -41,11 +41,12 @@ def test_it_is_what_the_library_draws(digits: Path, tmp_path: Path) -> None:
 
 def test_png_goes_to_the_run_by_default(digits: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
-    (run / "samples.png").unlink()
-    outcome = succeeded(start("sample", run, "-n", 4, "--steps", 2))
-    assert outcome.out == f"{run / 'samples.png'}\n"
+    of_training = (run / "samples.png").read_bytes()
+    outcome = succeeded(start("sample", run, "-n", 4, "--steps", 2, "--seed", 5))
+    assert outcome.out == f"{run / 'drawn-seed5.png'}\n"
     assert outcome.err == ""
-    with Image.open(run / "samples.png") as image:
+    assert (run / "samples.png").read_bytes() == of_training
+    with Image.open(run / "drawn-seed5.png") as image:
         assert min(image.size) >= 200
 
 
