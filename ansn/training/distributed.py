@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,10 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield dist.get_rank(), world, chosen
+        dist.barrier()  # no rank leaves while another still talks to it
     finally:
+        # A wrapped network that a reference cycle keeps alive would outlive the group and abort at exit.
+        gc.collect()
         dist.destroy_process_group()
 
 

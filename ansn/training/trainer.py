@@ -53,7 +53,11 @@ def train(config: TrainConfig) -> Path:
         if config.optim.batch_size % world:
             raise InputError(f"--batch-size: got {config.optim.batch_size}, expected a multiple of {world} processes")
         dataset = _dataset(config).to(device)
-        return Trainer(config, dataset, rank, world, device).run()
+        trainer = Trainer(config, dataset, rank, world, device)
+        try:
+            return trainer.run()
+        finally:
+            trainer.close()
 
 
 class Trainer:
@@ -138,6 +142,10 @@ class Trainer:
                 if stop:
                     raise Interrupted(f"interrupted at step {self.step}; the checkpoint is in {self.folder}")
         return self.folder
+
+    def close(self) -> None:
+        """Let go of the wrapper that holds the process group: it must not outlive the group."""
+        self.model.network, self.loss_of = self.bare, self._loss
 
     def _train_step(self, step: int, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """One update of covariance and weights. Everything random is a function of (seed, step, row)."""
