@@ -1,4 +1,4 @@
-"""One thread for the network tests: their tensors are tiny, and threads waiting for a core cost far more."""
+"""One thread: the tensors of the tests are tiny, and threads that wait for a core cost far more."""
 
 from __future__ import annotations
 
