@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null) CMakeLists.txt setup.py
+NATIVE_SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" 2>/dev/null) CMakeLists.txt setup.py
 
 # What the two commands run; override to run less: make test TESTS=tests/ops
 TRAIN ?= digits

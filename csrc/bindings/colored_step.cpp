@@ -1,0 +1,64 @@
+// The coloured step with L the identity or a diagonal.
+#include "bindings.h"
+#include "common.h"
+
+namespace ansn {
+namespace bindings {
+namespace {
+
+void colored_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows, int64_t cols,
+                  int64_t ld_out, int64_t ld_x, int64_t ld_D, int64_t ld_f, uintptr_t c, uintptr_t a, uintptr_t b,
+                  int64_t c_stride, int64_t a_stride, int64_t b_stride, uintptr_t diag, uintptr_t region, py::int_ seed,
+                  py::int_ row0, py::int_ step, py::int_ stream, int threads, const std::string& isa) {
+  check_sizes(rows, cols, threads);
+  cpu::ColoredStep p;
+  p.storage = storage_of(dtype, "dtype");
+  if (rows == 0 || cols == 0) return;
+  require(out != 0, "out must be an address, got 0");
+  require(x != 0, "x must be an address, got 0");
+  p.out = at<void>(out);
+  p.x = at<const void>(x);
+  p.D = at<const void>(D);
+  p.f = at<const void>(f);
+  p.rows = rows;
+  p.cols = cols;
+  p.ld_out = ld_out;
+  p.ld_x = ld_x;
+  p.ld_D = ld_D;
+  p.ld_f = ld_f;
+  p.c = at<const void>(c);
+  p.a = at<const void>(a);
+  p.b = at<const void>(b);
+  p.c_stride = checked_stride(c_stride, "c_stride");
+  p.a_stride = checked_stride(a_stride, "a_stride");
+  p.b_stride = checked_stride(b_stride, "b_stride");
+  p.diag = at<const void>(diag);
+  p.region = at<const int64_t>(region);
+  p.seed = wrapped(seed);
+  p.row0 = static_cast<uint32_t>(wrapped(row0));
+  p.step = static_cast<uint32_t>(wrapped(step));
+  p.stream = static_cast<uint32_t>(wrapped(stream));
+  p.threads = threads;
+  const cpu::KernelTable& table = cpu::kernels(isa);
+  py::gil_scoped_release unlocked;
+  table.colored_step(p);
+}
+
+}  // namespace
+
+void bind_colored_step(py::module_& m) {
+  m.def("colored_step", &colored_step, py::arg("dtype"), py::arg("out"), py::arg("x"), py::arg("D"), py::arg("f"),
+        py::arg("rows"), py::arg("cols"), py::arg("ld_out"), py::arg("ld_x"), py::arg("ld_D"), py::arg("ld_f"),
+        py::arg("c"), py::arg("a"), py::arg("b"), py::arg("c_stride"), py::arg("a_stride"), py::arg("b_stride"),
+        py::arg("diag"), py::arg("region"), py::arg("seed"), py::arg("row0"), py::arg("step"), py::arg("stream"),
+        py::arg("threads"), py::arg("isa") = "",
+        R"(out[r, j] = x + c_r (D - x) + L_j (a_r f + b_r z), L the identity or diagonal; out may be x.
+
+dtype: 'f32', 'bf16', 'f16' (arithmetic in float32; c, a, b, diag are float32) or 'f64' (all float64).
+Row r of the noise is global row (row0 + r) mod 2^32; b = 0 (the address) means no noise and no random numbers.
+diag: address of [K, cols], or 0 for L = I; region: address of int64 [rows] that picks the row of diag, or 0.
+ld_*: row strides in elements; *_stride: 0 for one coefficient, 1 for one a row. Raises ValueError.)");
+}
+
+}  // namespace bindings
+}  // namespace ansn

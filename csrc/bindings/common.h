@@ -1,0 +1,93 @@
+// What the bindings share: addresses, storage names, checks, and the scratch memory of a calling thread. The bindings take
+// addresses, sizes and strides as integers and link no libtorch, so one build serves every torch. What can be checked
+// without knowing the tensors is checked here; shapes, dtypes and devices are the business of ansn.ops.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "cpu/kernels.h"
+
+namespace ansn {
+namespace bindings {
+
+namespace py = pybind11;
+using cpu::Storage;
+
+// Integers modulo 2^64: the random number contract takes seed, row, step and stream that way, negative ones included.
+inline uint64_t wrapped(const py::int_& value) {
+  const unsigned long long bits = PyLong_AsUnsignedLongLongMask(value.ptr());
+  if (bits == ~0ULL && PyErr_Occurred()) throw py::error_already_set();
+  return bits;
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline Storage storage_of(const std::string& name, const char* argument) {
+  if (name == "f32") return Storage::f32;
+  if (name == "f64") return Storage::f64;
+  if (name == "bf16") return Storage::bf16;
+  if (name == "f16") return Storage::f16;
+  throw std::invalid_argument(std::string(argument) + " must be 'f32', 'f64', 'bf16' or 'f16', got '" + name + "'");
+}
+
+inline void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+inline void check_sizes(int64_t rows, int64_t cols, int threads) {
+  require(rows >= 0, "rows must be at least 0, got " + std::to_string(rows));
+  require(cols >= 0, "cols must be at least 0, got " + std::to_string(cols));
+  require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
+}
+
+inline int64_t checked_stride(int64_t stride, const char* argument) {
+  require(stride == 0 || stride == 1, std::string(argument) + " must be 0 (one for all rows) or 1 (one for each row), got " +
+                                          std::to_string(stride));
+  return stride;
+}
+
+// One buffer for each calling thread, kept between calls: fresh pages cost a page fault each, a tenth of an update.
+class Scratch {
+ public:
+  void* reserve(int64_t bytes) {
+    if (bytes > size_) {
+      memory_.reset();
+      size_ = 0;
+      const size_t rounded = (static_cast<size_t>(bytes) + 4095) / 4096 * 4096;
+      memory_.reset(std::aligned_alloc(64, rounded));
+      if (!memory_) throw std::bad_alloc();
+      size_ = static_cast<int64_t>(rounded);
+    }
+    return memory_.get();
+  }
+  void trim() {  // what a very wide state needed is not held forever
+    if (size_ <= kKept) return;
+    memory_.reset();
+    size_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kKept = 64 << 20;
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  int64_t size_ = 0;
+};
+
+}  // namespace bindings
+}  // namespace ansn
