@@ -106,7 +106,7 @@ def test_the_environment_sets_the_start(value, status):
     )
     assert done.returncode == status
     if status:
-        expected = "ValueError: ANSN_BACKEND is 'fast', expected one of auto, reference, native, triton"
+        expected = "ansn.errors.InputError: ANSN_BACKEND is 'fast', expected one of auto, reference, native, triton"
         assert done.stderr.strip().splitlines()[-1] == expected
     else:
         assert done.stdout.strip() == value
