@@ -7,6 +7,7 @@ namespace ansn {
 namespace bindings {
 
 void bind_colored_step(pybind11::module_& m);
+void bind_dense_step(pybind11::module_& m);
 void bind_covariance_update(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 

@@ -27,6 +27,7 @@ PYBIND11_MODULE(_native, m) {
   using namespace ansn::bindings;
   m.doc() = "Native kernels of ansn. Addresses are integers (0: absent); use ansn.ops for checked tensors.";
   bind_colored_step(m);
+  bind_dense_step(m);
   bind_covariance_update(m);
   bind_random(m);
   m.def("supported_isas", &ansn::cpu::supported_isas, "Built instruction sets that this CPU runs, narrowest first.");

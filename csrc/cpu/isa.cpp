@@ -5,6 +5,7 @@
 
 #include "colored_step.h"
 #include "covariance_update.h"
+#include "dense_step.h"
 #include "noise.h"
 
 #define ANSN_STRING_(x) #x
@@ -14,8 +15,9 @@ namespace ansn {
 namespace ANSN_ISA {
 
 extern const cpu::KernelTable kernel_table;
-const cpu::KernelTable kernel_table = {ANSN_STRING(ANSN_ISA), colored_step, covariance_scratch_bytes, covariance_update,
-                                       philox_words,          normals,      normals_of_words};
+const cpu::KernelTable kernel_table = {ANSN_STRING(ANSN_ISA), colored_step, dense_scratch_bytes, dense_step,
+                                       covariance_scratch_bytes, covariance_update,
+                                       philox_words, normals, normals_of_words};
 
 }  // namespace ANSN_ISA
 }  // namespace ansn

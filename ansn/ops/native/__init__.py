@@ -4,7 +4,8 @@ Addresses are read here only, inside the registered implementations. If the modu
 operation says so when ``native`` is asked for, and ``auto`` goes on with ``reference``.
 """
 
-from ansn.ops.native import colored_step as _colored_step  # noqa: F401 - each offers its kernel to the dispatcher
+from ansn.ops.native import apply_factor as _apply_factor  # noqa: F401 - each offers its kernel to the dispatcher
+from ansn.ops.native import colored_step as _colored_step  # noqa: F401
 from ansn.ops.native import covariance_update as _covariance_update  # noqa: F401
 from ansn.ops.native._module import missing, module
 
