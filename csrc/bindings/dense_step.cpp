@@ -29,11 +29,11 @@ void dense_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t 
           "factor_dtype must be 'f32' or 'f64', got '" + factor_dtype + "'");
   p.triangle = triangle_of(triangle);
   require(regions >= 1, "regions must be at least 1, got " + std::to_string(regions));
-  require(regions == 1 || (order != 0 && region_first != 0), "order and region_first must be addresses for " +
-                                                                 std::to_string(regions) + " regions, got 0");
   require(row_stride == 1 || col_stride == 1, "row_stride or col_stride must be 1, got " + std::to_string(row_stride) +
                                                   " and " + std::to_string(col_stride));
   if (rows == 0 || cols == 0) return;
+  require(regions == 1 || (order != 0 && region_first != 0), "order and region_first must be addresses for " +
+                                                                 std::to_string(regions) + " regions, got 0");
   require(factor != 0, "factor must be an address, got 0");
   require((f != 0 && a != 0) || b != 0, "f with a, or b, must be given: without them there is no product");
   p.step = step_of(storage, out, x, D, f, rows, cols, ld_out, ld_x, ld_D, ld_f, c, a, b, c_stride, a_stride, b_stride, seed,

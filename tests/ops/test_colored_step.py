@@ -68,14 +68,14 @@ def test_every_back_end_equals_the_formula(data):
 
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["none", "diagonal"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("regions", [1, 3])
 def test_native_runs_what_it_is_for(dtype, kind, regions):
     """The test above skips what a back end refuses; these it may not refuse."""
     x, factor = randn(6, 11, dtype=dtype), random_factor(kind, regions, 11)
     region = torch.tensor([0, 2, 1, 2, 0, 1]) % regions if factor is not None else None
     with ops.backend("native"):
-        out = ops.colored_step(x, b=0.5, factor=factor, region=region, seed=3)
+        out = ops.colored_step(x, b=0.5, factor=factor, region=region, seed=3, lower=kind != "full")
     assert error_ratio(out, numpy_step(x, b=0.5, factor=factor, region=region, seed=3)) <= RATIO["colored_step"][dtype]
 
 
