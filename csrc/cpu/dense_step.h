@@ -38,8 +38,9 @@ constexpr int64_t kGroup = 64;       // columns of out that are finished togethe
 constexpr int64_t kDepth = 384;      // a slab stays in the first-level cache, and kDepth columns of y in the second
 constexpr int64_t kBlockRows = 240;  // whole panels of every width
 constexpr int64_t kSlabStride = kDepth + 16;  // no two rows of a slab 4096 bytes apart
-constexpr int64_t kTileQuads = kTileLanes / kWidth;
 constexpr int64_t kSerialProducts = 1 << 19;  // below this, waking a second thread costs more than it saves
+
+static_assert(kDepth % kGroup == 0, "a group meets its first columns in one block");
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -118,23 +119,22 @@ void pack_f(const cpu::DenseStep& p, const Block& block, int64_t r0, int64_t fir
 // b_r z for columns [first, first + kGroup) of one panel, added to what is there or put in its place.
 void pack_noise(const cpu::DenseStep& p, const Block& block, int64_t r0, int64_t first, bool add, float* to) {
   const cpu::ColoredStep& s = p.step;
-  alignas(64) float b[kWidth], z[4][kTileLanes];
-  Lanes at;
-  for (int64_t r = 0; r < kWidth; ++r) {
-    const bool inside = r0 + r < block.count;
-    const int64_t row = inside ? row_of(p, block.first + r0 + r) : 0;
-    b[r] = inside ? coefficient(s.b, s.b_stride, row) : 0.0f;
-    for (int64_t q = 0; q < kTileQuads; ++q) at.row[q * kWidth + r] = s.row0 + (uint32_t)row;
+  const int64_t rows = least(kWidth, block.count - r0), quads_at_once = kTileLanes / rows;
+  alignas(64) float b[kWidth] = {}, z[4][kTileLanes + kWidth] = {};
+  Lanes at = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = row_of(p, block.first + r0 + r);
+    b[r] = coefficient(s.b, s.b_stride, row);
+    for (int64_t q = 0; q < quads_at_once; ++q) at.row[q * rows + r] = s.row0 + (uint32_t)row;
   }
-  for (int64_t l = kTileQuads * kWidth; l < kTileLanes; ++l) at.row[l] = at.quad[l] = 0;
   const int64_t last = divide_up(least(first + kGroup, s.cols), 4);
-  for (int64_t q0 = first / 4; q0 < last; q0 += kTileQuads) {
-    const int64_t quads = least(kTileQuads, last - q0);
-    for (int64_t q = 0; q < kTileQuads; ++q)
-      for (int64_t r = 0; r < kWidth; ++r) at.quad[q * kWidth + r] = (uint32_t)(q0 + q);
+  for (int64_t q0 = first / 4; q0 < last; q0 += quads_at_once) {
+    const int64_t quads = least(quads_at_once, last - q0);
+    for (int64_t q = 0; q < quads; ++q)
+      for (int64_t r = 0; r < rows; ++r) at.quad[q * rows + r] = (uint32_t)(q0 + q);
     TileWords words;
-    lane_words(s.seed, at, s.step, s.stream, quads * kWidth, words);
-    const int64_t lanes = whole_groups(quads * kWidth);
+    lane_words(s.seed, at, s.step, s.stream, quads * rows, words);
+    const int64_t lanes = whole_groups(quads * rows);
     for (int64_t l = 0; l < lanes; ++l) {
       const Normals n = normals_from_words({words.w0[l], words.w1[l], words.w2[l], words.w3[l]});
       z[0][l] = n.z0;
@@ -142,10 +142,11 @@ void pack_noise(const cpu::DenseStep& p, const Block& block, int64_t r0, int64_t
       z[2][l] = n.z2;
       z[3][l] = n.z3;
     }
+    // Rows beyond the batch's last take finite numbers times b = 0.
     for (int64_t q = 0; q < quads; ++q) {
       for (int64_t i = 0; i < 4; ++i) {
         float* __restrict__ y = to + (4 * (q0 + q) + i - first) * kWidth;
-        const float* from = z[i] + q * kWidth;
+        const float* from = z[i] + q * rows;
         if (add) {
           for (int64_t r = 0; r < kWidth; ++r) y[r] += b[r] * from[r];
         } else {
@@ -200,30 +201,61 @@ void multiply(const float* slab, const float* y, int64_t depth, bool add, float*
   }
 }
 
+}  // namespace dense
+}  // namespace
+}  // namespace ANSN_ISA
+}  // namespace ansn
+
+#include "dense_few.h"
+
+namespace ansn {
+namespace ANSN_ISA {
+namespace {
+namespace dense {
+
+// The columns of A in [k0, k0 + kDepth) that rows [i0, i0 + count) meet, and whether they are not the rows' first.
+struct Range {
+  int64_t first, last;
+  bool add;
+};
+
+inline Range range_of(const cpu::DenseStep& p, int64_t i0, int64_t count, int64_t k0) {
+  const int64_t low = p.triangle == cpu::Triangle::upper ? i0 : 0;
+  const int64_t high = p.triangle == cpu::Triangle::lower ? least(i0 + count, p.step.cols) : p.step.cols;
+  return {most(k0, low), least(k0 + kDepth, high), k0 > low};
+}
+
 // What columns [k0, k0 + kDepth) of A bring to one group.
 template <class A>
 void multiply_group(const cpu::DenseStep& p, const Block& block, const Work& work, const Plan& plan, int64_t g, int64_t k0) {
-  alignas(64) float slab[kRows * kSlabStride];
-  const int64_t cols = p.step.cols, panels = divide_up(block.count, kWidth);
+  const int64_t panels = divide_up(block.count, kWidth), end = least(p.step.cols, (g + 1) * kGroup);
   const typename A::Memory* factor = (const typename A::Memory*)p.factor + block.region * p.region_stride;
-  const int64_t end = least(cols, (g + 1) * kGroup);
+  float* group_sums = work.sums + g * plan.panels * kGroup * kWidth;
+  if (block.count <= kFewRows) {
+    for (int64_t i0 = g * kGroup; i0 < end; i0 += kStrip) {
+      const Range k = range_of(p, i0, kStrip, k0);
+      if (k.first >= k.last) continue;
+      float* sums = group_sums + (i0 - g * kGroup) * kWidth;
+      multiply_few_rows<A>(p, factor, i0, k.first, k.last, work.y + k.first * kWidth, block.count, k.add, sums);
+    }
+    return;
+  }
+  alignas(64) float slab[kRows * kSlabStride];
   for (int64_t i0 = g * kGroup; i0 < end; i0 += kRows) {
-    const int64_t low = p.triangle == cpu::Triangle::upper ? i0 : 0;
-    const int64_t high = p.triangle == cpu::Triangle::lower ? least(i0 + kRows, cols) : cols;
-    const int64_t first = most(k0, low), last = least(k0 + kDepth, high);
-    if (first >= last) continue;
-    copy_slab<A>(p, factor, i0, first, last, slab);
+    const Range k = range_of(p, i0, kRows, k0);
+    if (k.first >= k.last) continue;
+    const int64_t depth = k.last - k.first;
+    copy_slab<A>(p, factor, i0, k.first, k.last, slab);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const float* y = work.y + (panel * plan.padded + first) * kWidth;
-      float* sums = work.sums + ((g * plan.panels + panel) * kGroup + i0 - g * kGroup) * kWidth;
+      const float* y = work.y + (panel * plan.padded + k.first) * kWidth;
+      float* sums = group_sums + (panel * kGroup + i0 - g * kGroup) * kWidth;
       const int64_t rows = block.count - panel * kWidth;
-      const bool add = k0 > low;
       if (rows > 2 * kLanes) {
-        multiply<3>(slab, y, last - first, add, sums);
+        multiply<3>(slab, y, depth, k.add, sums);
       } else if (rows > kLanes) {
-        multiply<2>(slab, y, last - first, add, sums);
+        multiply<2>(slab, y, depth, k.add, sums);
       } else {
-        multiply<1>(slab, y, last - first, add, sums);
+        multiply<1>(slab, y, depth, k.add, sums);
       }
     }
   }
