@@ -7,10 +7,11 @@ namespace ansn {
 namespace bindings {
 
 // x may be 0 only where the caller allows it; sizes are checked by then.
-inline cpu::ColoredStep step_of(Storage dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows, int64_t cols,
-                                int64_t ld_out, int64_t ld_x, int64_t ld_D, int64_t ld_f, uintptr_t c, uintptr_t a, uintptr_t b,
-                                int64_t c_stride, int64_t a_stride, int64_t b_stride, const py::int_& seed,
-                                const py::int_& row0, const py::int_& step, const py::int_& stream, int threads) {
+inline cpu::ColoredStep step_of(Storage dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows,
+                                int64_t cols, int64_t ld_out, int64_t ld_x, int64_t ld_D, int64_t ld_f, uintptr_t c,
+                                uintptr_t a, uintptr_t b, int64_t c_stride, int64_t a_stride, int64_t b_stride,
+                                const py::int_& seed, const py::int_& row0, const py::int_& step, const py::int_& stream,
+                                int threads) {
   require(out != 0, "out must be an address, got 0");
   cpu::ColoredStep p;
   p.storage = dtype;

@@ -3,10 +3,9 @@
 //     out[r, :] = x + c_r (D - x) + A y_r,   y_r = a_r f + b_r z
 //
 // A triangular product for few rows and many columns, with the noise made inside. y is made once and packed into panels of
-// kWidth rows, column after column, so that rows are what a vector holds; the elements of A are broadcast. A is read from
-// where it lies, kRows rows by kDepth columns at a time (a slab), once for up to kBlockRows rows of the batch; what lies on the
-// other side of its diagonal is skipped. The sums are kept transposed, group after group of kGroup columns, until the group is
-// turned and combined with x and D.
+// kWidth rows, column after column (see dense_product.h). A is read from where it lies, kRows rows by kDepth columns at a
+// time, once for up to kBlockRows rows of the batch; what lies across its diagonal is skipped. The sums are kept
+// transposed, group after group of kGroup columns, until the group is turned and combined with x and D.
 //
 // An element's products are summed in a fixed order, column after column within blocks of kDepth, whatever rows it shares a
 // panel with and however many threads there are: a thread owns whole groups.
@@ -17,34 +16,21 @@
 #endif
 
 #include "colored_step.h"
+#include "dense_product.h"
 #include "kernels.h"
 #include "noise.h"
 #include "storage.h"
-#include "transpose.h"
 
 namespace ansn {
 namespace ANSN_ISA {
 namespace {
 namespace dense {
 
-typedef float Vector __attribute__((vector_size(ANSN_VECTOR_BYTES)));
-
-constexpr int kLanes = ANSN_VECTOR_BYTES / 4;
-constexpr int kVectors = 3;
-constexpr int kWidth = kVectors * kLanes;  // rows of the batch in a panel: 48, 24 or 12
-// kRows x kVectors sums, kVectors elements of y and one of A fit the registers (32 with AVX-512, else 16).
-constexpr int kRows = ANSN_VECTOR_BYTES == 64 ? 8 : 4;
 constexpr int64_t kGroup = 64;       // columns of out that are finished together: whole cache lines
-constexpr int64_t kDepth = 384;      // a slab stays in the first-level cache, and kDepth columns of y in the second
 constexpr int64_t kBlockRows = 240;  // whole panels of every width
-constexpr int64_t kSlabStride = kDepth + 16;  // no two rows of a slab 4096 bytes apart
 constexpr int64_t kSerialProducts = 1 << 19;  // below this, waking a second thread costs more than it saves
 
 static_assert(kDepth % kGroup == 0, "a group meets its first columns in one block");
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Block {  // rows [first, first + count) of the order, all of one region
   int64_t region, first, count;
@@ -156,62 +142,6 @@ void pack_noise(const cpu::DenseStep& p, const Block& block, int64_t r0, int64_t
     }
   }
 }
-
-// Rows [i0, i0 + kRows), columns [k0, k1) of A, in float32; zero beyond the last row and across the diagonal.
-template <class A>
-void copy_slab(const cpu::DenseStep& p, const typename A::Memory* factor, int64_t i0, int64_t k0, int64_t k1, float* to) {
-  const int64_t rows = least(p.step.cols - i0, kRows), count = k1 - k0;
-  const typename A::Memory* from = factor + i0 * p.row_stride + k0 * p.col_stride;
-  if (p.col_stride == 1) {
-    for (int64_t i = 0; i < rows; ++i) load_row<A>(from + i * p.row_stride, count, to + i * kSlabStride);
-  } else {
-    load_transposed<A>(from, p.col_stride, count, rows, to, kSlabStride);
-  }
-  for (int64_t i = rows; i < kRows; ++i)
-    for (int64_t k = 0; k < count; ++k) to[i * kSlabStride + k] = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    if (p.triangle == cpu::Triangle::lower)
-      for (int64_t k = most(i0 + i + 1, k0); k < k1; ++k) to[i * kSlabStride + k - k0] = 0;
-    if (p.triangle == cpu::Triangle::upper)
-      for (int64_t k = k0; k < least(i0 + i, k1); ++k) to[i * kSlabStride + k - k0] = 0;
-  }
-}
-
-// sums[i, :] (+)= sum_k slab[i, k] y[k, :] for kUsed vectors of rows.
-template <int kUsed>
-void multiply(const float* slab, const float* y, int64_t depth, bool add, float* sums) {
-  Vector sum[kRows][kUsed] = {};
-  for (int64_t k = 0; k < depth; ++k, ++slab, y += kWidth) {
-    Vector right[kUsed];
-#pragma GCC unroll 4
-    for (int v = 0; v < kUsed; ++v) right[v] = *(const Vector*)(y + v * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kUsed; ++v) sum[i][v] += slab[i * kSlabStride] * right[v];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kUsed; ++v) {
-      Vector* to = (Vector*)(sums + i * kWidth + v * kLanes);
-      *to = add ? *to + sum[i][v] : sum[i][v];
-    }
-  }
-}
-
-}  // namespace dense
-}  // namespace
-}  // namespace ANSN_ISA
-}  // namespace ansn
-
-#include "dense_few.h"
-
-namespace ansn {
-namespace ANSN_ISA {
-namespace {
-namespace dense {
 
 // The columns of A in [k0, k0 + kDepth) that rows [i0, i0 + count) meet, and whether they are not the rows' first.
 struct Range {

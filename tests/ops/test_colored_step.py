@@ -224,3 +224,37 @@ def test_wrong_arguments_are_named(argument, kind, options):
     with pytest.raises(kind) as error:
         ops.colored_step(**{"x": X, **options})
     one_line(error, argument)
+
+
+@needs_native
+@pytest.mark.parametrize("layout", ["rows", "columns", "expanded", "float64", "bfloat16"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_native_takes_a_dense_factor_as_it_lies(layout, transpose):
+    """Row- or column-major (as LAPACK's factors), one factor seen as three, other dtypes; and its transpose."""
+    x, region = randn(7, 20, dtype=torch.float32), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    factor = random_factor("lower", 1 if layout == "expanded" else 3, 20)
+    if layout == "columns":
+        factor = factor.mT.contiguous().mT
+    elif layout == "expanded":
+        factor = factor.expand(3, 20, 20)
+    elif layout in ("float64", "bfloat16"):
+        factor = factor.to(getattr(torch, layout))
+    with ops.backend("native"):
+        out = ops.colored_step(x, b=0.5, factor=factor, region=region, seed=3)
+        product = ops.apply_factor(x, factor, region, transpose=transpose)
+    wide = [factor[k].double().numpy() for k in region]
+    expected = np.stack([(m.T if transpose else m) @ v for m, v in zip(wide, x.double().numpy(), strict=True)])
+    stepped = numpy_step(x, b=0.5, factor=factor, region=region, seed=3)
+    assert error_ratio(out, stepped) <= RATIO["colored_step"][x.dtype]
+    assert error_ratio(product, expected) <= RATIO["apply_factor"][x.dtype]
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["diagonal", "lower"])
+def test_without_a_push_the_factor_is_not_read(kind):
+    """No f, no noise: the formula has no product, and a factor of NaN does not matter."""
+    x, denoised = randn(5, 9, dtype=torch.float32), randn(5, 9, dtype=torch.float32, seed=1)
+    factor = torch.full_like(random_factor(kind, 1, 9), float("nan"))
+    for name in ("native", "reference"):
+        out = on(name, lambda: ops.colored_step(x, denoised, c=0.25, factor=factor))
+        assert torch.equal(out, on(name, lambda: ops.colored_step(x, denoised, c=0.25)))

@@ -12,8 +12,8 @@ from ansn.ops.native._module import DTYPE, address, contiguous, module, stride, 
 from ansn.ops.native.dense_step import dense_step
 
 
-def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: Any) -> str | None:
-    dtype, factor = x.dtype, args[3]
+def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *_: Any) -> str | None:
+    dtype = x.dtype
     if dtype == torch.float64:
         return "float64 is the reference's, whose normals have float64 precision"
     if denoised is not None and denoised.dtype != dtype:

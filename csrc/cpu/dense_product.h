@@ -1,5 +1,10 @@
-// The product of dense_step.h for one to kFewRows rows, where a vector of rows would be mostly empty: a vector holds columns
-// of out, and elements of y are broadcast. Every element is summed in the same order as there, to the same bits.
+// The product of a dense factor A with packed right-hand sides, a block of it at a time:
+//
+//     sums[i, r] (+)= sum_k A[i, k] y[k, r],   y and sums rows of kWidth elements
+//
+// Two ways, to the same bits: for many right-hand sides r a vector holds kLanes of them and elements of A are broadcast; for
+// one to kFewRows of them, where such vectors would be mostly empty, a vector holds rows i of A and elements of y are
+// broadcast. Either way an element's products are summed one by one in the order of k.
 #pragma once
 
 #include "kernels.h"
@@ -11,7 +16,67 @@ namespace ANSN_ISA {
 namespace {
 namespace dense {
 
+typedef float Vector __attribute__((vector_size(ANSN_VECTOR_BYTES)));
 typedef float Unaligned __attribute__((vector_size(ANSN_VECTOR_BYTES), aligned(4), may_alias));
+
+constexpr int kLanes = ANSN_VECTOR_BYTES / 4;
+constexpr int kVectors = 3;
+constexpr int kWidth = kVectors * kLanes;  // rows of the batch in a panel: 48, 24 or 12
+// kRows x kVectors sums, kVectors elements of y and one of A fit the registers (32 with AVX-512, else 16).
+constexpr int kRows = ANSN_VECTOR_BYTES == 64 ? 8 : 4;
+// Columns of A at a time: kRows rows of them, a slab, stay in the first-level cache and as many of y in the second.
+constexpr int64_t kDepth = 384;
+constexpr int64_t kSlabStride = kDepth + 16;  // no two rows of a slab 4096 bytes apart
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows [i0, i0 + kRows), columns [k0, k1) of A, in float32; zero beyond the last row and across the diagonal.
+template <class A>
+void copy_slab(const cpu::DenseStep& p, const typename A::Memory* factor, int64_t i0, int64_t k0, int64_t k1, float* to) {
+  const int64_t rows = least(p.step.cols - i0, kRows), count = k1 - k0;
+  const typename A::Memory* from = factor + i0 * p.row_stride + k0 * p.col_stride;
+  if (p.col_stride == 1) {
+    for (int64_t i = 0; i < rows; ++i) load_row<A>(from + i * p.row_stride, count, to + i * kSlabStride);
+  } else {
+    load_transposed<A>(from, p.col_stride, count, rows, to, kSlabStride);
+  }
+  for (int64_t i = rows; i < kRows; ++i)
+    for (int64_t k = 0; k < count; ++k) to[i * kSlabStride + k] = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (p.triangle == cpu::Triangle::lower)
+      for (int64_t k = most(i0 + i + 1, k0); k < k1; ++k) to[i * kSlabStride + k - k0] = 0;
+    if (p.triangle == cpu::Triangle::upper)
+      for (int64_t k = k0; k < least(i0 + i, k1); ++k) to[i * kSlabStride + k - k0] = 0;
+  }
+}
+
+// sums[i, :] (+)= sum_k slab[i, k] y[k, :] for kUsed vectors of rows.
+template <int kUsed>
+void multiply(const float* slab, const float* y, int64_t depth, bool add, float* sums) {
+  Vector sum[kRows][kUsed] = {};
+  for (int64_t k = 0; k < depth; ++k, ++slab, y += kWidth) {
+    Vector right[kUsed];
+#pragma GCC unroll 4
+    for (int v = 0; v < kUsed; ++v) right[v] = *(const Vector*)(y + v * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kUsed; ++v) sum[i][v] += slab[i * kSlabStride] * right[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kUsed; ++v) {
+      Vector* to = (Vector*)(sums + i * kWidth + v * kLanes);
+      *to = add ? *to + sum[i][v] : sum[i][v];
+    }
+  }
+}
+
+// ---- few right-hand sides
 
 constexpr int64_t kFewRows = ANSN_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kStripVectors = 4;
