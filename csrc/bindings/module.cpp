@@ -38,6 +38,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of ansn. Addresses are integers (0: absent); use ansn.ops for checked tensors.";
   bind_cholesky(m);
   bind_colored_step(m);
+  bind_dense_step(m);
   bind_covariance_update(m);
   bind_dsm_loss(m);
   bind_random(m);

@@ -7,6 +7,7 @@
 #include "cholesky_draw.h"
 #include "colored_step.h"
 #include "covariance_update.h"
+#include "dense_step.h"
 #include "dsm_loss.h"
 #include "noise.h"
 
@@ -17,9 +18,10 @@ namespace ansn {
 namespace ANSN_ISA {
 
 extern const cpu::KernelTable kernel_table;
-const cpu::KernelTable kernel_table = {ANSN_STRING(ANSN_ISA), colored_step, covariance_scratch_bytes, covariance_update,
-                                       philox_words,          normals,      normals_of_words,
-                                       cholesky_scratch_bytes, cholesky,  cholesky_draw, dsm_loss};
+const cpu::KernelTable kernel_table = {
+    ANSN_STRING(ANSN_ISA), colored_step,  dense_scratch_bytes, dense_step,   covariance_scratch_bytes,
+    covariance_update,     philox_words,  normals,             normals_of_words,
+    cholesky_scratch_bytes, cholesky,     cholesky_draw,       dsm_loss};
 
 }  // namespace ANSN_ISA
 }  // namespace ansn

@@ -26,6 +26,21 @@ struct ColoredStep {
   int threads;
 };
 
+enum class Triangle { none, lower, upper };
+
+// out[r, :] = x + c_r (D - x) + A y_r, y_r = a_r f + b_r z; A[i, k] = factor[region * region_stride + i * row_stride +
+// k * col_stride], one of the last two strides being 1. Arithmetic in float32.
+struct DenseStep {
+  ColoredStep step;                            // diag and region unused; x null: no x, D or c; storage not f64
+  const void* factor;
+  Storage factor_storage;                      // f32 or f64
+  int64_t row_stride, col_stride, region_stride, regions;
+  Triangle triangle;                           // what lies beyond it is not used
+  const int64_t* order;                        // [rows], rows sorted by region, or null: as they are
+  const int64_t* region_first;                 // [regions + 1], where each region starts in order, or null: one region
+  void* scratch;                               // dense_scratch_bytes() bytes, 64-byte aligned
+};
+
 // Merges `rows` rows of x into (mean, scatter), a state of count `count`. Lower triangle only, or the diagonal alone.
 struct CovarianceUpdate {
   bool state_is_f64;
@@ -90,6 +105,8 @@ struct DsmLoss {
 struct KernelTable {
   const char* isa;
   void (*colored_step)(const ColoredStep&);
+  int64_t (*dense_scratch_bytes)(const DenseStep&);
+  void (*dense_step)(const DenseStep&);
   int64_t (*covariance_scratch_bytes)(const CovarianceUpdate&);
   void (*covariance_update)(const CovarianceUpdate&);
   void (*philox_words)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, uint32_t* words);
