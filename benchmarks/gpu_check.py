@@ -3,11 +3,12 @@
 
     python benchmarks/gpu_check.py --out runs/gpu-check
 
-Builds the native module, checks every operation on every back end against the float64 reference, measures the machine's
-ceilings, times the operations against torch eager, torch.compile and the vendor's library, trains and samples, checks
-the PyTorch integration, and runs compute-sanitizer. An operation whose parity failed, or was not checked, gets no speed.
-Each step has a budget and a process of its own; what a step did not use goes to the next ones. DIR/gpu_check.json and
-DIR/gpu_check.md are written after every step: a kill loses nothing that was done. Nothing is installed or fetched.
+Builds the native module, checks every operation on every back end against the float64 reference, measures the
+machine's ceilings, times the operations against torch eager, torch.compile and the vendor's library, checks the PyTorch
+integration, runs compute-sanitizer, trains and samples. An operation whose parity failed, or was not checked, gets no
+speed. Each step has a budget and a process of its own; what a step did not use goes to the next ones. Written to DIR:
+gpu_check.json and gpu_check.md after every step, journal.jsonl after every piece of work, so that a kill loses nothing
+that was done; log.txt. Nothing is installed or fetched.
 
     python benchmarks/gpu_check.py --device cpu --quick --out DIR      the whole script on a CPU, tiny sizes
 
@@ -44,17 +45,25 @@ STEPS = {
 RESTARTS = 8
 
 
-def parse() -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, made if it is not there")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: to try the script")
     parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS), help="only these")
     parser.add_argument("--minutes", type=float, default=7.7, help="for everything")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.minutes <= 0:
         parser.error(f"--minutes: got {arguments.minutes}, expected a number > 0")
     return arguments
+
+
+def command(name: str, arguments: argparse.Namespace, seconds: float) -> list[str]:
+    """Of a step's process, which gets a little less time than there is, so that it ends by itself."""
+    words = [sys.executable, "-u", "-m", "benchmarks.gpu.step", name, "--out", str(arguments.out)]
+    words += ["--device", arguments.device, "--seconds", f"{0.92 * seconds - 1:.1f}"]
+    return words + ["--quick"] * arguments.quick
 
 
 def run_step(name: str, arguments: argparse.Namespace, journal: Journal, seconds: float) -> tuple[str, float]:
@@ -65,19 +74,18 @@ def run_step(name: str, arguments: argparse.Namespace, journal: Journal, seconds
         left = seconds - (time.monotonic() - begun)
         if left <= 1:
             return f"{ended}, then out of time", time.monotonic() - begun
-        command = [
-            sys.executable, "-u", "-m", "benchmarks.gpu.step", name, "--out", str(arguments.out),
-            # A little less than it gets, so that it ends by itself.
-            "--device", arguments.device, "--seconds", f"{0.92 * left - 1:.1f}",
-        ] + ["--quick"] * arguments.quick  # fmt: skip
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with (arguments.out / "log.txt").open("ab") as log:
             log.write(f"--- {name}, attempt {attempt + 1}\n".encode())
             log.flush()
             process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log,
+                command(name, arguments, left),
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": path},
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
             try:
                 status = process.wait(timeout=left)
             except subprocess.TimeoutExpired:

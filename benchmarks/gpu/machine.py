@@ -95,7 +95,7 @@ def _quiet(command: list[str], outcome: dict[str, Any], cuda: str) -> bool:
 
 
 def _import() -> dict[str, Any]:
-    code = "from ansn.ops import native; m = native.module; print(m.build_info() if m else 'missing: ' + native.missing)"
+    code = "from ansn.ops.native import missing as m, module; print(module.build_info() if module else f'missing: {m}')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     text = (done.stdout or done.stderr).strip()
     if done.returncode or text.startswith("missing"):

@@ -114,8 +114,8 @@ def _speed(rows: list[Row]) -> list[str]:
     lines = [
         "Microseconds on the device, medians of interleaved calls with the L2 cache flushed and launches hidden (on a",
         "CPU: wall time); in brackets back to back with launches. The ratio, with quartiles, is the best of eager and",
-        "compile over the best of ours. The limit is the nearer of the measured copy and matrix rates. A back end whose",
-        "parity failed or was not checked has no speed here.", "",
+        "compile over the best of ours. The limit is the nearer of the measured copy and matrix rates. A back end",
+        "whose parity failed or was not checked has no speed here.", "",
         "| operation | size | ours | peers | times faster | than | GB/s | GFLOP/s | of the limit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ def run(step: Step) -> None:
         for mode in MODES[:2]:
             step.run(f"train | {name} | {mode}", partial(_train, step, name, mode))
         step.run(f"sample | {name}", partial(_sample, step, name))
-    for name in ("unet", "ncsnv2"):
+    for name in ("unet",) if step.quick else ("unet", "ncsnv2"):
         step.run(f"train | {name} | {MODES[2]}", partial(_train, step, name, MODES[2]))
 
 
