@@ -82,6 +82,8 @@ def verdicts(step: Step) -> dict[tuple[str, str], str | None]:
                 found[operation, name] = None
             elif row.get("wrong"):
                 found[operation, name] = f"parity failed in {row['wrong']} of {row['cases']} cases"
+            elif row.get("ran") == 0 and row.get("unrun") == 0:
+                found[operation, name] = "it ran no case"
             else:
                 found[operation, name] = "parity was not checked to its end"
     return found
