@@ -9,6 +9,9 @@
 // which lets a 4 x 4 block (I, J) be summed in registers over one contiguous stretch of each of its two panels: left-looking,
 // each element is written once. Beyond d the matrix is continued by the identity. A lane whose pivot is not positive
 // goes on with NaN, which never leaves its lane.
+//
+// At d = 64 on a Zen 4 core the factorisation proper runs at the rate of the multiplier; the two transpositions take the
+// same time again. Prefetching the next group during it gained nothing.
 #pragma once
 
 #include "kernels.h"
@@ -19,9 +22,17 @@ namespace ansn {
 namespace ANSN_ISA {
 namespace {
 
+template <int... I>
+struct Indices {};
 #if defined(__clang__)
+template <class, int... I>
+using IndicesOf = Indices<I...>;
+template <int N>
+using FirstIndices = __make_integer_seq<IndicesOf, int, N>;
 #define ANSN_SHUFFLE(Index, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
+template <int N>
+using FirstIndices = Indices<__integer_pack(N)...>;
 #define ANSN_SHUFFLE(Index, a, b, ...) __builtin_shuffle(a, b, (Index){__VA_ARGS__})
 #endif
 
@@ -46,30 +57,65 @@ struct Group {
   // columns of a block summed at once: 16 sums need the 32 registers of AVX-512
   static constexpr int kColumns = ANSN_VECTOR_BYTES == 64 ? 4 : 2;
 
-  static Vector low(Vector a, Vector b) {  // a0 b0 a1 b1 ..
-    if constexpr (kLanes == 2) return ANSN_SHUFFLE(Mask, a, b, 0, 2);
-    else if constexpr (kLanes == 4) return ANSN_SHUFFLE(Mask, a, b, 0, 4, 1, 5);
-    else if constexpr (kLanes == 8) return ANSN_SHUFFLE(Mask, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    else return ANSN_SHUFFLE(Mask, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  static constexpr int kWidth = 16 / sizeof(T);         // elements of 16 bytes, within which shuffles are cheapest
+  static constexpr int kQuarters = kLanes / kWidth;     // 1, 2 or 4
+
+  // Where element i of a shuffle of a and b (its elements counted from kLanes on) comes from.
+  template <int kRun, int kHalf>
+  struct Interleave {  // within 16 bytes, runs of kRun elements: a0 b0 of the low (kHalf 0) or high halves
+    static constexpr int at(int i) {
+      return i / kWidth * kWidth + kHalf * (kWidth / 2) + i % kWidth / (2 * kRun) * kRun + i % kRun + i / kRun % 2 * kLanes;
+    }
+  };
+  template <int kFirst, int kStep>
+  struct Quarters {  // 16 bytes each: half of a's from kFirst on in steps of kStep, then b's
+    static constexpr int at(int i) {
+      constexpr int kHalf = kQuarters > 1 ? kQuarters / 2 : 1;
+      const int q = i / kWidth;
+      return (kFirst + q % kHalf * kStep) * kWidth + i % kWidth + q / kHalf * kLanes;
+    }
+  };
+  template <class Pattern, int... I>
+  static Vector shuffle_by(Vector a, Vector b, Indices<I...>) {
+    return ANSN_SHUFFLE(Mask, a, b, Pattern::at(I)...);
   }
-  static Vector high(Vector a, Vector b) {  // the same of the upper halves
-    if constexpr (kLanes == 2) return ANSN_SHUFFLE(Mask, a, b, 1, 3);
-    else if constexpr (kLanes == 4) return ANSN_SHUFFLE(Mask, a, b, 2, 6, 3, 7);
-    else if constexpr (kLanes == 8) return ANSN_SHUFFLE(Mask, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-    else return ANSN_SHUFFLE(Mask, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  template <class Pattern>
+  static inline __attribute__((always_inline)) Vector shuffle(Vector a, Vector b) {
+    return shuffle_by<Pattern>(a, b, FirstIndices<kLanes>());
   }
 
-  // kLanes x kLanes, by log2(kLanes) rounds of interleaving the first half of the rows with the second.
+  // kLanes x kLanes: blocks of kWidth x kWidth within 16 bytes, then the 16-byte quarters as elements of a matrix.
   static inline __attribute__((always_inline)) void transpose(Vector (&v)[kLanes]) {
-#pragma GCC unroll 4
-    for (int round = 1; round < kLanes; round *= 2) {
-      Vector w[kLanes];
+    Vector w[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) w[i] = v[i];
-#pragma GCC unroll 8
-      for (int i = 0; i < kLanes / 2; ++i) {
-        v[2 * i] = low(w[i], w[i + kLanes / 2]);
-        v[2 * i + 1] = high(w[i], w[i + kLanes / 2]);
+    for (int i = 0; i < kLanes; i += kWidth) {
+      if constexpr (kWidth == 2) {
+        w[i] = shuffle<Interleave<1, 0>>(v[i], v[i + 1]);
+        w[i + 1] = shuffle<Interleave<1, 1>>(v[i], v[i + 1]);
+      } else {
+        const Vector a = shuffle<Interleave<1, 0>>(v[i], v[i + 1]), b = shuffle<Interleave<1, 1>>(v[i], v[i + 1]);
+        const Vector c = shuffle<Interleave<1, 0>>(v[i + 2], v[i + 3]), e = shuffle<Interleave<1, 1>>(v[i + 2], v[i + 3]);
+        w[i] = shuffle<Interleave<2, 0>>(a, c);
+        w[i + 1] = shuffle<Interleave<2, 1>>(a, c);
+        w[i + 2] = shuffle<Interleave<2, 0>>(b, e);
+        w[i + 3] = shuffle<Interleave<2, 1>>(b, e);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < kWidth; ++j) {
+      if constexpr (kQuarters == 1) {
+        v[j] = w[j];
+      } else if constexpr (kQuarters == 2) {
+        v[j] = shuffle<Quarters<0, 1>>(w[j], w[kWidth + j]);
+        v[kWidth + j] = shuffle<Quarters<1, 1>>(w[j], w[kWidth + j]);
+      } else {
+        const Vector a = shuffle<Quarters<0, 1>>(w[j], w[kWidth + j]), b = shuffle<Quarters<2, 1>>(w[j], w[kWidth + j]);
+        const Vector c = shuffle<Quarters<0, 1>>(w[2 * kWidth + j], w[3 * kWidth + j]);
+        const Vector e = shuffle<Quarters<2, 1>>(w[2 * kWidth + j], w[3 * kWidth + j]);
+        v[j] = shuffle<Quarters<0, 2>>(a, c);
+        v[kWidth + j] = shuffle<Quarters<1, 2>>(a, c);
+        v[2 * kWidth + j] = shuffle<Quarters<0, 2>>(b, e);
+        v[3 * kWidth + j] = shuffle<Quarters<1, 2>>(b, e);
       }
     }
   }
