@@ -7,6 +7,7 @@ from ansn.ops import native as _native  # noqa: F401 - offers its kernels to the
 from ansn.ops._dispatch import BACKENDS, backend, current_backend, operations, registered
 from ansn.ops.apply_factor import apply_factor
 from ansn.ops.cholesky import cholesky
+from ansn.ops.cholesky_draw import cholesky_draw
 from ansn.ops.colored_step import colored_step
 from ansn.ops.covariance_update import covariance_update_
 from ansn.ops.dsm_loss import dsm_loss
@@ -22,6 +23,7 @@ __all__ = [
     "apply_factor",
     "backend",
     "cholesky",
+    "cholesky_draw",
     "colored_step",
     "covariance_update_",
     "current_backend",
