@@ -109,7 +109,8 @@ struct KernelTable {
   void (*dense_step)(const DenseStep&);
   int64_t (*covariance_scratch_bytes)(const CovarianceUpdate&);
   void (*covariance_update)(const CovarianceUpdate&);
-  void (*philox_words)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, uint32_t* words);
+  void (*philox_words)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, uint32_t quad0, int64_t quads,
+                       uint32_t* words);
   void (*normals)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, float* z);
   void (*normals_from_words)(const uint32_t* words, int64_t quads, float* z);
   int64_t (*cholesky_scratch_bytes)(bool is_f64, int64_t d);

@@ -29,13 +29,18 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
-def on(name: str, call: Callable[[], T]) -> T | None:
-    """``call()`` on back end ``name``; None where it refuses, in one line that names operation and back end."""
+def on(name: str, call: Callable[[], T], refusals: set[str] | None = None) -> T | None:
+    """``call()`` on back end ``name``; None where it refuses, in one line that names operation and back end.
+
+    The reasons of refusals are added to ``refusals``.
+    """
     with ops.backend(name):
         try:
             return call()
         except RuntimeError as error:
             if f"cannot run on back end {name!r}: " in str(error) and "\n" not in str(error):
+                if refusals is not None:
+                    refusals.add(str(error).split(": ", 1)[1])
                 return None
             raise
 
