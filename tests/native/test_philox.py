@@ -174,7 +174,7 @@ def test_unknown_isa_is_refused_with_what_is_supported(monkeypatch):
 def test_build_info():
     info = native.build_info()
     assert set(ISAS) <= set(info["isas"])
-    assert info["cuda"] is False
+    assert isinstance(info["cuda"], bool)
     assert isinstance(info["openmp"], bool)
 
 
