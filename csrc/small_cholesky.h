@@ -1,7 +1,7 @@
 // Cholesky factor of one small matrix (d <= 128, float32), fused with the draw out_r = x_r + b_r L z_r.
 //
 // A team of lanes works on one matrix in shared memory. The work is a sequence of phases: within a phase each lane reads
-// what earlier phases wrote and writes words that no other lane touches; team.sync() ends it. On a GPU the lanes are
+// what earlier phases wrote and writes words that no other lane touches; team.sync() ends every phase. On a GPU the lanes are
 // threads (csrc/cuda/cholesky.cu); on the CPU a loop visits them one after the other, in any order, with the same result
 // bit for bit. So the tests of that loop check the text that the device runs, its races included.
 //
@@ -46,7 +46,8 @@ struct alignas(16) Four {
 };
 
 #if !defined(__CUDACC__)
-// Lanes of a team on the CPU; a device team has the same members. `visit` in [0, lanes) picks the order of the visits.
+// Lanes of a team on the CPU; a device team has the same members. `visit` in [0, lanes) picks the order of the visits;
+// `unsynced` counts phases that began before the last one was ended.
 template <int LANES>
 struct SerialTeam {
   static constexpr int kLanes = LANES;
@@ -57,10 +58,16 @@ struct SerialTeam {
     const T& any() const { return values[0]; }  // of a value that all lanes agree on
   };
   int visit;
-  int first() const { return 0; }
+  mutable int64_t unsynced = 0;
+  mutable bool open = false;
+  int first() const {
+    unsynced += open;
+    open = true;
+    return 0;
+  }
   int last() const { return LANES; }
   int lane(int turn) const { return (turn * (2 * visit + 1) + visit) & (LANES - 1); }
-  void sync() const {}
+  void sync() const { open = false; }
   void copy_quad(Four* to, const float* from, bool) const {
     for (int c = 0; c < 4; ++c) to->v[c] = from[c];
   }
@@ -254,6 +261,7 @@ ANSN_TEAM void store_factor(const Team& team, const Work& w, int64_t k, const Fo
       }
     }
   }
+  team.sync();
 }
 
 ANSN_TEAM float load_value(cpu::Storage storage, const void* x, int64_t at) {
@@ -329,6 +337,7 @@ ANSN_TEAM void poison_row(const Team& team, const Work& w, int64_t t) {
     for (int i = lane; i < w.d; i += Team::kLanes)
       store_value(w.storage, w.out, row_at(w, t) * w.d + i, bits_float(0x7FC00000u));
   }
+  team.sync();
 }
 
 // All of matrix k: factor, status, and share `part` of `parts` of its rows. `memory` is team_words(d) words.
@@ -345,6 +354,7 @@ ANSN_TEAM void run(const Team& team, const Work& w, int64_t k, int part, int par
     ANSN_EACH_LANE(team, lane) {
       if (lane == 0) w.info[k] = info;
     }
+    team.sync();
     if (w.factor) store_factor(team, w, k, triangle);
   }
   if (w.rows == 0) return;

@@ -58,7 +58,8 @@ Work work_of(uintptr_t matrix, int64_t matrices, int64_t d, uintptr_t factor, ui
 
 template <int LANES, int ROWS>
 void run_serially(const Work& w, int visit, int parts) {
-  const small_cholesky::SerialTeam<LANES> team{visit & (LANES - 1)};
+  small_cholesky::SerialTeam<LANES> team;
+  team.visit = visit & (LANES - 1);
   std::vector<small_cholesky::Four> memory(small_cholesky::team_words(w.d));
   for (int64_t k = 0; k < w.matrices; ++k) {
     for (int part = 0; part < parts; ++part) {
@@ -67,6 +68,7 @@ void run_serially(const Work& w, int visit, int parts) {
       small_cholesky::run<ROWS>(team, w, k, part, parts, memory.data());
     }
   }
+  if (team.unsynced) throw std::runtime_error(std::to_string(team.unsynced) + " phases began before the last was synced");
 }
 
 void small_cholesky_serial(uintptr_t matrix, int64_t matrices, int64_t d, uintptr_t factor, uintptr_t info,
@@ -114,7 +116,9 @@ matrix: float32 [matrices, d, d], d <= 128, of which the lower triangle is read;
 info: int32 [matrices]. dtype 'f32', 'bf16' or 'f16' of x and out [rows, d]: out_r = x_r + b_r L_k z_r; rows = 0: no draw.
 order int64 [rows] and offsets int64 [matrices + 1]: the rows sorted by matrix and where each matrix's begin; both 0: row r
 takes matrix r, or the only one. visit: which order the lanes are visited in; parts: blocks that share a matrix's rows.
-Raises ValueError.)");
+Raises ValueError, and RuntimeError where a phase was not ended by a sync.)");
+  m.def("small_cholesky_shared_bytes", [](int d) { return sizeof(small_cholesky::Four) * small_cholesky::team_words(d); },
+        py::arg("d"), "Shared memory that the GPU's kernel uses for one matrix of d x d.");
 #if defined(ANSN_CUDA)
   m.def("small_cholesky_cuda", &small_cholesky_cuda, py::arg("matrix"), py::arg("matrices"), py::arg("d"),
         py::arg("factor"), py::arg("info"), py::arg("dtype"), py::arg("x"), py::arg("out"), py::arg("rows"), py::arg("b"),

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _dispatch
+from ansn.ops.native import cuda_cholesky
 from ansn.ops.native._module import DTYPE, address, contiguous, module, stride, why_not_cpu
 
 
 def _why_not_cholesky(matrix: Tensor) -> str | None:
+    if matrix.is_cuda:
+        return cuda_cholesky.why_not(matrix)
     reason = why_not_cpu(matrix, "matrix")
     if reason is None and matrix.shape[1] > module.most_cholesky:
         reason = f"d is {matrix.shape[1]}; this kernel takes matrices of at most {module.most_cholesky}"
@@ -19,6 +22,8 @@ def _why_not_cholesky(matrix: Tensor) -> str | None:
 
 
 def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    if matrix.is_cuda:
+        return cuda_cholesky.cholesky(matrix)
     matrix = matrix.contiguous()
     count, dim = matrix.shape[:2]
     factor, info = torch.empty_like(matrix), torch.zeros(count, dtype=torch.int32)
@@ -45,6 +50,8 @@ def _cholesky_draw(
     step: int,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if matrix.is_cuda:
+        return cuda_cholesky.cholesky_draw(matrix, x, b, region, with_factor, seed, row, step, stream)
     # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
     matrix, x, b, region = matrix.contiguous(), x.contiguous(), b.contiguous(), contiguous(region)
     count, dim = matrix.shape[:2]
