@@ -1,15 +1,15 @@
 // Cholesky factor of one small matrix (d <= 128, float32), fused with the draw out_r = x_r + b_r L z_r.
 //
 // A team of lanes works on one matrix in shared memory. The work is a sequence of phases: within a phase each lane reads
-// what earlier phases wrote and writes words that no other lane touches; team.sync() ends every phase. On a GPU the lanes are
-// threads (csrc/cuda/cholesky.cu); on the CPU a loop visits them one after the other, in any order, with the same result
-// bit for bit. So the tests of that loop check the text that the device runs, its races included.
+// what earlier phases wrote and writes words that no other lane touches; team.sync() ends every phase. On a GPU the lanes
+// are threads (csrc/cuda/cholesky.cu); on the CPU a loop visits them one after the other, in any order, with the same
+// result bit for bit. So the tests of that loop check the text that the device runs, its races included.
 //
 // Shared memory holds the lower triangle as panels of four columns: panel q is columns 4q .. 4q+3 of rows 4q .. n-1, each
 // row of it one 16-byte word, and one word of padding, with which eight neighbouring panels of a row lie in eight different
 // groups of banks. n is d rounded up to a multiple of 4; the rows and columns added are those of the identity.
-// The factorisation is left-looking by panels: a lane holds up to `kRows` rows of the panel in registers, subtracts the
-// products with all finished panels (a finished word of the diagonal rows is read by all lanes at once: a broadcast), then
+// The factorisation is left-looking by panels: a lane holds up to ROWS rows of the panel in registers and subtracts the
+// products with all finished panels (a finished word of the diagonal rows is read by all lanes at once: a broadcast). Then
 // every lane factors the 4 x 4 corner for itself and solves its own rows. Two syncs for four columns, no row exchanged.
 #pragma once
 

@@ -57,8 +57,8 @@ struct ThreadTeam {
   }
 };
 
-// TEAMS matrices a block, ROWS rows of a panel a lane: d <= LANES * ROWS. BLOCKS is how many of a multiprocessor's blocks the
-// registers must allow; without a number ptxas aims higher and spills.
+// TEAMS matrices a block, ROWS rows of a panel a lane: d <= LANES * ROWS. The registers must allow BLOCKS blocks at once on
+// a multiprocessor; without a number ptxas aims higher and spills.
 template <int LANES, int ROWS, int TEAMS, int BLOCKS>
 __global__ void __launch_bounds__(LANES* TEAMS, BLOCKS) cholesky_kernel(const __grid_constant__ Work w) {
   static_assert(LANES <= 32 || TEAMS == 1, "a team wider than a warp syncs the block");
@@ -74,7 +74,8 @@ template <int LANES, int ROWS, int TEAMS, int BLOCKS>
 cudaError_t launch(const Work& w, cudaStream_t stream) {
   const int64_t blocks = (w.matrices + TEAMS - 1) / TEAMS;
   // Few matrices with many rows: several blocks factor the same one, and each draws its share of the rows.
-  const int64_t useful = (w.rows + 8 * small_cholesky::kRowTile * w.matrices - 1) / (8 * small_cholesky::kRowTile * w.matrices);
+  const int64_t enough = 8 * small_cholesky::kRowTile * w.matrices;  // rows that are worth no second factorisation
+  const int64_t useful = (w.rows + enough - 1) / enough;
   const int64_t room = 1024 / blocks;
   int64_t parts = useful < room ? useful : room;
   if (parts < 1) parts = 1;

@@ -26,7 +26,7 @@ def why_not(matrix: Tensor) -> str | None:
     if missing is not None:
         return missing
     if not module.build_info()["cuda"]:
-        return "the native module was built without CUDA (needs nvcc; ANSN_CUDA=ON pip install -e . says what is missing)"
+        return "the native module was built without CUDA (needs nvcc; `ANSN_CUDA=ON pip install -e .` says what misses)"
     if matrix.dtype != torch.float32:
         return f"matrix is {matrix.dtype}; the CUDA kernel takes float32"
     if matrix.shape[1] > LARGEST:
@@ -63,9 +63,8 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     matrix = matrix.contiguous()
     count, dim = matrix.shape[:2]
     factor, info = torch.empty_like(matrix), torch.zeros(count, dtype=torch.int32, device=matrix.device)
-    _launch(matrix)(
-        matrix, matrix.data_ptr(), count, dim, factor.data_ptr(), info.data_ptr(), "f32", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-    )
+    no_draw = (0,) * 11
+    _launch(matrix)(matrix, matrix.data_ptr(), count, dim, factor.data_ptr(), info.data_ptr(), "f32", *no_draw)
     return factor, info
 
 
