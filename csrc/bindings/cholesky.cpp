@@ -45,8 +45,9 @@ void cholesky(const std::string& dtype, uintptr_t matrix, uintptr_t factor, uint
 void group_rows(const int64_t* region, int64_t rows, int64_t count, std::vector<int64_t>& start, std::vector<int64_t>& order) {
   start.assign(static_cast<size_t>(count) + 1, 0);
   for (int64_t r = 0; r < rows; ++r) {
-    require(region[r] >= 0 && region[r] < count,
-            "region must be 0 .. " + std::to_string(count - 1) + ", got " + std::to_string(region[r]));
+    if (region[r] < 0 || region[r] >= count)  // not require(), which would make its message for every row
+      throw std::invalid_argument("region must be 0 .. " + std::to_string(count - 1) + ", got " +
+                                  std::to_string(region[r]));
     ++start[region[r] + 1];
   }
   for (int64_t k = 0; k < count; ++k) start[k + 1] += start[k];

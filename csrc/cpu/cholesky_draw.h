@@ -24,7 +24,8 @@ void batch_normals(const cpu::CholeskyDraw& p, const Batch& batch, int64_t quads
   TileWords w;
   for (int64_t q0 = 0; q0 < quads; q0 += kQuads) {
     const int64_t run = quads - q0 < kQuads ? quads - q0 : kQuads;
-    for (int64_t q = 0; q < kQuads; ++q)  // beyond the run: computed with its group of lanes, never used
+    const int64_t computed = whole_groups(run * kBatch) / kBatch;  // beyond the run: with its group of lanes, never used
+    for (int64_t q = 0; q < computed; ++q)
       for (int m = 0; m < kBatch; ++m) {
         at.quad[q * kBatch + m] = (uint32_t)(q0 + q);
         at.row[q * kBatch + m] = p.row0 + (uint32_t)batch.row[m];

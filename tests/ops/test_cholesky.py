@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansn import ops
-from tests.ops.helpers import on, one_line, randn
+from tests.ops.helpers import needs_native, on, one_line, randn
 from tests.tolerances import RATIO, rms_ratio
 
 
@@ -34,6 +34,7 @@ def test_every_back_end_finds_the_factor(regions, dim, dtype, seed):
         assert info.tolist() == [0] * regions
         assert rms_ratio(factor @ factor.mT, expected @ expected.mT) <= RATIO["cholesky"][dtype]
         assert torch.equal(factor, factor.tril())
+        assert factor.is_contiguous()
         # The factor itself is as far off as the matrix's condition number lets it be.
         assert rms_ratio(factor, expected) <= 100 * RATIO["cholesky"][dtype]
 
@@ -58,6 +59,14 @@ def test_status_names_the_minor_and_raises_nothing(name):
     assert info.tolist() == [0, 3, 0]
     assert rms_ratio(factor[[0, 2]], expected[[0, 2]]) < 1e-10
     assert on(name, lambda: ops.cholesky(torch.full((1, 2, 2), float("nan")).double()))[1].item() > 0
+
+
+@needs_native
+def test_orders_that_native_does_not_take():
+    matrix = torch.eye(129).unsqueeze(0)
+    with ops.backend("native"), pytest.raises(RuntimeError, match="cannot run on back end 'native': d is 129"):
+        ops.cholesky(matrix)
+    assert torch.equal(ops.cholesky(matrix)[0], matrix)
 
 
 @pytest.mark.parametrize("dim", [1, 4])

@@ -70,8 +70,6 @@ def test_every_back_end_equals_the_formula(data):
 @pytest.mark.parametrize("rows", [20, 3, 200])
 def test_native_runs_what_it_is_for(dtype, rows):
     """The test above skips what a back end refuses; these it may not refuse."""
-    if "native" not in ops.registered("cholesky_draw"):
-        pytest.skip("cholesky_draw has no native kernel")
     matrix, x = covariances(20, 11), randn(rows, 11, dtype=dtype)
     region = None if rows == 20 else torch.randint(20, (rows,), generator=generator())
     counters = {"seed": 1, "row": 2, "step": 3, "stream": 1}

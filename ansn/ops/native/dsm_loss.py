@@ -28,8 +28,8 @@ def _dsm_loss(
     gradient = torch.empty_like(prediction)
     loss = prediction.new_empty((rows,), dtype=torch.float32) if cols else torch.zeros(rows)
     module.dsm_loss(
-        DTYPE[prediction.dtype], prediction.data_ptr(), address(target), gradient.data_ptr(), loss.data_ptr(), rows, cols,
-        weight.data_ptr(), stride(weight), seed, row, step, stream, torch.get_num_threads(),
+        DTYPE[prediction.dtype], prediction.data_ptr(), address(target), gradient.data_ptr(), loss.data_ptr(),
+        rows, cols, weight.data_ptr(), stride(weight), seed, row, step, stream, torch.get_num_threads(),
     )  # fmt: skip
     return loss, gradient
 
