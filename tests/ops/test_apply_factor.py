@@ -43,7 +43,11 @@ def test_every_back_end_equals_numpy(data):
             name,
             lambda: ops.apply_factor(v, factor, region, transpose=transpose, inverse=inverse, lower=kind != "full"),
         )
-        assert out is not None
+        # What the native kernel is for, it may not refuse; triton's refusals are its own tests' business.
+        refuses = {"reference": False, "native": inverse or kind == "diagonal" or dtype == torch.float64}
+        assert (out is None) == refuses.get(name, out is None), (name, dtype, kind)
+        if out is None:
+            continue
         assert out.dtype == dtype
         assert error_ratio(out, expected) <= RATIO["apply_factor"][dtype]
 

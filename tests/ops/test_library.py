@@ -36,6 +36,10 @@ CASES = {
                                                      False)),
     "apply, diagonal": ("apply_factor", (randn(4, 6), random_factor("diagonal", 1, 6), None, False, True, True)),
     "cholesky": ("cholesky", (torch.eye(3).expand(2, 3, 3).contiguous(),)),
+    "cholesky draw": ("cholesky_draw", (torch.eye(6).expand(4, 6, 6).contiguous(), randn(4, 6).float(), torch.ones(4),
+                                        None, False, *COUNTERS)),
+    "cholesky draw, regions, factor": ("cholesky_draw", (torch.eye(6).repeat(3, 1, 1), randn(4, 6).bfloat16(),
+                                                         torch.tensor(0.5), REGION, True, *COUNTERS)),
     "loss, target": ("dsm_loss", (randn(4, 6), randn(4, 6, seed=1), torch.ones(4).double(), *COUNTERS)),
     "loss, regenerated": ("dsm_loss", (randn(4, 6).float(), None, torch.tensor(0.5), *COUNTERS)),
     "update, dense": ("covariance_update_", (torch.zeros(1).double(), torch.zeros(1).double(), torch.zeros(1, 6),
@@ -64,7 +68,8 @@ def everything(x: Tensor, f: Tensor, factor: Tensor, step: int) -> tuple[Tensor,
     white = ops.apply_factor(y, factor, inverse=True)
     loss = ops.dsm_loss(white, weight=0.5, seed=1, row=4, step=step)
     root, info = ops.cholesky(factor @ factor.mT)
-    return y, white, loss, root, info
+    drawn, _ = ops.cholesky_draw((factor @ factor.mT).detach(), x.detach(), b=0.5, seed=1, row=4, step=step)
+    return y, white, loss, root, info, drawn
 
 
 def check_compiled(backend: str) -> None:
