@@ -4,8 +4,8 @@
 
 Two launches for all regions, after a sort of the rows where there are several, and the host never learns a count:
 
-1. ``_centre_kernel``, a program for each region and block of columns: the batch mean, summed in float64, the rows of A in
-   sorted order into a scratch of B + K rows, and the new mean. A diagonal scatter is done here too.
+1. ``_centre_kernel``, a program for each region and block of columns: the batch mean, summed in float64, the rows of A
+   in sorted order into a scratch of B + K rows, and the new mean. A diagonal scatter is done here too.
 2. ``_scatter_kernel``, a program for each region and tile of the lower triangle: the product of two column blocks of A,
    added to the tile once, so that a small batch is not rounded away row by row. The weights are written here, after (1)
    has read them.
@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ansn.kernels.row_map import alignment, sort_rows
+from ansn.kernels.row_map import alignment, register_limit, sort_rows
 
 PROGRAMS = 264
 """Programs that fill an H100 or H200, two for each of 132 multiprocessors: fewer, and tiles get smaller."""
@@ -137,8 +137,8 @@ def _scatter_kernel(
         # diagonal in it is written back as it was.
         touched = ((across // 4)[None, :] <= (down // 4)[:, None]) & in_down[:, None] & in_across[None, :]
         at = scatter + k * dim * dim + down.to(tl.int64)[:, None] * dim + across[None, :]
-        # With outer products the tile is read first, and its layout is the product's: nothing goes through shared memory,
-        # and the loads are under way before the rest. Under tl.dot it would only hold registers that the product needs.
+        # With outer products the tile is read first, and its layout is the product's: nothing goes through shared
+        # memory, and the loads are under way before the rest. Under tl.dot it would hold registers the product needs.
         if not DOT:
             old = tl.load(at, mask=touched, other=0.0)
             product = tl.where(touched, 0.0, old)
@@ -206,8 +206,7 @@ def covariance_update_(
     if dim == 0 or count == 0 or (rows == 0 and decay == 1.0):
         return
     grouped = count > 1
-    # Without regions these two are never read: any pointer serves.
-    order, offsets = sort_rows(region, count) if grouped and region is not None else (x, x)
+    order, offsets = sort_rows(region, count) if grouped and region is not None else (None, None)
     decay_bits = struct.unpack("<q", struct.pack("<d", decay))[0]
     diagonal = scatter.ndim == 2
     centred = scatter if diagonal else torch.empty(rows + count, dim, dtype=mean.dtype, device=x.device)
@@ -216,15 +215,18 @@ def covariance_update_(
     blocks = triton.cdiv(dim, 64)
     _centre_kernel[(count * blocks,)](
         x, order, offsets, weight, mean, scatter, centred, rows, dim // align, blocks, decay_bits,
-        GROUPED=grouped, DIAGONAL=diagonal, ALIGN=align, ROWS=row_block, COLS=64, num_warps=4 if row_block == 32 else 1,
+        GROUPED=grouped, DIAGONAL=diagonal, ALIGN=align, ROWS=row_block, COLS=64,
+        num_warps=4 if row_block == 32 else 1, enable_fp_fusion=True,
     )  # fmt: skip
     if diagonal:
-        _weights_kernel[(count,)](weight, weight2, offsets, rows, decay_bits, GROUPED=grouped, num_warps=1)
+        _weights_kernel[(count,)](
+            weight, weight2, offsets, rows, decay_bits, GROUPED=grouped, num_warps=1, enable_fp_fusion=True
+        )
         return
     dot, tile, warps = tiles_of(rows, dim, count, mean.dtype)
     tiles = triangle(dim, tile)
     _scatter_kernel[(count * tiles,)](
         scatter, centred, weight, weight2, offsets, rows, dim // align, tiles, decay_bits,
         GROUPED=grouped, FORGET=decay != 1.0, DOT=dot, PRECISION=precision, ALIGN=align, TILE=tile, CHUNK=16,
-        num_warps=warps, num_stages=3,
+        num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align), enable_fp_fusion=True,
     )  # fmt: skip

@@ -1,20 +1,20 @@
-"""The coloured step with dense factors, and the products with them: a grouped triangular matrix product (math section 3).
+"""The coloured step with dense factors, and the products with them: a grouped triangular product (math section 3).
 
     out[r, i] = x + c (D - x) + sum_{k <= i} L[i, k] (a f[r, k] + b z[r, k])
 
-A program makes a block of rows of one region times a block of columns i, over blocks of k up to the diagonal; those above it
-are skipped, which is half of the work. x, D and c come in where the block is stored.
+A program makes a block of rows of one region times a block of columns i, over blocks of k up to the diagonal; those
+above it are skipped, which is half of the work. x, D and c come in where the block is stored.
 
-The noise is made by one of two ways, of equal bits: in the product, per block of k, so that z never is in memory but is
-made again for every block of columns; or once, ``a f + b z`` in float32 by a kernel before. A normal costs some 40
-instructions, and in the product serves as many multiply-adds as the block has columns: the default makes it there when there
-is one block of columns, and once where there are more.
+The noise is made in one of two ways, of the same normals: in the product, per block of k, so that z never is in memory
+but is made again for every block of columns; or once, ``a f + b z`` in float32 by a kernel before. A normal costs some
+40 instructions, and in the product serves as many multiply-adds as the block has columns: the default makes it there
+when there is one block of columns, and once where there are more.
 
 Several regions: the rows are sorted by region on the device (``row_map``), a block of rows is of one region, and the
 grid has the size that the host can know; programs without a block return at once. Heavy blocks (large i) start first.
 
-Products are float32 in IEEE arithmetic; ``precision="tf32x3"`` makes three TF32 products of each, as accurate to some 1e-6, a
-switch for measurement. Plain TF32 is not offered.
+Products are float32 in IEEE arithmetic; ``precision="tf32x3"`` makes three TF32 products of each, as accurate to some
+1e-6, a switch for measurement. Plain TF32 is not offered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ansn.kernels import philox
-from ansn.kernels.row_map import alignment, block_map, sort_rows
+from ansn.kernels.row_map import alignment, block_map, register_limit, sort_rows
 
 PROGRAMS = 264
 """Programs that fill an H100 or H200, two for each of 132 multiprocessors: fewer, and blocks get smaller."""
@@ -44,14 +44,12 @@ def _push(
             push *= tl.load(a + row * a_stride)[:, None]
     if HAS_NOISE:
         quad = first // 4 + tl.arange(0, COLS // 4)
-        z = philox.normals_block(
-            quad[None, :], (row.to(tl.int32) + row0)[:, None], step, stream, seed_low, seed_high
-        )
+        z = philox.normals_block(quad[None, :], (row.to(tl.int32) + row0)[:, None], step, stream, seed_low, seed_high)
         push += tl.load(b + row * b_stride)[:, None] * tl.reshape(z, (ROWS, COLS))
     return push
 
 
-@triton.jit(do_not_specialize=["rows", "row0", "step", "stream", "seed_low", "seed_high"])
+@triton.jit(do_not_specialize=["rows", *philox.COUNTERS])
 def _push_kernel(
     push, f, a, b, order, rows, groups, blocks, seed_low, seed_high, row0, step, stream, a_stride, b_stride,
     GROUPED: tl.constexpr, HAS_F: tl.constexpr, HAS_A: tl.constexpr, HAS_NOISE: tl.constexpr, ALIGN: tl.constexpr,
@@ -73,7 +71,7 @@ def _push_kernel(
     tl.store(push + position[:, None] * dim + cols[None, :], value, mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "row0", "step", "stream", "seed_low", "seed_high"])
+@triton.jit(do_not_specialize=["rows", *philox.COUNTERS])
 def _product_kernel(
     out, x, denoised, f, c, a, b, factor, order, offsets, blocks, rows, groups, row_blocks,
     seed_low, seed_high, row0, step, stream, c_stride, a_stride, b_stride,
@@ -81,7 +79,7 @@ def _product_kernel(
     HAS_A: tl.constexpr, HAS_NOISE: tl.constexpr, LOWER: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """READY: ``f`` is the float32 ``[B, d]`` push in sorted order. TRANSPOSE: ``L^T``, whose blocks start at the diagonal."""
+    """READY: ``f`` is the float32 ``[B, d]`` push in sorted order. TRANSPOSE: ``L^T``; blocks start at the diagonal."""
     dim = groups * ALIGN
     column_blocks = tl.cdiv(dim, COLS)
     # The heavy column blocks are the last of L, the first of L^T.
@@ -148,11 +146,11 @@ def _product_kernel(
 def blocks_of(rows: int, dim: int, count: int) -> tuple[int, int, int, int]:
     """Rows, columns and depth of a block and its warps: the largest that still fill the machine, from B, d and K."""
     present = max(1, min(count, rows))
-    for height, width, depth, warps in ((128, 128, 16, 8), (64, 64, 32, 4), (32, 64, 32, 4), (32, 32, 32, 2)):
+    for height, width, depth, warps in ((128, 64, 16, 8), (64, 64, 16, 4), (32, 64, 16, 4), (32, 32, 16, 2)):
         programs = (triton.cdiv(rows, height) + present - 1) * triton.cdiv(dim, width)
         if height <= 2 * triton.cdiv(rows, present) and width < 2 * dim and programs >= PROGRAMS:
             return height, width, depth, warps
-    return (16, 64, 32, 4) if rows <= 16 * present and dim > 32 else (32, 32, 32, 2)
+    return (16, 64, 32, 4) if rows <= 16 * present and dim > 32 else (32, 32, 16, 2)
 
 
 def _stride(coefficient: Tensor | None) -> int:
@@ -181,8 +179,7 @@ def _product(
     lower, transpose = flags
     height, width, depth, warps = blocks_of(rows, dim, count)
     grouped = count > 1
-    # Pointers that no kernel reads where there is one region, or where a term is absent: any tensor serves.
-    order = offsets = blocks = factor
+    order = offsets = blocks = None
     row_blocks = triton.cdiv(rows, height)
     if grouped and region is not None:
         order, offsets = sort_rows(region, count)
@@ -192,27 +189,23 @@ def _product(
     column_blocks = triton.cdiv(dim, width)
     words = philox.counters(*counter)
     has = {"HAS_F": f is not None, "HAS_A": a is not None, "HAS_NOISE": b is not None}
-    # A float32 term by itself, in the batch's order, needs no pass before the product.
-    ready = column_blocks > 1 if recompute is None else not recompute
-    if b is None and (a is None or not ready):
-        ready = False
+    # A term by itself is read as it is: only noise, or a factor a, is worth a pass before the product.
+    ready = (a is not None or b is not None) and (column_blocks > 1 if recompute is None else not recompute)
     if ready:
         push = torch.empty(rows, dim, dtype=torch.float32, device=out.device)
         strips = triton.cdiv(dim, 256)
         _push_kernel[(triton.cdiv(rows, 4) * strips,)](
-            push, f if f is not None else push, a if a is not None else push, b if b is not None else push, order,
-            rows, dim // align, strips, *words, _stride(a), _stride(b),
-            GROUPED=grouped, **has, ALIGN=align, ROWS=4, COLS=256, num_warps=4,
+            push, f, a, b, order, rows, dim // align, strips, *words, _stride(a), _stride(b),
+            GROUPED=grouped, **has, ALIGN=align, ROWS=4, COLS=256, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         f, a, b = push, None, None
         has = dict.fromkeys(has, False)
     _product_kernel[(row_blocks * column_blocks,)](
-        out, out if x is None else x, out if denoised is None else denoised, out if f is None else f,
-        out if c is None else c, out if a is None else a, out if b is None else b, factor, order, offsets, blocks,
-        rows, dim // align, row_blocks, *words, _stride(c), _stride(a), _stride(b),
+        out, x, denoised, f, c, a, b, factor, order, offsets, blocks, rows, dim // align, row_blocks, *words,
+        _stride(c), _stride(a), _stride(b),
         GROUPED=grouped, READY=ready, HAS_X=x is not None, HAS_D=denoised is not None and c is not None, **has,
         LOWER=lower, TRANSPOSE=transpose, PRECISION=precision, ALIGN=align, ROWS=height, COLS=width, DEPTH=depth,
-        num_warps=warps, num_stages=3,
+        num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align), enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
@@ -236,9 +229,9 @@ def colored_step(
 ) -> Tensor:
     """The arguments of ``ansn::colored_step`` with a dense factor ``[K, d, d]``, already checked; a new tensor.
 
-    x, D and f are contiguous float32, bfloat16 or float16 ``[B, d]``, coefficients float32 ``[]`` or ``[B]``, the factor of any
-    float dtype. ``precision`` is ``"ieee"`` or ``"tf32x3"``; ``recompute`` makes the noise in the product (True), before it
-    (False), or as the shape suggests (None).
+    x, D and f are contiguous float32, bfloat16 or float16 ``[B, d]``, coefficients float32 ``[]`` or ``[B]``, the
+    factor of any float dtype. ``precision`` is ``"ieee"`` or ``"tf32x3"``; ``recompute`` makes the noise in the product
+    (True), before it (False), or as the shape suggests (None). Raises ValueError where there is nothing to colour.
     """
     if f is None or a is None:
         f = a = None

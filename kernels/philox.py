@@ -5,12 +5,12 @@
     uniform  u = (word + 1/2) 2^-32
     normals  Box-Muller on words (0, 1) and (2, 3):  z0 = r cos(2 pi u2), z1 = r sin(2 pi u2), r = sqrt(-2 ln u1)
 
-The words are bit-equal to every other back end's, the normals within 1e-5 of the float64 formula. The polynomials are those of
-``csrc/philox.h``, and for the same reason: the library's logarithm of a float32 ``u`` near 1 has no correct digit left,
-and its sine and cosine spend most of their instructions on arguments that never come.
+The words are bit-equal to every other back end's, the normals within 1e-5 of the float64 formula. The polynomials are
+those of ``csrc/philox.h``, and for the same reason: the logarithm of a float32 ``u`` near 1 has no correct digit left,
+and the library's sine and cosine spend most of their instructions on arguments that never come.
 
-Counters reach a kernel as int32 scalars of fixed type (:func:`counters`), named in ``do_not_specialize`` (:data:`COUNTERS`): else
-Triton compiles anew for a step equal to 1, for one divisible by 16, and for one beyond 2^31.
+Counters reach a kernel as int32 scalars of fixed type (:func:`counters`), named in ``do_not_specialize``
+(:data:`COUNTERS`): else Triton compiles anew for a step equal to 1, for one divisible by 16, and for one beyond 2^31.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ COUNTERS = ("seed_low", "seed_high", "row0", "step", "stream")
 
 def counters(seed: int, row: int, step: int, stream: int) -> tuple[int, int, int, int, int]:
     """The words ``(seed low, seed high, row, step, stream)``, modulo 2^32, as the int32 that have the same bits."""
-    return tuple((word & 0xFFFFFFFF ^ 0x80000000) - 0x80000000 for word in (seed, seed >> 32, row, step, stream))  # type: ignore[return-value]
+    low, high, first, second, third = (
+        ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000 for word in (seed, seed >> 32, row, step, stream)
+    )
+    return low, high, first, second, third
 
 
 @triton.jit
@@ -42,14 +45,13 @@ def philox_words(quad, row, step, stream, seed_low, seed_high):
     W0: tl.constexpr = 0x9E3779B9
     W1: tl.constexpr = 0xBB67AE85
     for _ in tl.static_range(10):
-        high0 = tl.umulhi(c0, M0)
-        high1 = tl.umulhi(c2, M1)
-        low0 = tl.mul(c0, M0, sanitize_overflow=False)
-        low1 = tl.mul(c2, M1, sanitize_overflow=False)
-        c0 = high1 ^ c1 ^ k0
-        c1 = low1
-        c2 = high0 ^ c3 ^ k1
-        c3 = low0
+        # One 64-bit product is one instruction; umulhi and a low product are two.
+        p0 = c0.to(tl.uint64) * M0
+        p1 = c2.to(tl.uint64) * M1
+        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = p1.to(tl.uint32)
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = p0.to(tl.uint32)
         k0 = tl.add(k0, W0, sanitize_overflow=False)
         k1 = tl.add(k1, W1, sanitize_overflow=False)
     return c0, c1, c2, c3
@@ -80,7 +82,7 @@ def _radius(word):
 
 @triton.jit
 def _rotate(word, r):
-    """``r cos`` and ``r sin`` of ``2 pi (word + 1/2) 2^-32``: a half turn flips both signs, the rest is a quarter turn."""
+    """``r cos``, ``r sin`` of ``2 pi (word + 1/2) 2^-32``: a half turn flips both signs, the rest is a quarter turn."""
     half_turn = tl.add(word, 0x40000000, sanitize_overflow=False) & 0x80000000
     rest = tl.sub(word, half_turn, sanitize_overflow=False).to(tl.int32, bitcast=True)
     angle = rest.to(tl.float32) * 1.4629180792671596e-9 + 7.314590396335798e-10
@@ -117,10 +119,22 @@ def normals(quad, row, step, stream, seed_low, seed_high):
 
 @triton.jit
 def normals_block(quad, row, step, stream, seed_low, seed_high):
-    """The same four in one block with a last dimension of 4, in column order: ``[G]`` to ``[G, 4]``, ``[R, Q]`` to ``[R, Q, 4]``.
+    """The same four in one block with a last dimension of 4, in column order: ``[G]`` to ``[G, 4]``.
 
-    The four of a quad stay in the registers of one thread, so that a reshape to ``[R, 4 Q]`` moves nothing.
+    ``[R, Q]`` gives ``[R, Q, 4]``. The four of a quad are in the registers of one thread.
     """
     z0, z1, z2, z3 = normals(quad, row, step, stream, seed_low, seed_high)
     pairs = tl.join(tl.join(z0, z2), tl.join(z1, z3))  # [..., 2, 2], row-major z0 z1 z2 z3
-    return tl.reshape(pairs, z0.shape + [4])
+    return tl.reshape(pairs, z0.shape + [4])  # noqa: RUF005 - Triton has no starred list
+
+
+@triton.jit
+def group_normals(group, row, step, stream, seed_low, seed_high, VEC: tl.constexpr):
+    """``z[row, VEC group + i]`` for i < VEC = 4 or 8: ``[G]`` to ``[G, VEC]``; ``row`` is ``[G]`` or a scalar."""
+    row = row + 0 * group
+    if VEC == 4:
+        return normals_block(group, row, step, stream, seed_low, seed_high)
+    else:
+        quad = group[:, None] * (VEC // 4) + tl.arange(0, VEC // 4)[None, :]
+        z = normals_block(quad, row[:, None], step, stream, seed_low, seed_high)
+        return tl.reshape(z, (group.shape[0], VEC))

@@ -1,9 +1,10 @@
 """The kernels' public face: each operation checks its arguments, then runs on the back end in force.
 
-``reference`` is plain torch and the oracle, ``native`` the C++ module; see :func:`backend`.
+``reference`` is plain torch and the oracle, ``native`` the C++ module, ``triton`` GPU kernels; see :func:`backend`.
 """
 
 from ansn.ops import native as _native  # noqa: F401 - offers its kernels to the dispatcher
+from ansn.ops import triton as _triton  # noqa: F401 - offers its kernels, imports none of them
 from ansn.ops._dispatch import BACKENDS, backend, current_backend, operations, registered
 from ansn.ops.apply_factor import apply_factor
 from ansn.ops.cholesky import cholesky

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ansn import ops
-from ansn.ops import native
+from ansn.ops import native, triton
 from tests.native import oracle
 
 T = TypeVar("T")
@@ -19,6 +19,11 @@ T = TypeVar("T")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 needs_native = pytest.mark.skipif(native.module is None, reason=f"no native back end: {native.missing}")
+
+
+def back_ends(operation: str) -> tuple[str, ...]:
+    """Back ends with a kernel for CPU tensors: Triton's run on those under its interpreter only."""
+    return tuple(n for n in ops.registered(operation) if n != "triton" or triton.interpreting())
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ansn import ops
 from tests.native import oracle
-from tests.ops.helpers import DTYPES, error_ratio, generator, needs_native, on, one_line, randn
+from tests.ops.helpers import DTYPES, back_ends, error_ratio, generator, needs_native, on, one_line, randn
 from tests.ops.test_cholesky import known
 from tests.tolerances import RATIO, rms_ratio
 
@@ -49,7 +49,7 @@ def test_every_back_end_equals_the_formula(data):
         "stream": ops.LANGEVIN,
     }
     expected, factors = expected_draw(matrix, x, b, region, counters)
-    for name in ops.registered("cholesky_draw"):
+    for name in back_ends("cholesky_draw"):
         got = on(name, lambda: ops.cholesky_draw(matrix, x, b=b, region=region, return_factor=True, **counters))
         if got is None:
             continue
@@ -79,7 +79,7 @@ def test_native_runs_what_it_is_for(dtype, rows):
     assert error_ratio(out, expected) <= RATIO["cholesky_draw"][dtype]
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky_draw"))
+@pytest.mark.parametrize("name", back_ends("cholesky_draw"))
 @pytest.mark.parametrize("rows", [37, 5, 400])
 def test_a_matrix_without_factor_spoils_its_rows_only(name, rows):
     """Status as LAPACK gives it; every other row stays bit for bit what it was."""
@@ -98,7 +98,7 @@ def test_a_matrix_without_factor_spoils_its_rows_only(name, rows):
     assert torch.equal(out[~bad], good[~bad])
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky_draw"))
+@pytest.mark.parametrize("name", back_ends("cholesky_draw"))
 def test_only_the_lower_triangle_is_read(name):
     matrix, x = covariances(5, 19), randn(5, 19, dtype=torch.float32)
     poisoned = torch.where(torch.ones(19, 19).triu(1).bool(), float("nan"), matrix)
@@ -107,7 +107,7 @@ def test_only_the_lower_triangle_is_read(name):
     assert torch.equal(out, on(name, lambda: ops.cholesky_draw(matrix, x))[0])
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky_draw"))
+@pytest.mark.parametrize("name", back_ends("cholesky_draw"))
 def test_a_row_does_not_know_its_batch(name):
     matrix, x = covariances(40, 9), randn(40, 9, dtype=torch.float32)
     whole, _ = on(name, lambda: ops.cholesky_draw(matrix, x, seed=1, row=100))
@@ -115,7 +115,7 @@ def test_a_row_does_not_know_its_batch(name):
     assert rms_ratio(part, whole[3:30]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky_draw"))
+@pytest.mark.parametrize("name", back_ends("cholesky_draw"))
 def test_draws_have_the_covariance(name):
     """40000 draws: every entry within five standard errors."""
     matrix = covariances(1, 4)
@@ -125,7 +125,7 @@ def test_draws_have_the_covariance(name):
     assert bool(((products.mean(0) - matrix[0].double()).abs() <= 5 * error).all())
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky_draw"))
+@pytest.mark.parametrize("name", back_ends("cholesky_draw"))
 def test_shapes_strides_and_no_rows(name):
     matrix, x = covariances(4, 6), randn(4, 1, 2, 3, dtype=torch.float32)
     out, _ = on(name, lambda: ops.cholesky_draw(matrix, x))

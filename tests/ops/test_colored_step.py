@@ -13,6 +13,7 @@ from ansn.ops import reference
 from tests.native import oracle
 from tests.ops.helpers import (
     DTYPES,
+    back_ends,
     error_ratio,
     generator,
     needs_native,
@@ -58,7 +59,7 @@ def test_every_back_end_equals_the_formula(data):
     }
     terms = data.draw(st.sampled_from([{}, {"denoised": denoised}, {"f": f}, {"denoised": denoised, "f": f}]))
     expected = numpy_step(x, **terms, **options)
-    for name in ops.registered("colored_step"):
+    for name in back_ends("colored_step"):
         out = on(name, lambda: ops.colored_step(x, **terms, **options, lower=kind != "full"))
         if out is not None:
             assert out.dtype == dtype
@@ -79,7 +80,7 @@ def test_native_runs_what_it_is_for(dtype, kind, regions):
     assert error_ratio(out, numpy_step(x, b=0.5, factor=factor, region=region, seed=3)) <= RATIO["colored_step"][dtype]
 
 
-@pytest.mark.parametrize("name", ops.registered("colored_step"))
+@pytest.mark.parametrize("name", back_ends("colored_step"))
 @pytest.mark.parametrize("dim", [1, 3, 64, 785])
 def test_normals_are_those_of_the_contract(name, dim):
     """z itself, to 1e-5 in every entry, on every back end (math section 7)."""
@@ -109,7 +110,7 @@ def test_reference_words_equal_numpy(seed, row, step, stream):
     np.testing.assert_array_equal(words.numpy().astype(np.uint32), expected)
 
 
-@pytest.mark.parametrize("name", ops.registered("colored_step"))
+@pytest.mark.parametrize("name", back_ends("colored_step"))
 def test_a_row_does_not_know_its_batch(name):
     """Rows 3 to 5 alone, at row offset 3, equal those rows of the whole batch, bit for bit."""
     x = randn(8, 13, dtype=torch.float32)
@@ -143,7 +144,7 @@ def test_shapes_strides_and_a_new_tensor(shape):
     assert torch.equal(ops.colored_step(strided, b=1.0), out.reshape(4, 6))
 
 
-@pytest.mark.parametrize("name", ops.registered("colored_step"))
+@pytest.mark.parametrize("name", back_ends("colored_step"))
 def test_no_rows(name):
     """An empty batch of images is one too."""
     empty = torch.empty(0, 3, 2, 2)
@@ -153,7 +154,7 @@ def test_no_rows(name):
 
 def test_terms_without_a_coefficient_are_not_read():
     x, poison = torch.ones(3, 5), torch.full((3, 5), float("nan"))
-    for name in ops.registered("colored_step"):
+    for name in back_ends("colored_step"):
         assert torch.equal(on(name, lambda: ops.colored_step(x, poison, poison, c=0, a=0.0)), x)
 
 
