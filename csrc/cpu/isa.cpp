@@ -15,7 +15,7 @@ namespace ANSN_ISA {
 
 extern const cpu::KernelTable kernel_table;
 const cpu::KernelTable kernel_table = {ANSN_STRING(ANSN_ISA), colored_step, covariance_scratch_bytes, covariance_update,
-                                       philox_words,          normals,      normals_of_words};
+                                       row_not_finite, philox_words, normals, normals_of_words};
 
 }  // namespace ANSN_ISA
 }  // namespace ansn
