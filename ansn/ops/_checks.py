@@ -51,8 +51,8 @@ def square(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: got shape {list(value.shape)}, expected [K, d, d]")
 
 
-def region(value: Tensor | None, rows: int, count: int, device: torch.device) -> None:
-    """Shape and dtype; values are checked only eagerly on the CPU, where reading them costs no synchronisation."""
+def region(value: Tensor | None, rows: int, count: int, device: torch.device, *, values: bool = True) -> None:
+    """Shape and dtype; the values only where asked, eagerly on the CPU: reading them costs no synchronisation there."""
     if value is None:
         if count != 1:
             raise ValueError(f"region: got None, expected an int64 tensor [{rows}] because there are {count} regions")
@@ -61,10 +61,18 @@ def region(value: Tensor | None, rows: int, count: int, device: torch.device) ->
         raise TypeError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}]")
     if value.dtype != torch.int64 or value.shape != (rows,) or value.device != device:
         raise ValueError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}] on {device}")
-    if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        low, high = int(value.min()), int(value.max())
-        if low < 0 or high >= count:
-            raise ValueError(f"region: got values {low}..{high}, expected 0..{count - 1}")
+    if values and device.type == "cpu" and not torch.compiler.is_compiling() and rows:
+        region_values(value, count)
+
+
+def region_values(value: Tensor, count: int) -> None:
+    low, high = (int(value.min()), int(value.max())) if value.numel() else (0, 0)
+    if low < 0 or high >= count:
+        raise ValueError(f"region: got values {low}..{high}, expected 0..{count - 1}")
+
+
+def not_finite(row: int) -> str:
+    return f"x: row {row} holds a value that is not finite; the covariance was left as it was"
 
 
 def factor(value: Tensor, rows: int, dim: int, regions: Tensor | None, device: torch.device) -> None:

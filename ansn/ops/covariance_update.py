@@ -13,24 +13,37 @@ _dispatch.library.define(
     "covariance_update_(Tensor(a!) weight, Tensor(b!) weight2, Tensor(c!) mean, Tensor(d!) scatter, Tensor x,"
     " Tensor? region, float decay) -> ()"
 )
-_dispatch.register("covariance_update_", "reference", reference.covariance_update_)
 
 
-def _run_cpu(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
-    # Here reading the values costs no synchronisation; one bad row would poison the state for good.
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        row = int((~finite).any(1).nonzero()[0])
-        raise ValueError(f"x: row {row} holds a value that is not finite; the covariance was left as it was")
+def _reference(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    x: Tensor,
+    region: Tensor | None,
+    decay: float,
+) -> None:
+    if x.is_cpu:
+        # Here reading the values costs no synchronisation; one bad row would poison the state for good. The native
+        # kernel looks at both itself.
+        if region is not None:
+            _checks.region_values(region, mean.shape[0])
+        finite = torch.isfinite(x)
+        if not bool(finite.all()):
+            raise ValueError(_checks.not_finite(int((~finite).any(1).nonzero()[0])))
+    reference.covariance_update_(weight, weight2, mean, scatter, x, region, decay)
+
+
+_dispatch.register("covariance_update_", "reference", _reference)
+
+
+def _run(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
     _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
 
 
-def _run_cuda(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
-    _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
-
-
-_dispatch.library.impl("covariance_update_", _run_cpu, "CPU")
-_dispatch.library.impl("covariance_update_", _run_cuda, "CUDA")
+_dispatch.library.impl("covariance_update_", _run, "CPU")
+_dispatch.library.impl("covariance_update_", _run, "CUDA")
 
 
 @torch.library.register_fake("ansn::covariance_update_")
@@ -67,8 +80,12 @@ def covariance_update_(
     untouched.
     """
     _checks.batched("x", x)
-    flat = _checks.flat(x.detach())
-    dim = flat.shape[1]
+    # What needs no conversion takes no call: a small update is as short as its overhead.
+    flat = x if x.ndim == 2 else x.flatten(1)
+    if flat.requires_grad:
+        flat = flat.detach()
+    rows, dim = flat.shape
+    device = x.device
     if mean.ndim != 2 or mean.shape[1] != dim or mean.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"mean: got {_checks.describe(mean)}, expected float32 or float64 [K, {dim}]")
     count = mean.shape[0]
@@ -81,9 +98,9 @@ def covariance_update_(
         if value.shape != (count,) or value.dtype != torch.float64:
             raise ValueError(f"{name}: got {_checks.describe(value)}, expected float64 [{count}]")
     for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
-        if value.device != x.device or not value.is_contiguous():
-            raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous tensor on {x.device}")
+        if value.device != device or not value.is_contiguous():
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous tensor on {device}")
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"decay: got {decay}, expected a number in (0, 1]")
-    _checks.region(region, flat.shape[0], count, x.device)
-    torch.ops.ansn.covariance_update_(weight, weight2, mean, scatter, flat, region, decay)
+    _checks.region(region, rows, count, device, values=False)
+    torch.ops.ansn.covariance_update_.default(weight, weight2, mean, scatter, flat, region, decay)

@@ -20,7 +20,7 @@ namespace ANSN_ISA {
 extern const cpu::KernelTable kernel_table;
 const cpu::KernelTable kernel_table = {
     ANSN_STRING(ANSN_ISA), colored_step,  dense_scratch_bytes, dense_step,   covariance_scratch_bytes,
-    covariance_update,     philox_words,  normals,             normals_of_words,
+    covariance_update,     row_not_finite, philox_words,       normals,      normals_of_words,
     cholesky_scratch_bytes, cholesky,     cholesky_draw,       dsm_loss};
 
 }  // namespace ANSN_ISA

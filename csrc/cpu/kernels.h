@@ -41,16 +41,19 @@ struct DenseStep {
   void* scratch;                               // dense_scratch_bytes() bytes, 64-byte aligned
 };
 
-// Merges `rows` rows of x into (mean, scatter), a state of count `count`. Lower triangle only, or the diagonal alone.
+// Scales the state of every region by decay and merges the rows of x into it. Lower triangle only, or the diagonal alone.
 struct CovarianceUpdate {
   bool state_is_f64;
-  double count;
-  void* mean;                                  // [cols]
-  void* scatter;                               // [cols, cols], or [cols] when diagonal
+  double *weight, *weight2;                    // [regions]
+  void* mean;                                  // [regions, cols]
+  void* scatter;                               // [regions, cols, cols], or [regions, cols] when diagonal
   const void* x;
   Storage x_storage;
   int64_t rows, cols, ld_x;
-  const int64_t* row_index;                    // [rows] or null: take row row_index[r] of x
+  int64_t regions;
+  const int64_t* starts;                       // [regions + 1]: region k has the rows order[starts[k] .. starts[k + 1])
+  const int64_t* order;                        // [rows], or null: 0, 1, 2, ...
+  double decay;
   bool diagonal;
   int threads;
   void* scratch;                               // covariance_scratch_bytes() bytes, 64-byte aligned
@@ -109,6 +112,7 @@ struct KernelTable {
   void (*dense_step)(const DenseStep&);
   int64_t (*covariance_scratch_bytes)(const CovarianceUpdate&);
   void (*covariance_update)(const CovarianceUpdate&);
+  int64_t (*row_not_finite)(const CovarianceUpdate&);
   void (*philox_words)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, uint32_t quad0, int64_t quads,
                        uint32_t* words);
   void (*normals)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, float* z);

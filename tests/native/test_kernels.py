@@ -1,4 +1,4 @@
-"""The native coloured step and covariance update against float64 NumPy, on every instruction set here."""
+"""The native coloured step against float64 NumPy, on every instruction set here."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,7 @@ ISAS = native.supported_isas()
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 # absolute, for data of size about 4; f64 too carries normals that are only good to 1e-5
 STEP_TOL = {"f32": 1e-5, "f64": 1e-5, "bf16": 0.04, "f16": 5e-3}
-SCATTER_TOL = {"f32": 2e-6, "f64": 1e-13}  # relative to the largest entry
 NAN = float("nan")
-MARK = -777.25
 
 
 def generator(seed=0):
@@ -222,127 +220,3 @@ def test_wrong_arguments_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             native.colored_step(*[value if k == position else v for k, v in enumerate(good)])
-
-
-# ---- covariance update
-
-
-def update(dtype, count, mean, scatter, x, *, x_dtype=None, rows=None, diagonal=False, threads=2, isa=""):
-    x_dtype = x_dtype or next(name for name, d in DTYPES.items() if d == x.dtype)
-    native.covariance_update(
-        dtype, count, pointer(mean), pointer(scatter), pointer(x), x_dtype,
-        len(x) if rows is None else len(rows), x.shape[1], x.stride(0), pointer(rows),
-        diagonal, threads, isa=isa,
-    )  # fmt: skip
-
-
-def fresh(d, dtype, diagonal=False):
-    """Empty state; the upper triangle, never to be read or written, is marked (NaN would hide a sum)."""
-    mean = torch.zeros(d, dtype=DTYPES[dtype])
-    if diagonal:
-        return mean, torch.zeros(d, dtype=DTYPES[dtype])
-    upper = torch.ones(d, d, dtype=torch.bool).triu(1)
-    return mean, torch.zeros(d, d, dtype=DTYPES[dtype]).masked_fill_(upper, MARK)
-
-
-def check_state(mean, scatter, want_mean, want_scatter, dtype, diagonal=False):
-    scale = np.abs(want_scatter).max() + 1e-30
-    np.testing.assert_allclose(mean.double(), want_mean, rtol=0, atol=3e-7 * max(1, np.abs(want_mean).max()))
-    if diagonal:
-        got, want = scatter.double().numpy(), np.diag(want_scatter)
-    else:
-        d = len(mean)
-        assert (scatter[np.triu_indices(d, 1)] == MARK).all(), "the upper triangle was written"
-        got, want = (m[np.tril_indices(d)] for m in (scatter.double().numpy(), want_scatter))
-    assert np.abs(got - want).max() <= SCATTER_TOL[dtype] * scale
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_covariance_update_equals_chan(data):
-    dtype = data.draw(st.sampled_from(["f32", "f64"]))
-    x_dtype = data.draw(st.sampled_from(["f32", "f64", "bf16", "f16"]))
-    b, d = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 150))
-    diagonal, isa = data.draw(st.booleans()), data.draw(st.sampled_from(ISAS))
-    threads = data.draw(st.sampled_from([1, 2]))
-    count = 0.0
-    mean, scatter = fresh(d, dtype, diagonal)
-    want_mean, want_scatter = np.zeros(d), np.zeros((d, d))
-    for batch in range(3):
-        wide = torch.randn(b + batch, d + 3, generator=generator(batch)) * torch.linspace(0.1, 2, d + 3) + 1.5
-        x = wide.to(DTYPES[x_dtype])[:, 1 : 1 + d]
-        rows = None
-        if data.draw(st.booleans()):
-            rows = torch.randint(len(x), (max(1, b // 2),), generator=generator(batch))
-        taken = x if rows is None else x[rows]
-        want_mean, want_scatter = oracle.covariance(count, want_mean, want_scatter, taken.double().numpy())
-        update(dtype, count, mean, scatter, x, rows=rows, diagonal=diagonal, threads=threads, isa=isa)
-        count += len(taken)
-    check_state(mean, scatter, want_mean, want_scatter, dtype, diagonal)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-@pytest.mark.parametrize(("b", "d"), [(128, 784), (700, 97), (1, 200), (191, 48), (192, 49), (193, 24)])
-def test_covariance_sizes(isa, dtype, b, d):
-    """More rows than are packed at a time, widths on and off the panels' edges, a state that is not empty."""
-    x = torch.randn(2, b, d, generator=generator()) + 0.5
-    mean, scatter = fresh(d, dtype)
-    for k in range(2):
-        update(dtype, float(k * b), mean, scatter, x[k], isa=isa)
-    both = x.reshape(2 * b, d).double().numpy()
-    centred = both - both.mean(axis=0)
-    check_state(mean, scatter, both.mean(axis=0), centred.T @ centred, dtype)
-
-
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_covariance_does_not_depend_on_threads(dtype):
-    x = torch.randn(200, 300, generator=generator())
-    states = []
-    for threads in (1, 2, 3):
-        mean, scatter = fresh(300, dtype)
-        update(dtype, 0.0, mean, scatter, x, threads=threads)
-        update(dtype, 200.0, mean, scatter, x, threads=threads)
-        states.append((mean, scatter.tril()))
-    assert all(torch.equal(s[0], states[0][0]) and torch.equal(s[1], states[0][1]) for s in states)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_covariance_far_from_the_origin(isa):
-    """A mean of 1e4 deviations leaves the scatter intact: nothing is squared before it is centred."""
-    x = torch.randn(300, 20, generator=generator(), dtype=torch.float64)
-    near, far = fresh(20, "f64"), fresh(20, "f64")
-    for k in range(3):
-        update("f64", 100.0 * k, *near, x[100 * k : 100 * (k + 1)], isa=isa)
-        update("f64", 100.0 * k, *far, x[100 * k : 100 * (k + 1)] + 1e4, isa=isa)
-    torch.testing.assert_close(far[1].tril(), near[1].tril(), rtol=1e-9, atol=1e-8)
-
-
-def test_single_points_are_a_batch():
-    """b = 1, point after point, is the paper's rank-1 update and equals one batch."""
-    x = torch.randn(50, 7, generator=generator(), dtype=torch.float64)
-    one, batch = fresh(7, "f64"), fresh(7, "f64")
-    for k in range(50):
-        update("f64", float(k), *one, x[k : k + 1])
-    update("f64", 0.0, *batch, x)
-    torch.testing.assert_close(one, batch, rtol=1e-12, atol=1e-12)
-
-
-def test_covariance_of_no_rows_changes_nothing():
-    mean, scatter = fresh(4, "f64")
-    update("f64", 3.0, mean, scatter, torch.empty(0, 4))
-    assert torch.equal(mean, torch.zeros(4, dtype=torch.float64))
-    assert torch.equal(scatter.tril(), torch.zeros(4, 4, dtype=torch.float64))
-
-
-def test_covariance_wrong_arguments_are_refused():
-    mean, scatter = fresh(4, "f32")
-    x = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="dtype of the state must be 'f32' or 'f64', got 'bf16'"):
-        update("bf16", 0.0, mean, scatter, x)
-    with pytest.raises(ValueError, match="n_before must be a finite count"):
-        update("f32", -1.0, mean, scatter, x)
-    with pytest.raises(ValueError, match="n_before must be a finite count"):
-        update("f32", NAN, mean, scatter, x)
-    with pytest.raises(ValueError, match="x_dtype must be"):
-        update("f32", 0.0, mean, scatter, x, x_dtype="int8")
