@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from ansn.kernels.colored_step import colored_step
 from ansn.kernels.dsm_loss import dsm_loss
+from torch import Tensor
 
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
 

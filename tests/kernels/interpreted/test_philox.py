@@ -18,7 +18,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
-
 from ansn.kernels import philox
 
 
