@@ -42,7 +42,8 @@ void cholesky(const std::string& dtype, uintptr_t matrix, uintptr_t factor, uint
 }
 
 // Rows of each region made adjacent by counting; each keeps the batch's order. start [count + 1], order [rows].
-void group_rows(const int64_t* region, int64_t rows, int64_t count, std::vector<int64_t>& start, std::vector<int64_t>& order) {
+void group_rows(const int64_t* region, int64_t rows, int64_t count, std::vector<int64_t>& start,
+                std::vector<int64_t>& order) {
   start.assign(static_cast<size_t>(count) + 1, 0);
   for (int64_t r = 0; r < rows; ++r) {
     if (region[r] < 0 || region[r] >= count)  // not require(), which would make its message for every row

@@ -6,9 +6,9 @@
 //
 //     panel I:  [column k = 0 .. 4 I + 3][row 4 I + r],
 //
-// which lets a 4 x 4 block (I, J) be summed in registers over one contiguous stretch of each of its two panels: left-looking,
-// each element is written once. Beyond d the matrix is continued by the identity. A lane whose pivot is not positive
-// goes on with NaN, which never leaves its lane.
+// which lets a 4 x 4 block (I, J) be summed in registers over one contiguous stretch of each of its two panels:
+// left-looking, each element is written once. Beyond d the matrix is continued by the identity. A lane whose pivot is
+// not positive goes on with NaN, which never leaves its lane.
 //
 // At d = 64 on a Zen 4 core the factorisation proper runs at the rate of the multiplier; the two transpositions take the
 // same time again. Prefetching the next group during it gained nothing.
