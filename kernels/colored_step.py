@@ -17,15 +17,16 @@ from torch import Tensor
 
 ABSENT, SCALAR, PER_ROW = 0, 1, 2  # how a coefficient comes
 GROUPS, NUM_WARPS = 256, 4  # of one program
+BIG = 2**31  # groups from which on their index takes 64 bits
 
 
 @triton.jit
-def _coefficient(pointer, row, HOW: tl.constexpr):
+def _coefficient(pointer, first_row, over, HOW: tl.constexpr):
     """One number for all rows, or a column ``[G, 1]`` of each group's own."""
     if HOW == 1:
         return tl.load(pointer)
     else:
-        return tl.load(pointer + row)[:, None]
+        return tl.load(pointer + first_row + over)[:, None]
 
 
 @triton.jit(do_not_specialize=list(COUNTERS))
@@ -57,35 +58,42 @@ def colored_step_kernel(
     else:
         over = at // row_groups
     group = at - over * row_groups
-    inside = first + lane < groups
+    # 64 bits are for the block's first row and group; what the lanes add to them fits 32.
+    inside = lane < tl.minimum(groups - first, GROUPS).to(tl.int32)
     # Lanes past the end take the first row's coefficients, which exist, and store nothing.
-    row = first_row.to(tl.int64) + tl.where(inside, over, 0)
+    over = tl.where(inside, over, 0)
+    first_row = first_row.to(tl.int64)
     column = group[:, None] * VEC + item[None, :]
     if EVEN:
-        offset = first * VEC + (lane[:, None] * VEC + item[None, :])
+        base = first * VEC
+        offset = lane[:, None] * VEC + item[None, :]
         mask = inside[:, None]
         length = row_groups.to(tl.int64) * VEC  # cols, and the compiler knows that VEC divides it
     else:
-        offset = row[:, None] * cols + column
+        base = first_row * cols
+        offset = (over * cols)[:, None] + column
         mask = inside[:, None] & (column < cols)
         length = cols.to(tl.int64)
+    out += base
+    x += base
 
     here = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
     result = here
     if C != 0:
-        there = tl.load(denoised + offset, mask=mask, other=0.0).to(tl.float32)
-        result += _coefficient(c, row, C).to(tl.float32) * (there - here)
+        there = tl.load(denoised + base + offset, mask=mask, other=0.0).to(tl.float32)
+        result += _coefficient(c, first_row, over, C).to(tl.float32) * (there - here)
     if A != 0 or B != 0:
         push = tl.zeros((GROUPS, VEC), tl.float32)
         if A != 0:
-            push = _coefficient(a, row, A).to(tl.float32) * tl.load(f + offset, mask=mask, other=0.0).to(tl.float32)
+            push = tl.load(f + base + offset, mask=mask, other=0.0).to(tl.float32)
+            push *= _coefficient(a, first_row, over, A).to(tl.float32)
         if B != 0:
-            z = group_normals(group, row0 + row.to(tl.int32), step, stream, seed_low, seed_high, VEC)
-            push += _coefficient(b, row, B).to(tl.float32) * z
+            z = group_normals(group, row0 + first_row.to(tl.int32) + over, step, stream, seed_low, seed_high, VEC)
+            push += _coefficient(b, first_row, over, B).to(tl.float32) * z
         if DIAGONAL:
             place = diagonal + column
             if REGIONS:
-                place += (tl.load(region + row) * length)[:, None]
+                place += (tl.load(region + first_row + over) * length)[:, None]
             push *= tl.load(place, mask=mask, other=0.0).to(tl.float32)
         result += push
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=mask)
@@ -137,7 +145,7 @@ def colored_step(
         groups, row_groups, cols, *counters(seed, row, step, stream),
         C=_how(c) if has_c else ABSENT, A=_how(a) if has_a else ABSENT, B=_how(b),
         DIAGONAL=diagonal is not None, REGIONS=diagonal is not None and diagonal.shape[0] > 1,
-        VEC=width, EVEN=cols % width == 0, LONG=row_groups >= GROUPS, BIG=groups + GROUPS >= 2**31, GROUPS=GROUPS,
+        VEC=width, EVEN=cols % width == 0, LONG=row_groups >= GROUPS, BIG=groups + GROUPS >= BIG, GROUPS=GROUPS,
         num_warps=NUM_WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return out

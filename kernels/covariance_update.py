@@ -215,7 +215,7 @@ def covariance_update_(
     _centre_kernel[(count * blocks,)](
         x, order, offsets, weight, mean, scatter, centred, rows, dim // align, blocks, decay_bits,
         GROUPED=grouped, DIAGONAL=diagonal, ALIGN=align, ROWS=row_block, COLS=64,
-        num_warps=4 if row_block == 32 else 1, enable_fp_fusion=True,
+        num_warps=4 if row_block == 32 else 1, maxnreg=128, enable_fp_fusion=True,
     )  # fmt: skip
     if diagonal:
         _weights_kernel[(count,)](
@@ -227,5 +227,5 @@ def covariance_update_(
     _scatter_kernel[(count * tiles,)](
         scatter, centred, weight, weight2, offsets, rows, dim // align, tiles, decay_bits,
         GROUPED=grouped, FORGET=decay != 1.0, DOT=dot, PRECISION=precision, ALIGN=align, TILE=tile, CHUNK=16,
-        num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align), enable_fp_fusion=True,
+        num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align, grouped), enable_fp_fusion=True,
     )  # fmt: skip

@@ -204,7 +204,7 @@ def _product(
         _stride(c), _stride(a), _stride(b),
         GROUPED=grouped, READY=ready, HAS_X=x is not None, HAS_D=denoised is not None and c is not None, **has,
         LOWER=lower, TRANSPOSE=transpose, PRECISION=precision, ALIGN=align, ROWS=height, COLS=width, DEPTH=depth,
-        num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align), enable_fp_fusion=True,
+        num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align, grouped), enable_fp_fusion=True,
     )  # fmt: skip
     return out
 

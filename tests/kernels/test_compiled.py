@@ -18,7 +18,12 @@ from ansn.kernels.production import CASES  # noqa: E402
 
 TABLE = Path(__file__).parents[2] / "docs" / "kernel-table.md"
 # Compiled in the fast set: one kernel of each kind, for sm_90.
-FAST = ("Langevin, f32, 128 x 3072", "loss, z again, bf16, 128 x 3072")
+FAST = (
+    "Langevin, f32, 128 x 3072",
+    "loss, z again, bf16, 128 x 3072",
+    "moments, 1024 regions, f32, 1024 x 64",
+    "dense draw, f32, 128 x 3072",
+)
 
 
 def check(case: str, arch: int) -> None:
@@ -35,6 +40,13 @@ def check(case: str, arch: int) -> None:
         assert rows[0].stores[128] >= 2, rows[0]
         assert 16 not in rows[0].loads, rows[0]
         assert 16 not in rows[0].stores, rows[0]
+    for row in rows:
+        if "odd rows" not in case and row.kernel in ("_scatter_kernel", "_product_kernel", "_push_kernel"):
+            # Tiles and operands; what is narrower is a number for a row, an index, a weight (the 64-bit stores).
+            assert row.kernel == "_push_kernel" or row.loads[128] >= 8, row
+            assert row.stores[128] >= 2, row
+            assert set(row.stores) <= {128, 64}, row
+            assert 16 not in row.loads, row
     if triton.__version__ in TABLE.read_text().splitlines()[2]:
         for row in rows:
             line = aot.table([row]).splitlines()[-1]

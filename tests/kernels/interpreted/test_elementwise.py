@@ -68,15 +68,24 @@ def test_step_in_place_and_what_lies_behind_is_left_alone(cols):
     assert bool((store[3 * cols :] == 7.25).all())
 
 
+@pytest.mark.parametrize("cols", [33, 64, 2056])
+def test_step_with_64_bit_indices(cols, monkeypatch):
+    """The path of more than 2^31 groups, taken early: the same result, bit for bit."""
+    x, b = randn(20, cols, dtype=torch.float32), torch.rand(20)
+    wanted = step_kernel.colored_step(x, b=b, seed=1)
+    monkeypatch.setattr(step_kernel, "BIG", 0)
+    assert torch.equal(step_kernel.colored_step(x, b=b, seed=1), wanted)
+
+
 def test_absent_terms_are_not_read():
     x, nothing = torch.ones(3, 5), torch.full((3, 5), float("nan"))
     assert torch.equal(step_kernel.colored_step(x, nothing, nothing), x)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_loss_and_gradient_equal_the_formula(data):
-    rows, cols, dtype = data.draw(st.integers(0, 5)), data.draw(COLS), data.draw(st.sampled_from(DTYPES))
+    rows, cols, dtype = data.draw(st.integers(0, 3)), data.draw(COLS), data.draw(st.sampled_from(DTYPES))
     prediction, target = randn(rows, cols).to(dtype), randn(rows, cols, seed=1).to(data.draw(st.sampled_from(DTYPES)))
     weight = 0.5 + torch.rand(rows if data.draw(st.booleans()) else (), generator=generator(2))
     given_target = data.draw(st.booleans())
