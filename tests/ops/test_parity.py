@@ -6,6 +6,9 @@ an operation allocates holds NaN before (conftest.py), its inputs may not change
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -292,6 +295,8 @@ def bits(tensors: tuple[Tensor, ...] | list[Tensor]) -> list[bytes]:
 
 def agree(operation: str, name: str, examples: int, shrink: bool = True) -> None:
     """``examples`` drawn calls of ``operation`` on back end ``name``; skips, with the reason, where it runs none."""
+    if name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        examples = max(12, examples // 10)  # the interpreter takes a hundred times as long
     ran, refusals = [0], set()
     phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
 
@@ -329,6 +334,17 @@ def test_back_end_equals_the_reference_in_float64(operation, name):
 @pytest.mark.parametrize(("operation", "name"), PAIRS)
 def test_back_end_equals_the_reference_in_float64_at_length(operation, name):
     agree(operation, name, 1500)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(name == "triton" for _, name in PAIRS), reason="no Triton kernel is registered")
+def test_triton_under_the_interpreter():
+    """The tests above in another process: the interpreter is chosen before Triton is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-k", "triton", __file__]
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout, done.stdout
 
 
 # -- the frame itself sees what it is there for
