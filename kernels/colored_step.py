@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from ansn.kernels.philox import COUNTERS, counters, group_normals
 from torch import Tensor
+
+from ansn.kernels.philox import COUNTERS, counters, group_normals
 
 ABSENT, SCALAR, PER_ROW = 0, 1, 2  # how a coefficient comes
 GROUPS, NUM_WARPS = 256, 4  # of one program

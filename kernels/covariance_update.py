@@ -24,8 +24,9 @@ import struct
 import torch
 import triton
 import triton.language as tl
-from ansn.kernels.row_map import alignment, register_limit, sort_rows
 from torch import Tensor
+
+from ansn.kernels.row_map import alignment, register_limit, sort_rows
 
 PROGRAMS = 264
 """Programs that fill an H100 or H200, two for each of 132 multiprocessors: fewer, and tiles get smaller."""

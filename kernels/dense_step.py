@@ -22,9 +22,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ansn.kernels import philox
 from ansn.kernels.row_map import alignment, block_map, register_limit, sort_rows
-from torch import Tensor
 
 PROGRAMS = 264
 """Programs that fill an H100 or H200, two for each of 132 multiprocessors: fewer, and blocks get smaller."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ansn.kernels.colored_step import group_width
 from ansn.kernels.philox import COUNTERS, counters, group_normals
-from torch import Tensor
 
 GROUPS, NUM_WARPS = 256, 4  # of one round of a program
 STRETCH = 16384  # columns of one program

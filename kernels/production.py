@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from ansn.kernels import dense_step
 from ansn.kernels.colored_step import colored_step
 from ansn.kernels.covariance_update import covariance_update_
 from ansn.kernels.dsm_loss import dsm_loss
-from torch import Tensor
 
 _F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 

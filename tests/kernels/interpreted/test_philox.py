@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
+
 from ansn.kernels import philox
 
 
