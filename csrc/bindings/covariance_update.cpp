@@ -14,7 +14,8 @@ struct Grouped {
 
   Grouped(const int64_t* region, int64_t rows, int64_t regions) : starts(static_cast<size_t>(regions) + 1, 0) {
     if (!region) {
-      require(regions == 1 || rows == 0, "region must be an address when there are " + std::to_string(regions) + " regions, got 0");
+      require(regions == 1 || rows == 0,
+              "region must be an address when there are " + std::to_string(regions) + " regions, got 0");
       starts.back() = rows;
       return;
     }
@@ -53,10 +54,11 @@ int64_t covariance_update(const std::string& dtype, uintptr_t weight, uintptr_t 
   p.state_is_f64 = dtype == "f64";
   p.weight = at<double>(weight);
   p.weight2 = at<double>(weight2);
-  for (int64_t k = 0; k < regions; ++k)
-    require(std::isfinite(p.weight[k]) && p.weight[k] >= 0,
-            "weight: region " + std::to_string(k) + " has " + std::to_string(p.weight[k]) +
-                ", expected a finite number of at least 0");
+  for (int64_t k = 0; k < regions; ++k) {
+    if (std::isfinite(p.weight[k]) && p.weight[k] >= 0) continue;
+    throw std::invalid_argument("weight: region " + std::to_string(k) + " has " + std::to_string(p.weight[k]) +
+                                ", expected a finite number of at least 0");
+  }
   const Grouped grouped(at<const int64_t>(region), rows, regions);
   p.mean = at<void>(mean);
   p.scatter = at<void>(scatter);

@@ -120,13 +120,13 @@ void pack(const cpu::CovarianceUpdate& p, const Region& g, const Plan<T>& plan, 
   }
 }
 
-// kRows rows of the block, kUsed vectors wide: C[i, :] = scale C[i, :] + sum_k left[k, i] right[k, :]. `limit` masks what is stored:
-// row i takes columns below limit + i, and rows beyond `rows` none; a whole block (limit < 0) is stored straight.
+// kRows rows of the block, kUsed vectors wide: C[i, :] = scale C[i, :] + sum_k left[k, i] right[k, :]. `limit` masks what
+// is stored: row i takes columns below limit + i, and rows beyond `rows` none; a whole block (limit < 0) is stored straight.
 template <class T, int kUsed>
 void block(const T* left, const T* right, int64_t depth, T scale, T* C, int64_t ld, int64_t rows, int64_t limit) {
   using P = Panel<T>;
   using Vector = typename P::Vector;
-  // A block is a few lines out of each of kRows rows: no hardware prefetcher sees it coming, and the products give it time.
+  // A block is a few lines out of each of kRows rows: no hardware prefetcher sees it coming; the products give it time.
   for (int64_t i = 0; i < rows && i < P::kRows; ++i)
     for (int v = 0; v < kUsed; ++v) __builtin_prefetch(C + i * ld + v * P::kLanes, 1);
   Vector sum[P::kRows][kUsed] = {};

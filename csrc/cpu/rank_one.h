@@ -113,13 +113,20 @@ void rows_abreast(T* C, int64_t cols, const T* a, T decay, int64_t i, const T* b
   // Up to the diagonal: whole vectors of the row, of which only the lanes [low, high) change.
   Lane lane;
   for (int l = 0; l < kLanes; ++l) lane[l] = l;
+  const auto masked = [&](int q, int64_t start, Lane changes) {
+    Unaligned* c = (Unaligned*)(C + q * cols + start);
+    const Vector old = *c;
+    *c = changes ? updated(old, q, a + start) : old;
+  };
+#pragma GCC unroll 8
   for (int q = 0; q < kRows; ++q) {
     for (int64_t k = j; k <= i + q; k += kLanes) {
-      const int64_t start = k + kLanes <= cols ? k : cols - kLanes;
-      const int low = (int)(k - start), high = (int)(i + q + 1 - start < kLanes ? i + q + 1 - start : kLanes);
-      Unaligned* c = (Unaligned*)(C + q * cols + start);
-      const Vector old = *c;
-      *c = (lane >= low) & (lane < high) ? updated(old, q, a + start) : old;
+      if (k + kLanes <= cols) {
+        masked(q, k, lane <= (int)(i + q - k < kLanes ? i + q - k : kLanes));
+      } else {  // the vector would leave the row
+        const int64_t start = cols - kLanes;
+        masked(q, start, (lane >= (int)(k - start)) & (lane <= (int)(i + q - start)));
+      }
     }
   }
 }

@@ -135,6 +135,32 @@ def test_what_is_not_finite_leaves_the_state_alone(name, bad):
         assert now.numpy().tobytes() == then.numpy().tobytes()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("values", [[0, 2], [-1, 1]])
+def test_a_compiled_call_refuses_regions_out_of_range(name, values):
+    """What is compiled reaches the operation without the eager look at the values."""
+    state = fresh(2, 3, torch.float64)
+
+    def call() -> None:
+        torch.ops.ansn.covariance_update_(*state, randn(2, 3), torch.tensor(values), 0.5)
+
+    with pytest.raises(ValueError, match=rf"region: got values {values[0]}..{values[1]}, expected 0..1"):
+        on(name, call)
+    assert all(bool((t.nan_to_num(0.0) == 0.0).all()) for t in state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strided_batches_need_no_copy(name):
+    """Every second row, a slice of the columns, and columns apart in memory."""
+    wide = randn(12, 20)
+    for x in (wide[::2, 3:10], wide[:, ::3], wide.T):
+        one, other = fresh(1, x.shape[1], torch.float64), fresh(1, x.shape[1], torch.float64)
+        for state, batch in ((one, x), (other, x.contiguous())):
+            on(name, lambda: ops.covariance_update_(*state, batch))  # noqa: B023
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a.nan_to_num(0.0), b.nan_to_num(0.0), rtol=1e-12, atol=1e-14)
+
+
 def state_with(position: int, value: object) -> list:
     state: list = fresh(2, 3, torch.float64)
     state[position] = value
