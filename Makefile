@@ -9,7 +9,7 @@ NATIVE_SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu"
 TRAIN ?= digits
 TESTS ?=
 
-.PHONY: help setup train test test-slow lint types benchmark clean
+.PHONY: help setup train test test-slow lint types sanitize valgrind benchmark scaling clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,8 +38,17 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+sanitize: $(STAMP) ## the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python -m tests.native.sanitize
+
+valgrind: $(STAMP) ## the native kernels under valgrind's memcheck
+	$(BIN)/python -m tests.native.memcheck
+
 benchmark: $(STAMP) ## throughput of the operations against torch eager and torch.compile
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+
+scaling: $(STAMP) ## time against d, B, K and threads: benchmarks/results/scaling.csv and plots
+	$(BIN)/python -m benchmarks.scaling
 
 clean: ## remove what was built, but no run
 	rm -rf $(VENV) build ansn/_native*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

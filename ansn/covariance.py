@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ansn import ops
 from ansn.errors import InputError
+from ansn.hostread import HostRead
 from ansn.moments import RunningMoments, keep_dtypes
 from ansn.ops import _checks
 from ansn.structures import STRUCTURES
@@ -125,6 +126,8 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
         self._eps_warned = False
+        # What the last refresh reports, and the points at the one before it: see `_settle`.
+        self._report: tuple[HostRead, int] | None = None
         self.refresh()
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -139,6 +142,7 @@ class AdaptiveCovariance(nn.Module):
         """
         if self.frozen:
             return self
+        self._settle()
         _checks.batched("x", x)
         if x.shape[1:].numel() != self.dim:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
@@ -190,6 +194,7 @@ class AdaptiveCovariance(nn.Module):
         """Remake the snapshot once more and stop learning: R does not change from here on. Returns self."""
         if not self.frozen:
             self.refresh()
+            self._settle(wait=True)
             self.frozen = True
         return self
 
@@ -199,17 +204,53 @@ class AdaptiveCovariance(nn.Module):
         state untouched."""
         if self.frozen:
             raise ValueError("refresh: this covariance is frozen, expected one that still learns")
+        self._settle()
         s = self.covariance()
-        factor = self._factor(self._shape(s))
-        # In place: compiled code and captured graphs keep reading the same memory.
-        self.factor.copy_(factor)
-        self.center.copy_(self.moments.mean)
-        # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
-        level = self.structure.variances(s).mean(1)
-        level = torch.where(level > 0, level, self._eps(s))
-        self.scale.copy_(torch.where(level > 0, level, 1.0).sqrt())
+        r, level = self._shape(s), self.structure.variances(s).mean(1)
+        factor, status = self.structure.factor(r, self.root)
+        good = (status == 0).all()
+        self._install(factor, s, level, good)
+        report = torch.stack((good.to(level.dtype), level.min()))
+        self._report = (HostRead(report), self.seen_at_refresh)
         self.seen_at_refresh = self.seen
+        self._settle()
+
+    def _install(self, factor: Tensor, s: Tensor, level: Tensor, good: Tensor | None = None) -> None:
+        """Take the new snapshot where ``good``, keep the old one where not; the device decides, nobody waits."""
+        # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
+        level = torch.where(level > 0, level, self._eps(s))
+        scale = torch.where(level > 0, level, 1.0).sqrt()
+        for buffer, new in ((self.factor, factor), (self.center, self.moments.mean), (self.scale, scale)):
+            # In place: compiled code and captured graphs keep reading the same memory.
+            buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
         self.revision += 1
+
+    def _settle(self, wait: bool = False) -> None:
+        """Look at what the last refresh reported, if that is known by now (on the CPU it always is).
+
+        A GPU is not waited for: until its report is in, the snapshot before serves, which `_install` kept if
+        R had no factor. Then the ridge is raised here; ValueError if that does not help, with the snapshot kept.
+        """
+        if self._report is None or not (wait or self._report[0].arrived()):
+            return
+        (read, seen_before), self._report = self._report, None
+        good, low = read.wait().tolist()
+        if self.eps is None and not self._eps_warned and self.seen >= self.warmup and self.eps_floor > 0.1 * low:
+            self._eps_warned = True
+            warnings.warn(
+                f"eps_floor {self.eps_floor:.2g} is not small beside the data's mean variance {low:.2g},"
+                " so the noise is nearly isotropic; give eps_floor=0 if the data is not 8-bit",
+                stacklevel=6,  # update, refresh and the two wrappers of no_grad
+            )
+        if good:
+            return
+        s = self.covariance()
+        try:
+            factor = self._raised(self._shape(s))
+        except ValueError:
+            self.seen_at_refresh = seen_before
+            raise
+        self._install(factor, s, self.structure.variances(s).mean(1))
 
     # -- readings ------------------------------------------------------------------------------------------------
 
@@ -319,15 +360,6 @@ class AdaptiveCovariance(nn.Module):
     def _shape(self, s: Tensor) -> Tensor:
         """R before its ridge is folded in, plus ridge."""
         eps, level = self._eps(s), self.structure.variances(s).mean(1)
-        if self.eps is None and not self._eps_warned and self.seen >= self.warmup:
-            low = float(level.min())
-            if self.eps_floor > 0.1 * low:
-                self._eps_warned = True
-                warnings.warn(
-                    f"eps_floor {self.eps_floor:.2g} is not small beside the data's mean variance {low:.2g},"
-                    " so the noise is nearly isotropic; give eps_floor=0 if the data is not 8-bit",
-                    stacklevel=4,
-                )
         if self.gamma is None:
             assert self.rho is not None
             return self.rho * s + self.structure.scaled_identity((1.0 - self.rho) * level + eps, self.dim)
@@ -336,19 +368,20 @@ class AdaptiveCovariance(nn.Module):
         ratio = torch.where(trace > 0, level / trace, 0.0).reshape((-1,) + (1,) * (s.ndim - 1))
         return ratio * powered + self.structure.scaled_identity(eps, self.dim)
 
-    def _factor(self, r: Tensor) -> Tensor:
-        factor, status = self.structure.factor(r, self.root)
+    def _raised(self, r: Tensor) -> Tensor:
+        """A factor of R with its ridge raised, a little at a time: rounding can push rank-deficient + eps I below 0."""
         jitter = self.structure.variances(r).mean(1) * torch.finfo(r.dtype).eps
-        # Rounding can push R = rank-deficient + eps I below zero when eps is 0 or tiny: raise the ridge a little
-        # at a time.
-        for _ in range(6):
+        for _ in range(7):
+            factor, status = self.structure.factor(r, self.root)
             if not bool((status != 0).any()):
                 return factor
             r = r + self.structure.scaled_identity(torch.where(status != 0, jitter, 0.0), self.dim)
             jitter = jitter * 10
-            factor, status = self.structure.factor(r, self.root)
-        bad = int((status != 0).nonzero()[0])
-        raise InputError(f"eps: the noise shape of region {bad} is not positive definite; expected a larger eps")
+        k = int((status != 0).nonzero()[0])
+        raise InputError(
+            f"eps: the noise shape of region {k} is not positive definite"
+            f" ({self.structure.obstacle(r[k], int(status[k]), self.root)}); expected a larger eps"
+        )
 
     def _initial(self, value: float | Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
         """The guess of S in the structure's storage, without the region dimension."""

@@ -49,6 +49,11 @@ class Structure(abc.ABC):
         """``L`` with ``L L^T = R`` and a status int32 ``[K]``, 0 where it worked."""
 
     @abc.abstractmethod
+    def obstacle(self, r: Tensor, status: int, root: str) -> str:
+        """What kept one region's R, in this structure's storage without K, from having a factor: for an error
+        message."""
+
+    @abc.abstractmethod
     def gram(self, factor: Tensor) -> Tensor:
         """``R = L L^T``."""
 
@@ -96,6 +101,16 @@ class Dense(Structure):
         status = (values[:, 0] <= 0).to(torch.int32)
         return (vectors * values.clamp_min(0).sqrt().unsqueeze(1)) @ vectors.mT, status
 
+    def obstacle(self, r: Tensor, status: int, root: str) -> str:
+        r, finite = r.double(), bool(torch.isfinite(r).all())
+        if root != "cholesky" or not finite:
+            return f"smallest eigenvalue {float(torch.linalg.eigvalsh(r)[0]):.3g}" if finite else "it is not finite"
+        # The first pivot that is not positive is the smallest so far: r_jj less what the rows before it explain.
+        j = status - 1
+        before, _ = torch.linalg.cholesky_ex(r[:j, :j])
+        explained = torch.linalg.solve_triangular(before, r[:j, j : j + 1], upper=False).square().sum()
+        return f"smallest pivot {float(r[j, j] - explained):.3g}, coordinate {j}"
+
     def gram(self, factor: Tensor) -> Tensor:
         return factor @ factor.mT
 
@@ -128,6 +143,9 @@ class Diagonal(Structure):
 
     def factor(self, r: Tensor, root: str) -> tuple[Tensor, Tensor]:
         return r.clamp_min(0).sqrt(), (r.amin(1) <= 0).to(torch.int32)
+
+    def obstacle(self, r: Tensor, status: int, root: str) -> str:
+        return f"smallest variance {float(r.min()):.3g}, coordinate {int(r.argmin())}"
 
     def gram(self, factor: Tensor) -> Tensor:
         return factor.square()

@@ -54,4 +54,6 @@ def test_one_region(against, rows: int, dim: int, dtype: torch.dtype) -> None:
             "eager in place": in_place,
         },
         nbytes=dim * (dim + 1) * dtype.itemsize,
+        flops=rows * dim * (dim + 1),
+        dtype=dtype,
     )

@@ -1,8 +1,9 @@
-"""Interleaved timing: contenders take turns, so that a noisy machine is noisy for all; medians and the spread of
-the ratio."""
+"""Interleaved timing: contenders take turns, so that a noisy machine is noisy for all; medians, the spread of the
+ratio, and the share of the machine's limit, measured in the same run."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,56 +11,103 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+OURS = "ansn"
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds a call of each contender, ``[rounds]`` each, taken in turns."""
+    """Seconds a call of each contender, ``[rounds]`` each, taken in turns.
+
+    ``bytes`` and ``flops`` are the least that the operation must move and compute; the rates are the machine's, at
+    this size and thread count. A contender called "eager..." or "compile..." is torch; any other is a peer.
+    """
 
     name: str
     seconds: dict[str, np.ndarray]
-    bytes: int
-    copy_bandwidth: float
+    bytes: int = 0
+    flops: int = 0
+    copy_bandwidth: float = 0.0
+    matrix_rate: float = 0.0
 
-    def median(self, contender: str) -> float:
+    def median(self, contender: str = OURS) -> float:
         return float(np.median(self.seconds[contender]))
 
-    def ratio(self, peer: str, ours: str = "ansn") -> tuple[float, float, float]:
+    def ratio(self, peer: str, ours: str = OURS) -> tuple[float, float, float]:
         """Median and quartiles of peer / ours over the rounds: above 1, ours is faster."""
         q = np.quantile(self.seconds[peer] / self.seconds[ours], [0.5, 0.25, 0.75])
         return float(q[0]), float(q[1]), float(q[2])
 
+    @property
+    def best(self) -> str:
+        """The contender with the smallest median among torch eager and torch.compile (among all peers, without)."""
+        peers = [p for p in self.seconds if p != OURS]
+        plain = [p for p in peers if p.startswith(("eager", "compile"))]
+        return min(plain or peers, key=self.median)
+
+    @property
+    def bound(self) -> str:
+        """Which limit is the nearer one: "copy", "matrix", or "" where nothing was counted."""
+        moving = self.bytes / self.copy_bandwidth if self.copy_bandwidth else 0.0
+        computing = self.flops / self.matrix_rate if self.matrix_rate else 0.0
+        return "" if moving == computing == 0.0 else "copy" if moving >= computing else "matrix"
+
+    @property
+    def share(self) -> float:
+        """Of the limit: the time that a copy of the bytes, or a product of as many flops, takes over ours."""
+        if not self.bound:
+            return float("nan")
+        least = self.bytes / self.copy_bandwidth if self.bound == "copy" else self.flops / self.matrix_rate
+        return least / self.median()
+
+    def record(self) -> dict[str, str | float]:
+        """A flat row for a file: microseconds, ratios with quartiles, rates and the share of the limit."""
+        row: dict[str, str | float] = {"name": self.name}
+        row |= {f"{c} us": 1e6 * self.median(c) for c in self.seconds}
+        if len(self.seconds) > 1:
+            row["best peer"] = self.best
+            row |= dict(zip(("ratio", "ratio q1", "ratio q3"), self.ratio(self.best), strict=True))
+        row |= {"GB/s": 1e-9 * self.bytes / self.median(), "GFLOP/s": 1e-9 * self.flops / self.median()}
+        row |= {"copy GB/s": 1e-9 * self.copy_bandwidth, "matrix GFLOP/s": 1e-9 * self.matrix_rate}
+        return row | {"bound": self.bound, "share of limit": self.share}
+
     def row(self) -> str:
         """A line of a Markdown table."""
-        peers = [p for p in self.seconds if p != "ansn"]
-        ratios = [f"{r[0]:.2f} ({r[1]:.2f}-{r[2]:.2f})" for r in map(self.ratio, peers)]
-        rate = self.bytes / self.median("ansn")
-        times = [f"{1e6 * self.median(c):.1f}" for c in self.seconds]
-        share = f"{rate / 1e9:.1f} | {100 * rate / self.copy_bandwidth:.0f} %" if self.bytes else "- | -"
-        return f"| {self.name} | {' / '.join(times)} | {' / '.join(ratios)} | {share} |"
+        times = " / ".join(f"{1e6 * self.median(c):.1f}" for c in self.seconds)
+        best = "- | -"
+        if len(self.seconds) > 1:
+            middle, low, high = self.ratio(self.best)
+            best = f"{middle:.2f} ({low:.2f}-{high:.2f}) | {self.best}"
+        moved = f"{1e-9 * self.bytes / self.median():.1f}" if self.bytes else "-"
+        computed = f"{1e-9 * self.flops / self.median():.1f}" if self.flops else "-"
+        limit = f"{100 * self.share:.0f} % of {self.bound}" if self.bound else "-"
+        return f"| {self.name} | {times} | {best} | {moved} | {computed} | {limit} |"
 
     def header(self) -> str:
-        peers = [p for p in self.seconds if p != "ansn"]
         return (
-            f"| | microseconds: {' / '.join(self.seconds)} | times faster than {' / '.join(peers)} (quartiles)"
-            " | GB/s | of copy |\n| --- | --- | --- | --- | --- |"
+            f"| | microseconds: {' / '.join(self.seconds)} | times faster than the best (quartiles) | the best"
+            " | GB/s | GFLOP/s | of the limit |\n| --- | --- | --- | --- | --- | --- | --- |"
         )
 
 
 def interleave(
-    contenders: dict[str, Callable[[], object]], *, rounds: int = 60, budget: float = 0.002
+    contenders: dict[str, Callable[[], object]], *, rounds: int = 60, budget: float = 0.002, seconds: float = 20.0
 ) -> dict[str, np.ndarray]:
     """Seconds a call, ``[rounds]`` for each contender: each round times every one, in an order that rotates.
 
     A timing repeats the call until it takes about ``budget`` seconds, so that the clock is not what is measured.
+    There are fewer rounds, but at least 5, where they would take more than about ``seconds`` in all.
     """
     names = list(contenders)
-    repeats = {}
+    repeats, expected = {}, 0.0
     for name in names:
         for _ in range(5):
             contenders[name]()
         start = time.perf_counter()
         contenders[name]()
-        repeats[name] = max(1, int(budget / max(time.perf_counter() - start, 1e-7)))
+        once = max(time.perf_counter() - start, 1e-7)
+        repeats[name] = max(1, int(budget / once))
+        expected += repeats[name] * once
+    rounds = max(5, min(rounds, int(seconds / expected)))
     taken = {name: np.empty(rounds) for name in names}
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
@@ -72,13 +120,45 @@ def interleave(
 
 
 def copy_bandwidth(nbytes: int) -> float:
-    """Bytes read and written a second by torch's copy of a buffer of ``nbytes``, at the thread count in force."""
+    """Bytes read and written a second by torch's copy of a buffer of ``nbytes / 2``, at the threads in force: a copy
+    that moves as much as the operation does."""
     source = torch.empty(max(nbytes // 8, 1024), dtype=torch.float32).normal_()
     target = torch.empty_like(source)
     seconds = interleave({"copy": lambda: target.copy_(source)}, rounds=30)["copy"]
     return 2 * source.numel() * 4 / float(np.median(seconds))
 
 
-def compare(name: str, contenders: dict[str, Callable[[], object]], nbytes: int = 0) -> Comparison:
-    """Time the contenders in turns; ``nbytes`` is what the operation must read and write at least."""
-    return Comparison(name, interleave(contenders), nbytes, copy_bandwidth(nbytes) if nbytes else 0.0)
+def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Flops a second of torch.mm, 2048 square, at the threads in force; measured once a process."""
+    return _matrix_rate(dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _matrix_rate(dtype: torch.dtype, threads: int, side: int = 2048) -> float:
+    a, b = (torch.randn(side, side, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
+    out = torch.empty_like(a)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / float(np.median(seconds[1:]))
+
+
+def compare(
+    name: str,
+    contenders: dict[str, Callable[[], object]],
+    nbytes: int = 0,
+    flops: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Comparison:
+    """Time the contenders in turns. ``nbytes`` is what the operation must read and write at least, ``flops`` what it
+    must compute in a matrix product of ``dtype``; 0 leaves that limit out."""
+    return Comparison(
+        name,
+        interleave(contenders),
+        nbytes,
+        flops,
+        copy_bandwidth(nbytes) if nbytes else 0.0,
+        matrix_rate(dtype) if flops else 0.0,
+    )

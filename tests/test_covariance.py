@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from ansn import AdaptiveCovariance
 from ansn.covariance import QUANTISATION_8BIT
+from ansn.hostread import HostRead
 from ansn.moments import RunningMoments
 from ansn.structures import STRUCTURES
 from tests.oracles import randn, spd
@@ -100,6 +101,66 @@ def test_rank_deficient_data_has_a_factor_without_a_ridge():
 def test_data_that_does_not_vary_is_refused_by_name():
     with pytest.raises(ValueError, match=r"eps: the noise shape of region 0 is not positive definite"):
         AdaptiveCovariance(3, eps=0.0).update(torch.ones(10, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "obstacle"),
+    [
+        ({"rho": 1.0}, "smallest pivot 0, coordinate 0"),
+        ({"gamma": 1.0, "root": "symmetric"}, "smallest eigenvalue 0"),
+        ({"structure": "diagonal", "rho": 1.0}, "smallest variance 0, coordinate 0"),
+    ],
+)
+def test_the_error_names_the_region_and_what_is_wrong_with_it(options, obstacle):
+    x = randn(40, 3, seed=2)
+    x[20:] = 1.0
+    covariance = AdaptiveCovariance(3, regions=2, eps=0.0, **options)
+    with pytest.raises(ValueError, match=rf"region 1 is not positive definite \({obstacle}\); expected a larger eps"):
+        covariance.update(x, torch.arange(40) // 20)
+
+
+def test_the_pivot_in_the_error_is_that_of_elimination():
+    lower = torch.tensor([[2.0, 0, 0], [1, 3, 0], [4, 5, 1]], dtype=torch.float64)
+    matrix = lower @ torch.diag(torch.tensor([1.0, 1.0, -0.25], dtype=torch.float64)) @ lower.mT
+    dense = STRUCTURES["dense"]
+    _, status = dense.factor(matrix.unsqueeze(0), "cholesky")
+    assert dense.obstacle(matrix, int(status), "cholesky") == "smallest pivot -0.25, coordinate 2"
+
+
+class LateRead(HostRead):
+    """A report that is not in yet, as a GPU's may be."""
+
+    late = True
+
+    def arrived(self) -> bool:
+        return not LateRead.late
+
+
+def test_a_late_report_of_a_bad_shape_keeps_the_snapshot_until_it_is_in(monkeypatch):
+    """What a GPU does: nothing waits, the old factor serves, and the failure is dealt with when it is known."""
+    monkeypatch.setattr("ansn.covariance.HostRead", LateRead)
+    monkeypatch.setattr(LateRead, "late", False)
+    covariance = AdaptiveCovariance(3, eps=0.0).update(randn(50, 3))
+    before = {name: getattr(covariance, name).clone() for name in ("factor", "center", "scale")}
+    monkeypatch.setattr(LateRead, "late", True)
+    covariance.moments.reset()
+    covariance.update(torch.zeros(200, 3))  # no variance at all: no factor
+    for name, value in before.items():
+        assert torch.equal(getattr(covariance, name), value), name
+    monkeypatch.setattr(LateRead, "late", False)
+    with pytest.raises(ValueError, match="region 0 is not positive definite"):
+        covariance.update(randn(1, 3))
+    for name, value in before.items():
+        assert torch.equal(getattr(covariance, name), value), name
+    covariance.update(randn(500, 3, seed=3))  # and it recovers
+    assert not torch.equal(covariance.factor, before["factor"])
+
+
+def test_freezing_waits_for_the_report(monkeypatch):
+    monkeypatch.setattr("ansn.covariance.HostRead", LateRead)
+    covariance = AdaptiveCovariance(6, rho=1.0, eps=0.0, factor_dtype=torch.float64)
+    covariance.update(randn(3, 6)).freeze()
+    assert rms_ratio(covariance.noise_shape(), covariance.covariance()) < 1e-6
 
 
 # -- refresh and freeze

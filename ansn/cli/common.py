@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ansn.errors import InputError
+from ansn.ops import current_backend, native
 from ansn.ops._dispatch import BackendError
 from ansn.training import Diverged, Interrupted
 
@@ -44,6 +45,8 @@ def _unboxed(text: str) -> str:
 def guarded(name: str, command: Callable[[], None]) -> int:
     """Run a command; exit code 0 done, 1 training diverged, 2 bad arguments or input, 130 interrupted."""
     try:
+        current_backend()  # what ANSN_BACKEND and ANSN_CPU_ISA say must be usable
+        native.check_isa()
         command()
     except (InputError, MemoryError, BackendError) as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -48,7 +48,12 @@ def _tell(run: Path | None) -> None:
         lines["native module"] = f"missing: {native.missing}"
     else:
         build = native.module.build_info()
-        lines["native module"] = ", ".join(f"{k} {_text(v)}" for k, v in build.items())
+        lines["native module"] = ", ".join(f"{k} {_text(v)}" for k, v in build.items() if not k.startswith("cuda"))
+        lines["CUDA kernels"] = (
+            f"built with CUDA {build['cuda_version']} for {_text(build['cuda_architectures'])}"
+            if build["cuda"]
+            else "not built (needs nvcc; `ANSN_CUDA=ON pip install -e .` says what is missing)"
+        )
         lines["instruction set"] = f"{native.module.cpu_isa()} (of {_text(native.module.supported_isas())})"
     lines["back end"] = f"{ops.current_backend()} (ANSN_BACKEND or ansn.ops.backend)"
     for name in ops.operations():

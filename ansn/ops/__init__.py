@@ -1,12 +1,14 @@
 """The kernels' public face: each operation checks its arguments, then runs on the back end in force.
 
-``reference`` is plain torch and the oracle, ``native`` the C++ module; see :func:`backend`.
+``reference`` is plain torch and the oracle, ``native`` the C++ module, ``triton`` GPU kernels; see :func:`backend`.
 """
 
 from ansn.ops import native as _native  # noqa: F401 - offers its kernels to the dispatcher
+from ansn.ops import triton as _triton  # noqa: F401 - offers its kernels, imports none of them
 from ansn.ops._dispatch import BACKENDS, backend, current_backend, operations, registered
 from ansn.ops.apply_factor import apply_factor
 from ansn.ops.cholesky import cholesky
+from ansn.ops.cholesky_draw import cholesky_draw
 from ansn.ops.colored_step import colored_step
 from ansn.ops.covariance_update import covariance_update_
 from ansn.ops.dsm_loss import dsm_loss
@@ -22,6 +24,7 @@ __all__ = [
     "apply_factor",
     "backend",
     "cholesky",
+    "cholesky_draw",
     "colored_step",
     "covariance_update_",
     "current_backend",

@@ -44,6 +44,13 @@ def like(name: str, value: Tensor, x: Tensor, other: str = "x") -> None:
         raise ValueError(f"{name}: got {describe(value)}, expected {other}'s shape {list(x.shape)} on {x.device}")
 
 
+def square(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: got {describe(value)}, expected a float32 or float64 tensor")
+    if value.ndim != 3 or value.shape[1] != value.shape[2]:
+        raise ValueError(f"{name}: got shape {list(value.shape)}, expected [K, d, d]")
+
+
 def region(value: Tensor | None, rows: int, count: int, device: torch.device, *, values: bool = True) -> None:
     """Shape and dtype; the values only where asked, eagerly on the CPU: reading them costs no synchronisation there."""
     if value is None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ansn.errors import InputError
+
 
 class BackendError(RuntimeError):
     """An explicitly chosen back end cannot run a call."""
@@ -29,11 +31,12 @@ _table: dict[str, dict[str, tuple[Callable[..., Any], Callable[..., str | None]]
 
 def _check_name(name: str, origin: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{origin} is {name!r}, expected one of {', '.join(BACKENDS)}")
+        raise InputError(f"{origin} is {name!r}, expected one of {', '.join(BACKENDS)}")
     return name
 
 
-_current = _check_name(os.environ.get("ANSN_BACKEND", "auto"), "ANSN_BACKEND")
+# As it stands in the environment: a wrong name is an error at first use, where a command can say it in one line.
+_current = os.environ.get("ANSN_BACKEND", "auto")
 
 
 class backend:
@@ -57,8 +60,8 @@ class backend:
 
 
 def current_backend() -> str:
-    """The name in force: ``"auto"`` or an explicit back end."""
-    return _current
+    """The name in force: ``"auto"`` or an explicit back end. Raises ValueError if ``ANSN_BACKEND`` names none."""
+    return _check_name(_current, "ANSN_BACKEND")
 
 
 def register(
@@ -90,7 +93,7 @@ def call(operation: str, device: torch.device, *args: Any) -> Any:
             kernel = kernels.get(name)
             if kernel is not None and kernel[1](*args) is None:
                 return kernel[0](*args)
-    if _current not in kernels:
+    if current_backend() not in kernels:
         have = ", ".join(kernels)
         raise BackendError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")
     function, why_not = kernels[_current]

@@ -23,10 +23,8 @@ _dispatch.library.impl("cholesky", _run, "CUDA")
 
 @torch.library.register_fake("ansn::cholesky")
 def _(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    # cholesky_ex returns column-major matrices.
-    return torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT, matrix.new_empty(
-        matrix.shape[:1], dtype=torch.int32
-    )
+    factor = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    return factor, matrix.new_empty(matrix.shape[:1], dtype=torch.int32)
 
 
 class _Cholesky(torch.autograd.Function):
@@ -52,12 +50,9 @@ class _Cholesky(torch.autograd.Function):
 def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Lower factors ``L L^T = A`` of ``[K, d, d]`` symmetric matrices, of which the lower triangle is read.
 
-    Returns ``(factor, info)``: factor of matrix's shape and dtype (float32 or float64), info int32 ``[K]``: 0, or the
+    Returns ``(factor, info)``: factor of matrix's shape and dtype, row-major; info int32 ``[K]``: 0, or the
     order of the first leading minor that is not positive; that region's factor is then meaningless. Nothing is raised
     for it and nothing waits for the device: read ``info`` when it suits. Differentiable in ``matrix``.
     """
-    if not isinstance(matrix, Tensor) or matrix.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"matrix: got {_checks.describe(matrix)}, expected a float32 or float64 tensor")
-    if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2]:
-        raise ValueError(f"matrix: got shape {list(matrix.shape)}, expected [K, d, d]")
+    _checks.square("matrix", matrix)
     return _Cholesky.apply(matrix)

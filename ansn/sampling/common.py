@@ -33,6 +33,9 @@ def tell(callback: Callback | None, i: int, tau: Tensor, x: Tensor, denoised: Te
 def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
     """Decreasing levels ``[N]`` in x's arithmetic; the noise model's own by default."""
     levels = model.noise.tau if taus is None else torch.as_tensor(taus)
-    if levels.ndim != 1 or len(levels) < 1 or bool((levels <= 0).any()) or bool((levels.diff() >= 0).any()):
+    wrong = levels.ndim != 1 or len(levels) < 1
+    if not wrong and not torch.compiler.is_compiling():  # a graph cannot branch on values
+        wrong = bool((levels <= 0).any()) or bool((levels.diff() >= 0).any())
+    if wrong:
         raise ValueError("taus: expected a tensor [N] of levels > 0 that decrease strictly")
     return levels.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

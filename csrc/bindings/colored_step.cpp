@@ -1,6 +1,6 @@
 // The coloured step with L the identity or a diagonal.
 #include "bindings.h"
-#include "common.h"
+#include "step_arguments.h"
 
 namespace ansn {
 namespace bindings {
@@ -11,34 +11,13 @@ void colored_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_
                   int64_t c_stride, int64_t a_stride, int64_t b_stride, uintptr_t diag, uintptr_t region, py::int_ seed,
                   py::int_ row0, py::int_ step, py::int_ stream, int threads, const std::string& isa) {
   check_sizes(rows, cols, threads);
-  cpu::ColoredStep p;
-  p.storage = storage_of(dtype, "dtype");
+  const Storage storage = storage_of(dtype, "dtype");
   if (rows == 0 || cols == 0) return;
-  require(out != 0, "out must be an address, got 0");
+  cpu::ColoredStep p = step_of(storage, out, x, D, f, rows, cols, ld_out, ld_x, ld_D, ld_f, c, a, b, c_stride, a_stride,
+                               b_stride, seed, row0, step, stream, threads);
   require(x != 0, "x must be an address, got 0");
-  p.out = at<void>(out);
-  p.x = at<const void>(x);
-  p.D = at<const void>(D);
-  p.f = at<const void>(f);
-  p.rows = rows;
-  p.cols = cols;
-  p.ld_out = ld_out;
-  p.ld_x = ld_x;
-  p.ld_D = ld_D;
-  p.ld_f = ld_f;
-  p.c = at<const void>(c);
-  p.a = at<const void>(a);
-  p.b = at<const void>(b);
-  p.c_stride = checked_stride(c_stride, "c_stride");
-  p.a_stride = checked_stride(a_stride, "a_stride");
-  p.b_stride = checked_stride(b_stride, "b_stride");
   p.diag = at<const void>(diag);
   p.region = at<const int64_t>(region);
-  p.seed = wrapped(seed);
-  p.row0 = static_cast<uint32_t>(wrapped(row0));
-  p.step = static_cast<uint32_t>(wrapped(step));
-  p.stream = static_cast<uint32_t>(wrapped(stream));
-  p.threads = threads;
   const cpu::KernelTable& table = cpu::kernels(isa);
   py::gil_scoped_release unlocked;
   table.colored_step(p);

@@ -13,10 +13,10 @@ py::array_t<T> quad_array(int64_t quads) {
 }
 
 py::array_t<uint32_t> philox_words(py::int_ seed, py::int_ row, py::int_ step, py::int_ stream, int64_t quads,
-                                   const std::string& isa) {
+                                   const std::string& isa, uint32_t quad0) {
   py::array_t<uint32_t> words = quad_array<uint32_t>(quads);
   cpu::kernels(isa).philox_words(wrapped(seed), static_cast<uint32_t>(wrapped(row)),
-                                       static_cast<uint32_t>(wrapped(step)), static_cast<uint32_t>(wrapped(stream)), quads,
+                                       static_cast<uint32_t>(wrapped(step)), static_cast<uint32_t>(wrapped(stream)), quad0, quads,
                                        words.mutable_data());
   return words;
 }
@@ -41,7 +41,7 @@ py::array_t<float> normals_from_words(const py::array_t<uint32_t, py::array::c_s
 
 void bind_random(py::module_& m) {
   m.def("philox_words", &philox_words, py::arg("seed"), py::arg("row"), py::arg("step"), py::arg("stream"), py::arg("quads"),
-        py::arg("isa") = "", "Philox4x32-10 words of columns 0 .. 4 quads - 1 of one row: uint32 [quads, 4].");
+        py::arg("isa") = "", py::arg("quad0") = 0, "Philox4x32-10 words of columns 4 quad0 .. of one row: uint32 [quads, 4].");
   m.def("normals", &normals, py::arg("seed"), py::arg("row"), py::arg("step"), py::arg("stream"), py::arg("quads"),
         py::arg("isa") = "", "Standard normals of columns 0 .. 4 quads - 1 of one row: float32 [quads, 4].");
   m.def("normals_from_words", &normals_from_words, py::arg("words"), py::arg("isa") = "",

@@ -3,8 +3,12 @@
 // template or inline function of the library compiled here with AVX-512 could otherwise be linked into portable code.
 #include "kernels.h"
 
+#include "cholesky.h"
+#include "cholesky_draw.h"
 #include "colored_step.h"
 #include "covariance_update.h"
+#include "dense_step.h"
+#include "dsm_loss.h"
 #include "noise.h"
 
 #define ANSN_STRING_(x) #x
@@ -14,8 +18,10 @@ namespace ansn {
 namespace ANSN_ISA {
 
 extern const cpu::KernelTable kernel_table;
-const cpu::KernelTable kernel_table = {ANSN_STRING(ANSN_ISA), colored_step, covariance_scratch_bytes, covariance_update,
-                                       row_not_finite, philox_words, normals, normals_of_words};
+const cpu::KernelTable kernel_table = {
+    ANSN_STRING(ANSN_ISA), colored_step,  dense_scratch_bytes, dense_step,   covariance_scratch_bytes,
+    covariance_update,     row_not_finite, philox_words,       normals,      normals_of_words,
+    cholesky_scratch_bytes, cholesky,     cholesky_draw,       dsm_loss};
 
 }  // namespace ANSN_ISA
 }  // namespace ansn

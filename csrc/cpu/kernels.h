@@ -26,6 +26,21 @@ struct ColoredStep {
   int threads;
 };
 
+enum class Triangle { none, lower, upper };
+
+// out[r, :] = x + c_r (D - x) + A y_r, y_r = a_r f + b_r z; A[i, k] = factor[region * region_stride + i * row_stride +
+// k * col_stride], one of the last two strides being 1. Arithmetic in float32.
+struct DenseStep {
+  ColoredStep step;                            // diag and region unused; x null: no x, D or c; storage not f64
+  const void* factor;
+  Storage factor_storage;                      // f32 or f64
+  int64_t row_stride, col_stride, region_stride, regions;
+  Triangle triangle;                           // what lies beyond it is not used
+  const int64_t* order;                        // [rows], rows sorted by region, or null: as they are
+  const int64_t* region_first;                 // [regions + 1], where each region starts in order, or null: one region
+  void* scratch;                               // dense_scratch_bytes() bytes, 64-byte aligned
+};
+
 // Scales the state of every region by decay and merges the rows of x into it. Lower triangle only, or the diagonal alone.
 struct CovarianceUpdate {
   bool state_is_f64;
@@ -44,15 +59,68 @@ struct CovarianceUpdate {
   void* scratch;                               // covariance_scratch_bytes() bytes, 64-byte aligned
 };
 
+constexpr int64_t kMostCholesky = 128;         // largest order of a matrix in Cholesky and CholeskyDraw
+
+// Lower factors of `count` matrices [d, d], and for each 0 or the order of its first minor that is not positive.
+struct Cholesky {
+  bool is_f64;
+  const void* matrix;
+  void* factor;
+  int32_t* info;
+  int64_t count, d;
+  int threads;
+  void* scratch;                               // threads * cholesky_scratch_bytes() bytes, 64-byte aligned
+};
+
+// out_r = x_r + b_r L_k z_r, L_k the factor of float32 matrix k. Rows of matrix k are order[start[k] .. start[k + 1] - 1];
+// without `order` a row is its own place in the list, without `start` row k is that of matrix k.
+struct CholeskyDraw {
+  Storage storage;
+  const void* matrix;
+  void* factor;                                // [count, d, d] or null
+  int32_t* info;
+  int64_t count, d;
+  const void* x;
+  void* out;                                   // not x
+  const void* b;                               // float32
+  int64_t b_stride;                            // 0: one for all rows, 1: one for each row
+  const int64_t *start, *order;                // [count + 1], [rows]
+  uint64_t seed;
+  uint32_t row0, step, stream;
+  int threads;
+  void* scratch;                               // as for Cholesky
+};
+
+// loss_r = w_r / d sum_j (p - t)^2 and its gradient; target null: t = -z of the counters.
+struct DsmLoss {
+  Storage storage;
+  const void *prediction, *target;
+  void* gradient;
+  float* loss;                                 // [rows]
+  int64_t rows, cols;
+  const void* weight;                          // float32
+  int64_t weight_stride;                       // 0: one for all rows, 1: one for each row
+  uint64_t seed;
+  uint32_t row0, step, stream;
+  int threads;
+};
+
 struct KernelTable {
   const char* isa;
   void (*colored_step)(const ColoredStep&);
+  int64_t (*dense_scratch_bytes)(const DenseStep&);
+  void (*dense_step)(const DenseStep&);
   int64_t (*covariance_scratch_bytes)(const CovarianceUpdate&);
   void (*covariance_update)(const CovarianceUpdate&);
   int64_t (*row_not_finite)(const CovarianceUpdate&);
-  void (*philox_words)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, uint32_t* words);
+  void (*philox_words)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, uint32_t quad0, int64_t quads,
+                       uint32_t* words);
   void (*normals)(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, float* z);
   void (*normals_from_words)(const uint32_t* words, int64_t quads, float* z);
+  int64_t (*cholesky_scratch_bytes)(bool is_f64, int64_t d);
+  void (*cholesky)(const Cholesky&);
+  void (*cholesky_draw)(const CholeskyDraw&);
+  void (*dsm_loss)(const DsmLoss&);
 };
 
 }  // namespace cpu

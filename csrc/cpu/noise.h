@@ -54,19 +54,20 @@ void tile_normals(const TileWords& w, int64_t lanes, float* __restrict__ z) {
 
 // The rest serves tests: one row's words and normals, and Box-Muller on given words.
 
-int64_t one_row_tile(int64_t first, int64_t quads, uint32_t row, Lanes& at) {
+int64_t one_row_tile(int64_t first, int64_t quads, uint32_t row, Lanes& at, uint32_t quad0 = 0) {
   for (int64_t l = 0; l < kTileLanes; ++l) {
-    at.quad[l] = (uint32_t)(first + l);
+    at.quad[l] = quad0 + (uint32_t)(first + l);
     at.row[l] = row;
   }
   return quads - first < kTileLanes ? quads - first : kTileLanes;
 }
 
-void philox_words(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, int64_t quads, uint32_t* words) {
+void philox_words(uint64_t seed, uint32_t row, uint32_t step, uint32_t stream, uint32_t quad0, int64_t quads,
+                  uint32_t* words) {
   Lanes at;
   TileWords w;
   for (int64_t first = 0; first < quads; first += kTileLanes) {
-    const int64_t lanes = one_row_tile(first, quads, row, at);
+    const int64_t lanes = one_row_tile(first, quads, row, at, quad0);
     lane_words(seed, at, step, stream, lanes, w);
     uint32_t* to = words + 4 * first;
     for (int64_t l = 0; l < lanes; ++l) {

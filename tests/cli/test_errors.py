@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ansn.ops import native
 from ansn.training.trainer import Trainer
 from tests.cli.helpers import TINY, Outcome, call, start
 from tests.data.writers import some_images, write_mnist
@@ -36,6 +37,15 @@ PROCESSES: list[tuple[str, list[str], tuple[str, ...]]] = [
 @pytest.mark.parametrize(("command", "arguments", "parts"), PROCESSES, ids=[p[1][0] for p in PROCESSES])
 def test_mistakes_as_a_user_sees_them(command: str, arguments: list[str], parts: tuple[str, ...]) -> None:
     assert_refused(start(command, *arguments), command, *parts)
+
+
+@pytest.mark.parametrize(("variable", "part"), [("ANSN_BACKEND", "expected one of auto, reference, native, triton"),
+                                                 ("ANSN_CPU_ISA", "this CPU supports")])  # fmt: skip
+def test_a_wrong_environment_is_one_line_too(variable: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variable == "ANSN_CPU_ISA" and native.module is None:
+        pytest.skip(f"no native back end: {native.missing}")
+    monkeypatch.setenv(variable, "fast")
+    assert_refused(start("info"), "info", variable, "'fast'", part)
 
 
 TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {

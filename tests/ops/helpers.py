@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ansn import ops
-from ansn.ops import native
+from ansn.ops import native, triton
 from tests.native import oracle
 
 T = TypeVar("T")
@@ -19,6 +19,11 @@ T = TypeVar("T")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 needs_native = pytest.mark.skipif(native.module is None, reason=f"no native back end: {native.missing}")
+
+
+def back_ends(operation: str) -> tuple[str, ...]:
+    """Back ends with a kernel for CPU tensors: Triton's run on those under its interpreter only."""
+    return tuple(n for n in ops.registered(operation) if n != "triton" or triton.interpreting())
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,13 +34,18 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
-def on(name: str, call: Callable[[], T]) -> T | None:
-    """``call()`` on back end ``name``; None where it refuses, in one line that names operation and back end."""
+def on(name: str, call: Callable[[], T], refusals: set[str] | None = None) -> T | None:
+    """``call()`` on back end ``name``; None where it refuses, in one line that names operation and back end.
+
+    The reasons of refusals are added to ``refusals``.
+    """
     with ops.backend(name):
         try:
             return call()
         except RuntimeError as error:
             if f"cannot run on back end {name!r}: " in str(error) and "\n" not in str(error):
+                if refusals is not None:
+                    refusals.add(str(error).split(": ", 1)[1])
                 return None
             raise
 

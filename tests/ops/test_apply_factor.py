@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ansn import ops
 from tests.ops.helpers import (
     DTYPES,
+    back_ends,
     error_ratio,
     generator,
     numpy_factor,
@@ -38,12 +39,16 @@ def test_every_back_end_equals_numpy(data):
     matrices = matrices.transpose(0, 2, 1) if transpose else matrices
     wide = v.double().numpy()[..., None]
     expected = (np.linalg.solve(matrices, wide) if inverse else matrices @ wide)[..., 0]
-    for name in ops.registered("apply_factor"):
+    for name in back_ends("apply_factor"):
         out = on(
             name,
             lambda: ops.apply_factor(v, factor, region, transpose=transpose, inverse=inverse, lower=kind != "full"),
         )
-        assert out is not None
+        # What the native kernel is for, it may not refuse; triton's refusals are its own tests' business.
+        refuses = {"reference": False, "native": inverse or kind == "diagonal" or dtype == torch.float64}
+        assert (out is None) == refuses.get(name, out is None), (name, dtype, kind)
+        if out is None:
+            continue
         assert out.dtype == dtype
         assert error_ratio(out, expected) <= RATIO["apply_factor"][dtype]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansn import ops
-from tests.ops.helpers import on, one_line, randn
+from tests.ops.helpers import back_ends, needs_native, on, one_line, randn
 from tests.tolerances import RATIO, rms_ratio
 
 
@@ -27,18 +27,19 @@ def known(regions: int, dim: int, dtype: torch.dtype = torch.float64, seed: int 
 )
 def test_every_back_end_finds_the_factor(regions, dim, dtype, seed):
     expected = known(regions, dim, seed=seed)
-    for name in ops.registered("cholesky"):
+    for name in back_ends("cholesky"):
         factor, info = on(name, lambda: ops.cholesky((expected @ expected.mT).to(dtype)))
         assert factor.dtype == dtype
         assert info.dtype == torch.int32
         assert info.tolist() == [0] * regions
         assert rms_ratio(factor @ factor.mT, expected @ expected.mT) <= RATIO["cholesky"][dtype]
         assert torch.equal(factor, factor.tril())
+        assert factor.is_contiguous()
         # The factor itself is as far off as the matrix's condition number lets it be.
         assert rms_ratio(factor, expected) <= 100 * RATIO["cholesky"][dtype]
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky"))
+@pytest.mark.parametrize("name", back_ends("cholesky"))
 def test_only_the_lower_triangle_is_read(name):
     expected = known(2, 6)
     matrix = expected @ expected.mT
@@ -48,7 +49,7 @@ def test_only_the_lower_triangle_is_read(name):
     assert rms_ratio(factor, expected) < RATIO["cholesky"][torch.float64] * 100
 
 
-@pytest.mark.parametrize("name", ops.registered("cholesky"))
+@pytest.mark.parametrize("name", back_ends("cholesky"))
 def test_status_names_the_minor_and_raises_nothing(name):
     """One bad matrix leaves the others' factors right."""
     expected = known(3, 4)
@@ -58,6 +59,14 @@ def test_status_names_the_minor_and_raises_nothing(name):
     assert info.tolist() == [0, 3, 0]
     assert rms_ratio(factor[[0, 2]], expected[[0, 2]]) < 1e-10
     assert on(name, lambda: ops.cholesky(torch.full((1, 2, 2), float("nan")).double()))[1].item() > 0
+
+
+@needs_native
+def test_orders_that_native_does_not_take():
+    matrix = torch.eye(129).unsqueeze(0)
+    with ops.backend("native"), pytest.raises(RuntimeError, match="cannot run on back end 'native': d is 129"):
+        ops.cholesky(matrix)
+    assert torch.equal(ops.cholesky(matrix)[0], matrix)
 
 
 @pytest.mark.parametrize("dim", [1, 4])

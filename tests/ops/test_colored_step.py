@@ -13,6 +13,7 @@ from ansn.ops import reference
 from tests.native import oracle
 from tests.ops.helpers import (
     DTYPES,
+    back_ends,
     error_ratio,
     generator,
     needs_native,
@@ -58,7 +59,7 @@ def test_every_back_end_equals_the_formula(data):
     }
     terms = data.draw(st.sampled_from([{}, {"denoised": denoised}, {"f": f}, {"denoised": denoised, "f": f}]))
     expected = numpy_step(x, **terms, **options)
-    for name in ops.registered("colored_step"):
+    for name in back_ends("colored_step"):
         out = on(name, lambda: ops.colored_step(x, **terms, **options, lower=kind != "full"))
         if out is not None:
             assert out.dtype == dtype
@@ -68,18 +69,18 @@ def test_every_back_end_equals_the_formula(data):
 
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["none", "diagonal"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("regions", [1, 3])
 def test_native_runs_what_it_is_for(dtype, kind, regions):
     """The test above skips what a back end refuses; these it may not refuse."""
     x, factor = randn(6, 11, dtype=dtype), random_factor(kind, regions, 11)
     region = torch.tensor([0, 2, 1, 2, 0, 1]) % regions if factor is not None else None
     with ops.backend("native"):
-        out = ops.colored_step(x, b=0.5, factor=factor, region=region, seed=3)
+        out = ops.colored_step(x, b=0.5, factor=factor, region=region, seed=3, lower=kind != "full")
     assert error_ratio(out, numpy_step(x, b=0.5, factor=factor, region=region, seed=3)) <= RATIO["colored_step"][dtype]
 
 
-@pytest.mark.parametrize("name", ops.registered("colored_step"))
+@pytest.mark.parametrize("name", back_ends("colored_step"))
 @pytest.mark.parametrize("dim", [1, 3, 64, 785])
 def test_normals_are_those_of_the_contract(name, dim):
     """z itself, to 1e-5 in every entry, on every back end (math section 7)."""
@@ -109,7 +110,7 @@ def test_reference_words_equal_numpy(seed, row, step, stream):
     np.testing.assert_array_equal(words.numpy().astype(np.uint32), expected)
 
 
-@pytest.mark.parametrize("name", ops.registered("colored_step"))
+@pytest.mark.parametrize("name", back_ends("colored_step"))
 def test_a_row_does_not_know_its_batch(name):
     """Rows 3 to 5 alone, at row offset 3, equal those rows of the whole batch, bit for bit."""
     x = randn(8, 13, dtype=torch.float32)
@@ -143,7 +144,7 @@ def test_shapes_strides_and_a_new_tensor(shape):
     assert torch.equal(ops.colored_step(strided, b=1.0), out.reshape(4, 6))
 
 
-@pytest.mark.parametrize("name", ops.registered("colored_step"))
+@pytest.mark.parametrize("name", back_ends("colored_step"))
 def test_no_rows(name):
     """An empty batch of images is one too."""
     empty = torch.empty(0, 3, 2, 2)
@@ -153,7 +154,7 @@ def test_no_rows(name):
 
 def test_terms_without_a_coefficient_are_not_read():
     x, poison = torch.ones(3, 5), torch.full((3, 5), float("nan"))
-    for name in ops.registered("colored_step"):
+    for name in back_ends("colored_step"):
         assert torch.equal(on(name, lambda: ops.colored_step(x, poison, poison, c=0, a=0.0)), x)
 
 
@@ -224,3 +225,37 @@ def test_wrong_arguments_are_named(argument, kind, options):
     with pytest.raises(kind) as error:
         ops.colored_step(**{"x": X, **options})
     one_line(error, argument)
+
+
+@needs_native
+@pytest.mark.parametrize("layout", ["rows", "columns", "expanded", "float64", "bfloat16"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_native_takes_a_dense_factor_as_it_lies(layout, transpose):
+    """Row- or column-major (as LAPACK's factors), one factor seen as three, other dtypes; and its transpose."""
+    x, region = randn(7, 20, dtype=torch.float32), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    factor = random_factor("lower", 1 if layout == "expanded" else 3, 20)
+    if layout == "columns":
+        factor = factor.mT.contiguous().mT
+    elif layout == "expanded":
+        factor = factor.expand(3, 20, 20)
+    elif layout in ("float64", "bfloat16"):
+        factor = factor.to(getattr(torch, layout))
+    with ops.backend("native"):
+        out = ops.colored_step(x, b=0.5, factor=factor, region=region, seed=3)
+        product = ops.apply_factor(x, factor, region, transpose=transpose)
+    wide = [factor[k].double().numpy() for k in region]
+    expected = np.stack([(m.T if transpose else m) @ v for m, v in zip(wide, x.double().numpy(), strict=True)])
+    stepped = numpy_step(x, b=0.5, factor=factor, region=region, seed=3)
+    assert error_ratio(out, stepped) <= RATIO["colored_step"][x.dtype]
+    assert error_ratio(product, expected) <= RATIO["apply_factor"][x.dtype]
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["diagonal", "lower"])
+def test_without_a_push_the_factor_is_not_read(kind):
+    """No f, no noise: the formula has no product, and a factor of NaN does not matter."""
+    x, denoised = randn(5, 9, dtype=torch.float32), randn(5, 9, dtype=torch.float32, seed=1)
+    factor = torch.full_like(random_factor(kind, 1, 9), float("nan"))
+    for name in ("native", "reference"):
+        out = on(name, lambda: ops.colored_step(x, denoised, c=0.25, factor=factor))
+        assert torch.equal(out, on(name, lambda: ops.colored_step(x, denoised, c=0.25)))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ansn import ops
-from tests.ops.helpers import DTYPES, generator, on, one_line, randn
+from tests.ops.helpers import DTYPES, back_ends, generator, on, one_line, randn
 from tests.tolerances import RATIO, rms_ratio
 
-NAMES = ops.registered("covariance_update_")
+NAMES = back_ends("covariance_update_")
 
 
 def fresh(regions: int, dim: int, dtype: torch.dtype, dense: bool = True) -> list[Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ansn import ops
 from tests.native import oracle
-from tests.ops.helpers import DTYPES, error_ratio, on, one_line, randn
+from tests.ops.helpers import DTYPES, back_ends, error_ratio, needs_native, on, one_line, randn
 from tests.tolerances import RATIO
 
 
@@ -30,7 +30,7 @@ def test_every_back_end_equals_the_formula(data):
     residual = prediction.double().numpy() - wanted
     w = np.asarray(weight, np.float64) * np.ones(rows)
     expected, slope = w * np.mean(residual**2, axis=1), 2 * w[:, None] * residual / dim
-    for name in ops.registered("dsm_loss"):
+    for name in back_ends("dsm_loss"):
         p = prediction.clone().requires_grad_()
         loss = on(name, lambda: ops.dsm_loss(p, target, weight=weight, **counters))  # noqa: B023
         if loss is None:
@@ -42,6 +42,24 @@ def test_every_back_end_equals_the_formula(data):
         (3.0 * loss).sum().backward()
         assert p.grad.dtype == dtype
         assert error_ratio(p.grad, 3.0 * slope) <= RATIO["dsm_loss"][dtype]
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_target", [True, False])
+def test_native_runs_what_it_is_for(dtype, with_target):
+    """The test above skips what a back end refuses; these it may not refuse, and float64 it must."""
+    prediction = randn(3, 600, dtype=dtype)
+    target = randn(3, 600, seed=1, dtype=dtype) if with_target else None
+    wanted = -oracle.noise(1, 2, 3, 600, 3, ops.PERTURB) if target is None else target.double().numpy()
+    with ops.backend("native"):
+        loss = ops.dsm_loss(prediction, target, seed=1, row=2, step=3)
+        with pytest.raises(RuntimeError, match="dsm_loss cannot run on back end 'native': float64"):
+            ops.dsm_loss(prediction.double(), target)
+        with pytest.raises(RuntimeError, match="dsm_loss cannot run on back end 'native': target is"):
+            ops.dsm_loss(prediction, prediction.double())
+    expected = np.mean((prediction.double().numpy() - wanted) ** 2, axis=1)
+    assert error_ratio(loss, expected) <= RATIO["dsm_loss"][torch.float32]
 
 
 @pytest.mark.parametrize("with_target", [True, False])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ansn.errors import InputError
+
 try:
     from ansn import _native as module  # type: ignore[attr-defined]
 except ImportError as error:
@@ -14,6 +16,15 @@ else:
     missing = None
 
 DTYPE = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def check_isa() -> None:
+    """Raises InputError if ``ANSN_CPU_ISA`` names an instruction set that cannot run."""
+    if module is not None:
+        try:
+            module.cpu_isa()
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 def address(tensor: Tensor | None) -> int:

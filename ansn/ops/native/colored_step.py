@@ -1,4 +1,4 @@
-"""The coloured step in C++, L the identity or a diagonal."""
+"""The coloured step in C++."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from torch import Tensor
 
 from ansn.ops import _dispatch
 from ansn.ops.native._module import DTYPE, address, contiguous, module, stride, why_not_cpu
+from ansn.ops.native.dense_step import dense_step
 
 
-def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: Any) -> str | None:
-    dtype, factor = x.dtype, args[3]
+def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *_: Any) -> str | None:
+    dtype = x.dtype
     if dtype == torch.float64:
         return "float64 is the reference's, whose normals have float64 precision"
     if denoised is not None and denoised.dtype != dtype:
         return f"denoised is {denoised.dtype} and x {dtype}, expected one dtype"
     if f is not None and f.dtype != dtype:
         return f"f is {f.dtype} and x {dtype}, expected one dtype"
-    if factor is not None and factor.ndim == 3:
-        return "the factor is dense; this kernel takes the identity or a diagonal"
     return why_not_cpu(x)
 
 
@@ -41,11 +40,15 @@ def _colored_step(
 ) -> Tensor:
     # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
     x, denoised, f = x.contiguous(), contiguous(denoised), contiguous(f)
+    out = torch.empty_like(x)
+    pushed = b is not None or (f is not None and a is not None)
+    if factor is not None and factor.ndim == 3 and pushed:
+        counter = (seed, row, step, stream)
+        return dense_step(out, x, denoised, f, c, a, b, factor, region, False, lower, counter)
     c, a, b = contiguous(c), contiguous(a), contiguous(b)
     rows, cols = x.shape
-    out = torch.empty_like(x)
     diagonal = index = None
-    if factor is not None:
+    if factor is not None and pushed:
         diagonal = factor.float().contiguous()
         index = None if factor.shape[0] == 1 else contiguous(region)
     module.colored_step(

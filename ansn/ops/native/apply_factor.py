@@ -1,0 +1,31 @@
+"""Products with a dense factor in C++: a coloured step of a given right-hand side alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _dispatch
+from ansn.ops.native._module import why_not_cpu
+from ansn.ops.native.dense_step import dense_step, why_not_dense
+
+
+def _why_not_apply(
+    v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, inverse: bool, lower: bool
+) -> str | None:
+    if inverse:
+        return "solves are the reference's (LAPACK's triangular solve)"
+    if v.dtype == torch.float64:
+        return "float64 is the reference's; this kernel computes in float32"
+    return why_not_dense(factor) or why_not_cpu(v, "v")
+
+
+def _apply_factor(
+    v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, inverse: bool, lower: bool
+) -> Tensor:
+    v = v.contiguous()
+    one = torch.ones((), dtype=torch.float32)
+    return dense_step(torch.empty_like(v), None, None, v, None, one, None, factor, region, transpose, lower)
+
+
+_dispatch.register("apply_factor", "native", _apply_factor, _why_not_apply)

@@ -1,0 +1,140 @@
+"""The Triton back end: says which calls its kernels can run, and imports them (and triton) when the first one comes.
+
+On CPU tensors the kernels run under Triton's interpreter only, that is with ``TRITON_INTERPRET=1`` in the environment
+from the start; that is for tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _dispatch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter stands in for a GPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@functools.cache
+def missing() -> str | None:
+    """What this machine lacks to run any Triton kernel, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not there; get it with `pip install 'triton>=3.6'` (Linux)"
+    if importlib.util.find_spec("ansn.kernels") is None:
+        return "the package ansn.kernels is not there; install ansn anew with `pip install -e .`"
+    if not interpreting() and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler to launch kernels; install gcc or clang, or set CC"
+    return None
+
+
+def why_not(tensor: Tensor, name: str = "x") -> str | None:
+    """Why no Triton kernel can run on ``tensor``'s device, or None."""
+    if not tensor.is_cuda and not (tensor.is_cpu and interpreting()):
+        return f"{name} is on {tensor.device}, expected CUDA (on the CPU: Triton's interpreter, TRITON_INTERPRET=1)"
+    return missing()
+
+
+def why_not_dtype(name: str, tensor: Tensor | None) -> str | None:
+    """Why no Triton kernel takes ``tensor``'s dtype, or None."""
+    if tensor is None or tensor.dtype in DTYPES:
+        return None
+    return f"{name} is {tensor.dtype}, expected float32, bfloat16 or float16; `reference` takes float64"
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *_: Any) -> str | None:
+    return why_not_dtype("x", x) or why_not_dtype("denoised", denoised) or why_not_dtype("f", f) or why_not(x)
+
+
+def _colored_step(
+    x: Tensor,
+    denoised: Tensor | None,
+    f: Tensor | None,
+    c: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    factor: Tensor | None,
+    region: Tensor | None,
+    lower: bool,
+    seed: int,
+    row: int,
+    step: int,
+    stream: int,
+) -> Tensor:
+    from ansn.kernels import colored_step, dense_step
+
+    x, denoised, f = x.contiguous(), _contiguous(denoised), _contiguous(f)
+    c, a, b = _contiguous(c), _contiguous(a), _contiguous(b)
+    factor, region = _contiguous(factor), _contiguous(region)
+    if factor is not None and factor.ndim == 3:
+        if b is not None or (f is not None and a is not None):
+            return dense_step.colored_step(x, denoised, f, c, a, b, factor, region, lower, seed, row, step, stream)
+        factor = region = None  # nothing for the factor to colour
+    return colored_step.colored_step(x, denoised, f, c, a, b, factor, region, seed, row, step, stream)
+
+
+def _why_not_dsm_loss(prediction: Tensor, target: Tensor | None, *_: Any) -> str | None:
+    return (
+        why_not_dtype("prediction", prediction) or why_not_dtype("target", target) or why_not(prediction, "prediction")
+    )
+
+
+def _dsm_loss(prediction: Tensor, target: Tensor | None, weight: Tensor, *counters: int) -> tuple[Tensor, Tensor]:
+    from ansn.kernels.dsm_loss import dsm_loss
+
+    return dsm_loss(prediction.contiguous(), _contiguous(target), weight.contiguous(), *counters)
+
+
+def _why_not_apply_factor(
+    v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, inverse: bool, lower: bool
+) -> str | None:
+    if inverse or factor.ndim != 3:
+        return "this kernel multiplies by a dense factor; it neither solves nor takes a diagonal"
+    return why_not_dtype("v", v) or why_not_dtype("factor", factor) or why_not(v, "v")
+
+
+def _apply_factor(
+    v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, inverse: bool, lower: bool
+) -> Tensor:
+    from ansn.kernels.dense_step import apply_factor
+
+    return apply_factor(v.contiguous(), factor.contiguous(), _contiguous(region), transpose, lower)
+
+
+def _why_not_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *_: Any) -> str | None:
+    if not scatter.is_contiguous() or not mean.is_contiguous():
+        return "mean and scatter are updated in place and must be contiguous"
+    return why_not(x)
+
+
+def _covariance_update_(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    x: Tensor,
+    region: Tensor | None,
+    decay: float,
+) -> None:
+    from ansn.kernels.covariance_update import covariance_update_
+
+    covariance_update_(weight, weight2, mean, scatter, x.contiguous(), _contiguous(region), decay)
+
+
+_dispatch.register("colored_step", "triton", _colored_step, _why_not_colored_step)
+_dispatch.register("dsm_loss", "triton", _dsm_loss, _why_not_dsm_loss)
+_dispatch.register("apply_factor", "triton", _apply_factor, _why_not_apply_factor)
+_dispatch.register("covariance_update_", "triton", _covariance_update_, _why_not_update)

@@ -1,0 +1,131 @@
+"""What the CUDA kernels take of a multiprocessor: registers, spills, shared memory, as nvcc says. Needs nvcc, no GPU.
+
+``python benchmarks/cuda_resources.py`` prints the table for sm_80 and sm_90.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
+REGISTERS = 65536
+"""Of a multiprocessor, sm_80 and sm_90."""
+SHARED = {80: 164 << 10, 90: 228 << 10}
+"""Shared memory of a multiprocessor, bytes; a block takes 1 KB for itself."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instance of a kernel template for one architecture."""
+
+    name: str
+    arch: int
+    arguments: tuple[int, ...]
+    registers: int
+    spilled: int
+    stack: int
+    static_shared: int
+    barriers: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block: lanes of a team times teams."""
+        return self.arguments[0] * self.arguments[2]
+
+    @property
+    def largest(self) -> int:
+        """The largest d: lanes times rows a lane."""
+        return self.arguments[0] * self.arguments[1]
+
+
+def nvcc() -> str | None:
+    """Path of nvcc, or None."""
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def compiled(source: Path, arch: int, *options: str) -> str:
+    """nvcc's messages for one source and architecture. Raises RuntimeError with them where it fails."""
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("nvcc was not found on PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [compiler, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", *options]
+        done = subprocess.run(
+            [*command, "-c", str(source), "-o", f"{folder}/out.o"], capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed on {source.name}:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def parsed(messages: str, arch: int) -> list[Kernel]:
+    """The kernels of ``-Xptxas -v``'s messages."""
+    found = []
+    for part in messages.split("Compiling entry function '")[1:]:
+        symbol = part.split("'", 1)[0]
+        name = re.findall(r"\d+([a-z_]+_kernel)I", symbol)[0]
+        arguments = tuple(int(v) for v in re.findall(r"Li(\d+)E", symbol))
+
+        def number(pattern: str, text: str = part) -> int:
+            match = re.search(pattern, text)
+            return int(match[1]) if match else 0
+
+        spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+        registers, barriers = number(r"Used (\d+) registers"), number(r"used (\d+) barriers")
+        stack, shared = number(r"(\d+) bytes stack frame"), number(r"(\d+) bytes smem")
+        found.append(Kernel(name, arch, arguments, registers, spilled, stack, shared, barriers))
+    return sorted(found, key=lambda kernel: kernel.largest)
+
+
+def kernels(arch: int) -> list[Kernel]:
+    """The small Cholesky kernels compiled for one architecture, smallest d first."""
+    return parsed(compiled(CUDA / "cholesky.cu", arch, "-Xptxas", "-v"), arch)
+
+
+def blocks_resident(kernel: Kernel, shared: int) -> int:
+    """Blocks that fit a multiprocessor at once, by registers (given out in units of 256 a warp), shared memory and
+    their number."""
+    warps = (kernel.threads + 31) // 32
+    a_warp = (kernel.registers * 32 + 255) // 256 * 256
+    return min(32, 64 // warps, REGISTERS // (a_warp * warps), SHARED[kernel.arch] // (shared + 1024))
+
+
+def rows(arch: int) -> list[dict[str, str | int]]:
+    """One row a kernel, for a table; shared memory is that of a block at the kernel's largest d."""
+    from ansn.ops.native import module
+
+    out: list[dict[str, str | int]] = []
+    for kernel in kernels(arch):
+        shared = kernel.static_shared + kernel.arguments[2] * module.small_cholesky_shared_bytes(kernel.largest)
+        blocks = blocks_resident(kernel, shared)
+        out.append(
+            {
+                "kernel": f"{kernel.name} d <= {kernel.largest}",
+                "arch": f"sm_{arch}",
+                "threads": kernel.threads,
+                "registers": kernel.registers,
+                "spilled bytes": kernel.spilled,
+                "shared bytes": shared,
+                "blocks resident": blocks,
+                "matrices resident": blocks * kernel.arguments[2],
+            }
+        )
+    return out
+
+
+def main() -> None:
+    """Print the table."""
+    table = [row for arch in (80, 90) for row in rows(arch)]
+    names = list(table[0])
+    print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
+    for row in table:
+        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Inputs of every operation whose results are compared: odd shapes, all dtypes, regions, nothing at all, and matrices
+without a factor. All are made on the CPU; the same call runs on a device, and in float64 on the CPU as the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn import ops
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+DTYPES = (F32, BF16, F16, F64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``call(**inputs)`` returns tensors; ``dtype`` chooses the tolerance."""
+
+    operation: str
+    label: str
+    dtype: torch.dtype
+    inputs: dict[str, Any]
+    call: Callable[..., tuple[Tensor, ...]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, {str(self.dtype).removeprefix('torch.')}"
+
+    def on(self, device: str) -> tuple[Tensor, ...]:
+        """The call on a device."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return self.call(**moved)
+
+    def oracle(self) -> tuple[Tensor, ...]:
+        """The call in float64 on the reference back end of the CPU."""
+        wide = {
+            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in self.inputs.items()
+        }
+        with ops.backend("reference"):
+            return self.call(**wide)
+
+
+def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = F32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def _state(dtype: torch.dtype) -> torch.dtype:
+    """Factors and coefficients are float32 beside half precision."""
+    return F64 if dtype == F64 else F32
+
+
+def _spd(count: int, dim: int, dtype: torch.dtype = F32) -> Tensor:
+    a = _randn(count, dim, dim, seed=5) / (2 * dim**0.5)
+    return (a @ a.mT + torch.eye(dim, dtype=a.dtype)).to(dtype)
+
+
+def _factor(kind: str, count: int, dim: int, dtype: torch.dtype) -> Tensor | None:
+    if kind == "identity":
+        return None
+    if kind == "diagonal":
+        return (0.5 + _randn(count, dim, seed=6).abs()).to(dtype)
+    matrix = _randn(count, dim, dim, seed=7, dtype=F64) / (2 * dim**0.5) + torch.eye(dim, dtype=F64)
+    return (matrix.tril() if kind == "lower" else matrix).to(dtype)
+
+
+def _region(rows: int, count: int) -> Tensor | None:
+    """Without order, and none of the last region."""
+    return (torch.arange(rows) * 5 + 1) % (count - 1) if count > 1 else None
+
+
+def shapes(quick: bool) -> tuple[tuple[int, int], ...]:
+    """Rows and d."""
+    small = ((0, 5), (1, 1), (33, 65))
+    return small if quick else (*small, (3, 7), (130, 300), (257, 1025))
+
+
+def colored_step(quick: bool) -> Iterator[Case]:
+    kinds = ("identity", "diagonal", "lower", "full")
+
+    def call(x, denoised, f, factor, region, lower, **options):
+        return (ops.colored_step(x, denoised, f, factor=factor, region=region, lower=lower, **options),)
+
+    for rows, dim in shapes(quick):
+        for kind in kinds:
+            for count in (1, 4) if kind != "identity" else (1,):
+                for dtype in DTYPES if count == 1 or dim < 100 else (F32,):
+                    terms = {
+                        "x": _randn(rows, dim, seed=1, dtype=dtype), "denoised": None, "f": None,
+                        "factor": _factor(kind, count, dim, _state(dtype)), "region": _region(rows, count),
+                        "lower": kind != "full",
+                    }  # fmt: skip
+                    size = f"{kind}, {rows} x {dim}" + (f", {count} regions" if count > 1 else "")
+                    # Counters near the ends of their words; a level for each row.
+                    draw = {"b": _randn(rows, seed=4).abs().to(_state(dtype)), "seed": 2**62 + 3, "row": 2**31 - 1}
+                    draw |= {"step": 4_000_000_000, "stream": ops.LANGEVIN}
+                    yield Case("colored_step", f"draw, {size}", dtype, terms | draw, call)
+                    full = {"denoised": _randn(rows, dim, seed=2, dtype=dtype)}
+                    full |= {"f": _randn(rows, dim, seed=3, dtype=dtype), "a": 0.25, "b": 0.75, "seed": 5, "step": 7}
+                    full["c"] = torch.tensor(0.5, dtype=_state(dtype))
+                    yield Case("colored_step", f"all terms, {size}", dtype, terms | full, call)
+
+
+def apply_factor(quick: bool) -> Iterator[Case]:
+    def call(v, factor, region, **options):
+        return (ops.apply_factor(v, factor, region=region, **options),)
+
+    for rows, dim in shapes(quick):
+        for kind in ("diagonal", "lower", "full"):
+            for transpose, inverse in ((False, False), (True, False), (False, True), (True, True)):
+                for count in (1, 4):
+                    for dtype in (F32, BF16, F64) if count == 1 and dim < 100 else (F32,):
+                        inputs = {
+                            "v": _randn(rows, dim, dtype=dtype), "factor": _factor(kind, count, dim, _state(dtype)),
+                            "region": _region(rows, count), "transpose": transpose, "inverse": inverse,
+                            "lower": kind != "full",
+                        }  # fmt: skip
+                        how = ("L^-T" if transpose else "L^-1") if inverse else "L^T" if transpose else "L"
+                        label = f"{how}, {kind}, {rows} x {dim}, {count} regions"
+                        yield Case("apply_factor", label, dtype, inputs, call)
+
+
+def covariance_update_(quick: bool) -> Iterator[Case]:
+    def call(mean, scatter, x, region, decay):
+        mean, scatter = mean.clone(), scatter.clone()
+        weight = torch.full((mean.shape[0],), 100.0, dtype=F64, device=mean.device)
+        weight2 = weight.clone()
+        ops.covariance_update_(weight, weight2, mean, scatter, x, region, decay=decay)
+        # Above the diagonal anything may stand.
+        return weight, weight2, mean, scatter.tril() if scatter.ndim == 3 else scatter
+
+    def case(kind: str, rows: int, dim: int, count: int, region: Tensor | None, dtype: torch.dtype, x_dtype, decay):
+        shape = (count, dim) if kind == "diagonal" else (count, dim, dim)
+        scatter = 100.0 * (torch.ones(shape) if kind == "diagonal" else torch.eye(dim).expand(shape))
+        inputs = {
+            "mean": _randn(count, dim, seed=8, dtype=dtype), "scatter": scatter.to(dtype).contiguous(),
+            "x": _randn(rows, dim, seed=9, dtype=x_dtype) + 3.0, "region": region, "decay": decay,
+        }  # fmt: skip
+        label = f"{kind}, {rows} x {dim}, {count} regions, x {str(x_dtype).removeprefix('torch.')}, decay {decay}"
+        return Case("covariance_update_", label, dtype, inputs, call)
+
+    for rows, dim in shapes(quick):
+        for kind in ("dense", "diagonal"):
+            for dtype in (F32, F64):
+                for x_dtype in (F32, BF16, F16):
+                    yield case(kind, rows, dim, 1, None, dtype, x_dtype, 1.0 if x_dtype == F32 else 0.5)
+                if dim < 400:
+                    yield case(kind, rows, dim, 4, _region(rows, 4), dtype, F32, 0.9)
+                    yield case(kind, 64, dim, 64, torch.arange(64).flip(0), dtype, F32, 1.0)
+
+
+def _matrices(dim: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Every fifth without a factor: the minor of order ``k % d + 1`` is not positive."""
+    matrix = _spd(count, dim, dtype)
+    for k in range(3, count, 5):
+        matrix[k, k % dim, k % dim] = -1.0
+    return matrix
+
+
+def _sizes(quick: bool) -> tuple[int, ...]:
+    return (1, 5, 33) if quick else (1, 2, 5, 16, 31, 32, 33, 64, 100, 128, 200)
+
+
+def cholesky(quick: bool) -> Iterator[Case]:
+    def call(matrix):
+        factor, info = ops.cholesky(matrix)
+        # A failed factor means nothing.
+        return torch.where((info == 0)[:, None, None], factor, 0.0), info
+
+    for dim in _sizes(quick):
+        for count in (0, 1, 7, 37):
+            for dtype in (F32, F64):
+                inputs = {"matrix": _matrices(dim, count, dtype)}
+                yield Case("cholesky", f"{count} of {dim} x {dim}", dtype, inputs, call)
+
+
+def cholesky_draw(quick: bool) -> Iterator[Case]:
+    def call(matrix, x, region, return_factor, **options):
+        out, *factor, info = ops.cholesky_draw(matrix, x, region=region, return_factor=return_factor, **options)
+        failed = out.isnan().any(1)
+        parts = [torch.where((info == 0)[:, None, None], part, 0.0) for part in factor]
+        # Rows of a failed matrix are all NaN, and no other row has one.
+        return torch.where(failed[:, None], 0.0, out), out.isnan().all(1).int(), failed.int(), *parts, info
+
+    for dim in _sizes(quick):
+        for count, rows, mapped in ((7, 7, False), (1, 9, False), (37, 37, False), (7, 20, True), (3, 0, True)):
+            for dtype in DTYPES:
+                inputs = {
+                    "matrix": _matrices(dim, count, _state(dtype)), "x": _randn(rows, dim, seed=1, dtype=dtype),
+                    "region": (torch.arange(rows) * 5 + 1) % count if mapped else None, "return_factor": mapped,
+                    "b": 0.5 + _randn(rows, seed=2).abs().to(_state(dtype)), "seed": 3, "row": 11, "step": 4,
+                }  # fmt: skip
+                label = f"{count} of {dim} x {dim}, {rows} rows{', regions' if mapped else ''}"
+                yield Case("cholesky_draw", label, dtype, inputs, call)
+
+
+def dsm_loss(quick: bool) -> Iterator[Case]:
+    def call(prediction, target, weight):
+        p = prediction.detach().requires_grad_()
+        loss = ops.dsm_loss(p, target, weight=weight, seed=2**40 + 1, row=9, step=3)
+        (gradient,) = torch.autograd.grad(loss.sum(), p)
+        return loss.detach(), gradient
+
+    for rows, dim in (*shapes(quick), *(() if quick else ((130, 3072),))):
+        for dtype in DTYPES:
+            for given in (True, False):
+                inputs = {
+                    "prediction": _randn(rows, dim, seed=1, dtype=dtype),
+                    "target": _randn(rows, dim, seed=2, dtype=dtype) if given else None,
+                    "weight": (0.5 + _randn(rows, seed=3).abs()).to(_state(dtype)) if given else 0.5,
+                }
+                label = f"{rows} x {dim}, {'target' if given else 'z regenerated'}"
+                yield Case("dsm_loss", label, dtype, inputs, call)
+
+
+def of(operation: str, quick: bool) -> list[Case]:
+    """Cases of an operation. Raises KeyError for one that has none: a new operation must be checked too."""
+    makers: dict[str, Callable[[bool], Iterator[Case]]] = {
+        "colored_step": colored_step, "apply_factor": apply_factor, "covariance_update_": covariance_update_,
+        "cholesky": cholesky, "cholesky_draw": cholesky_draw, "dsm_loss": dsm_loss,
+    }  # fmt: skip
+    return list(makers[operation](quick))

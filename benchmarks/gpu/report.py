@@ -1,0 +1,185 @@
+"""The journal as one JSON and one Markdown file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.step import Journal
+
+Row = dict[str, Any]
+
+
+def failures(journal: Journal, step: str) -> list[str]:
+    """What went wrong in a step, a line each: errors, wrong results, and what there was no time for."""
+    found = []
+    for row in journal.rows(step):
+        for kind in ("error", "failed", "skipped"):
+            if kind in row:
+                found.append(f"{row['key']}: {row[kind]}")
+    return found
+
+
+def write(out: Path, journal: Journal) -> None:
+    """``gpu_check.json``: every row, by step. ``gpu_check.md``: tables. Both appear whole or not at all."""
+    rows: dict[str, list[Row]] = {}
+    for row in journal.rows():
+        rows.setdefault(row["step"], []).append(row)
+    _replace(out / "gpu_check.json", json.dumps(rows, indent=1) + "\n")
+    _replace(out / "gpu_check.md", markdown(rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def markdown(rows: dict[str, list[Row]]) -> str:
+    """The report; a section for each step that ran."""
+    sections: dict[str, Callable[[list[Row]], Iterable[str]]] = {
+        "machine": _machine, "parity": _parity, "ceilings": _ceilings, "speed": _speed, "library": _library,
+        "sanitize": _listed, "train": _train,
+    }  # fmt: skip
+    lines = ["# GPU check", "", "| step | how it ended | seconds | failures |", "| --- | --- | --- | --- |"]
+    for row in rows.get("steps", []):
+        bad = sum(any(kind in r for kind in ("error", "failed", "skipped")) for r in rows.get(row["key"], []))
+        lines.append(f"| {row['key']} | {row['ended']} | {row['seconds']:.0f} | {bad} |")
+    for name, section in sections.items():
+        if name in rows:
+            lines += ["", f"## {name}", "", *section(rows[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return str(value).replace("|", "/")
+
+
+def _trouble(rows: list[Row], limit: int = 30) -> list[str]:
+    found = [
+        f"* {row['key']}: {kind}: {_cell(row[kind])}"
+        for row in rows
+        for kind in ("error", "failed", "skipped")
+        if kind in row
+    ]
+    rest = [f"* and {len(found) - limit} more, in gpu_check.json"] if len(found) > limit else []
+    return ["", *found[:limit], *rest] if found else []
+
+
+def _machine(rows: list[Row]) -> list[str]:
+    lines = ["| | |", "| --- | --- |"]
+    for row in rows:
+        if row["key"] != "environment":
+            lines.append(f"| {row['key']} took | {row.get('took', 0.0):.0f} s |")
+        lines += [f"| {k} | {_cell(v)} |" for k, v in row.items() if k not in ("step", "key", "took", "error")]
+    return lines + _trouble(rows)
+
+
+def _parity(rows: list[Row]) -> list[str]:
+    lines = [
+        "Against the float64 reference on the CPU, the same noise; worst RMS ratio by dtype.", "",
+        "| operation | back end | verdict | cases | ran | refused | worst |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in rows:
+        if "passed" not in row:
+            continue
+        verdict = "cut short" if row["ran"] else "ran nothing"
+        if row["passed"] or row["wrong"]:
+            verdict = "passed" if row["passed"] else "FAILED"
+        worst = ", ".join(f"{dtype} {value:.1e}" for dtype, value in row["worst"].items()) or "-"
+        counts = f"{row['cases']} | {row['ran']} | {row['refused']}"
+        lines.append(f"| {row['operation']} | {row['backend']} | {verdict} | {counts} | {worst} |")
+    said = [row for row in rows if isinstance(row.get("refused"), str)]
+    reasons = sorted({(row["key"].split(" | ")[1], row["refused"]) for row in said})
+    if reasons:
+        lines += ["", "Refused, with the reason:", "", *(f"* {name}: {reason}" for name, reason in reasons[:20])]
+    return lines + _trouble(rows)
+
+
+def _ceilings(rows: list[Row]) -> list[str]:
+    lines = ["| | |", "| --- | --- |"]
+    for row in rows:
+        values = ", ".join(f"{_cell(v)} {k}" for k, v in row.items() if k not in ("step", "key", "took", "error"))
+        lines.append(f"| {row['key']} | {values or '-'} |")
+    return lines + _trouble(rows)
+
+
+def _speed(rows: list[Row]) -> list[str]:
+    lines = [
+        "Microseconds on the device, medians of interleaved calls with the L2 cache flushed and launches hidden (on a",
+        "CPU: wall time); in brackets back to back with launches. The ratio, with quartiles, is the best of eager and",
+        "compile over the best of ours. The limit is the nearer of the measured copy and matrix rates. A back end",
+        "whose parity failed or was not checked has no speed here.", "",
+        "| operation | size | ours | peers | times faster | than | GB/s | GFLOP/s | of the limit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in rows:
+        if "name" not in row:
+            continue
+        size = ", ".join(f"{k} = {v}" for k, v in row["size"].items())
+        # Refusals of a size are no news; a failed parity is.
+        barred = [f"{n}: no speed, {why}" for n, why in row["no speed"].items() if why.startswith("parity")]
+        if "us" not in row:
+            lines.append(f"| {row['name']} | {size} | {'; '.join(barred) or 'no back end runs it'} | | | | | | |")
+            continue
+        host = row["us back to back"]
+        times = {name: f"{name} {us:.1f} ({host[name]:.1f})" for name, us in row["us"].items()}
+        ours = [text.removeprefix("ansn ") for name, text in times.items() if name.startswith("ansn ")] + barred
+        peers = [text for name, text in times.items() if not name.startswith("ansn ")]
+        middle, low, high = row["ratio"]
+        rate = f"{row['GB/s']:.1f} | {row['GFLOP/s']:.0f}" if row["GFLOP/s"] else f"{row['GB/s']:.1f} | -"
+        share = f"{100 * row['share']:.0f} % of {row['bound']}" if "share" in row else "-"
+        lines.append(
+            f"| {row['name']} | {size} | {'; '.join(ours)} | {'; '.join(peers)} | {middle:.2f} ({low:.2f}-{high:.2f})"
+            f" | {row['peer']} | {rate} | {share} |"
+        )
+    return lines + _trouble(rows)
+
+
+def _library(rows: list[Row]) -> list[str]:
+    checked = [row for row in rows if row["key"].startswith("opcheck | ") and "refused" not in row]
+    bad = [row for row in checked if any(kind in row for kind in ("error", "failed", "skipped"))]
+    lines = [f"opcheck: {len(checked) - len(bad)} of {len(checked)} passed (cases and back ends that run them)."]
+    return lines + _listed([row for row in rows if row not in checked and row["key"].count("|") != 2], rows)
+
+
+def _listed(rows: list[Row], trouble: list[Row] | None = None) -> list[str]:
+    lines = []
+    for row in rows:
+        values = {k: v for k, v in row.items() if k not in ("step", "key", "took", "error", "failed", "skipped")}
+        if any(kind in row for kind in ("error", "failed", "skipped")):
+            state = "NOT PASSED"
+        else:
+            state = "not run" if "refused" in row else "passed"
+        said = ", ".join(f"{k} {_cell(v)}" for k, v in values.items())
+        lines.append(f"* {row['key']}: {state}{f' ({said})' if said else ''}")
+    return lines + _trouble(rows if trouble is None else trouble)
+
+
+def _train(rows: list[Row]) -> list[str]:
+    noise = {row["key"].split(" | ")[1]: row for row in rows if row["key"].startswith("noise") and "ms draw" in row}
+    lines = [
+        "Batch 128 of 3 x 32 x 32 (quick: 4 of 3 x 8 x 8), random data, dense covariance, AdamW. Float32 uses torch's",
+        "default precision. The noise's share: covariance update and draw, timed alone, of a step.", "",
+        "| network | mode | images/s | ms a step | peak GB | update, draw: ms | share of the step |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in rows:
+        kind, name, *mode = row["key"].split(" | ")
+        if kind == "train" and "images/s" in row:
+            cost, share = "-", "-"
+            if name in noise:
+                update, draw = noise[name]["ms update"], noise[name]["ms draw"]
+                cost, share = f"{update:.2f}, {draw:.2f}", f"{100 * (update + draw) / row['ms a step']:.1f} %"
+            peak = f"{row['peak GB']:.1f}" if "peak GB" in row else "-"
+            rate = f"{row['images/s']:.0f} | {row['ms a step']:.1f}"
+            lines.append(f"| {name} | {mode[0]} | {rate} | {peak} | {cost} | {share} |")
+        elif kind == "sample" and "images/s" in row:
+            lines.append(f"| {name} | sampling, Heun, {row['levels']} levels | {row['images/s']:.1f} | - | - | - | - |")
+    return lines + _trouble(rows)

@@ -1,0 +1,378 @@
+// Cholesky factor of one small matrix (d <= 128, float32), fused with the draw out_r = x_r + b_r L z_r.
+//
+// A team of lanes works on one matrix in shared memory. The work is a sequence of phases: within a phase each lane reads
+// what earlier phases wrote and writes words that no other lane touches; team.sync() ends every phase. On a GPU the lanes
+// are threads (csrc/cuda/cholesky.cu); on the CPU a loop visits them one after the other, in any order, with the same
+// result bit for bit. So the tests of that loop check the text that the device runs, its races included.
+//
+// Shared memory holds the lower triangle as panels of four columns: panel q is columns 4q .. 4q+3 of rows 4q .. n-1, each
+// row of it one 16-byte word, and one word of padding, with which eight neighbouring panels of a row lie in eight different
+// groups of banks. n is d rounded up to a multiple of 4; the rows and columns added are those of the identity.
+// The factorisation is left-looking by panels: a lane holds up to ROWS rows of the panel in registers and subtracts the
+// products with all finished panels (a finished word of the diagonal rows is read by all lanes at once: a broadcast). Then
+// every lane factors the 4 x 4 corner for itself and solves its own rows. Two syncs for four columns, no row exchanged.
+#pragma once
+
+#include "philox.h"
+
+#if !defined(ANSN_ISA)  // storage.h is compiled in a namespace of its own for each instruction set; any name serves here
+#define ANSN_ISA lanes
+#endif
+#include "cpu/storage.h"
+#include "small_cholesky_work.h"
+
+#if defined(__CUDACC__)  // a team is made of threads there, and no host copy is wanted
+#define ANSN_TEAM static __device__ __forceinline__
+#define ANSN_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
+#define ANSN_TEAM ANSN_HD
+#define ANSN_UNROLL _Pragma("unroll")
+#else
+#define ANSN_TEAM ANSN_HD
+#define ANSN_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// One phase: the statement runs once for each lane, on a GPU for the thread's own.
+#define ANSN_EACH_LANE(team, lane) \
+  for (int turn_ = (team).first(), lane = (team).lane(turn_); turn_ < (team).last(); lane = (team).lane(++turn_))
+
+namespace ansn {
+namespace small_cholesky {
+
+constexpr int kRowTile = 4;    // rows of x whose noise is made and coloured together
+
+struct alignas(16) Four {
+  float v[4];
+};
+
+#if !defined(__CUDACC__)
+// Lanes of a team on the CPU; a device team has the same members. `visit` in [0, lanes) picks the order of the visits;
+// `unsynced` counts phases that began before the last one was ended.
+template <int LANES>
+struct SerialTeam {
+  static constexpr int kLanes = LANES;
+  template <class T>
+  struct PerLane {  // what a lane keeps in registers from one phase to the next
+    T values[LANES];
+    T& of(int lane) { return values[lane]; }
+    const T& any() const { return values[0]; }  // of a value that all lanes agree on
+  };
+  int visit;
+  mutable int64_t unsynced = 0;
+  mutable bool open = false;
+  int first() const {
+    unsynced += open;
+    open = true;
+    return 0;
+  }
+  int last() const { return LANES; }
+  int lane(int turn) const { return (turn * (2 * visit + 1) + visit) & (LANES - 1); }
+  void sync() const { open = false; }
+  void copy_quad(Four* to, const float* from, bool) const {
+    for (int c = 0; c < 4; ++c) to->v[c] = from[c];
+  }
+  void copy_one(float* to, const float* from) const { *to = *from; }
+  void wait_for_copies() const {}
+  void store_quad(float* to, const Four& from, bool) const {
+    for (int c = 0; c < 4; ++c) to[c] = from.v[c];
+  }
+};
+#endif
+
+ANSN_HD int panels(int d) { return (d + 3) / 4; }
+
+// Where panel q begins, less its first row: the word of row i >= 4 q is at panel_base(q, n) + i.
+ANSN_HD int panel_base(int q, int n) { return q * (n - 1 - 2 * q); }
+
+ANSN_HD int triangle_words(int d) {
+  const int m = panels(d);
+  return m * (4 * m + 1) - 2 * m * (m - 1);
+}
+
+// Shared memory of one matrix in words of 16 bytes: triangle, corner, noise of kRowTile rows; odd, against bank conflicts
+// between the matrices of a block.
+ANSN_HD int team_words(int d) { return (triangle_words(d) + 4 + kRowTile * panels(d)) | 1; }
+
+ANSN_TEAM float subtract_dot(float sum, Four p, Four q) {
+  ANSN_UNROLL
+  for (int c = 0; c < 4; ++c) sum -= p.v[c] * q.v[c];
+  return sum;
+}
+
+// The lower triangle of matrix k from device memory, in words where its rows are aligned to them.
+template <class Team>
+ANSN_TEAM void load(const Team& team, const Work& w, int64_t k, Four* triangle) {
+  const float* matrix = w.matrix + k * w.d * w.d;
+  const int m = panels(w.d), n = 4 * m;
+  const bool aligned = w.d % 4 == 0 && ((uintptr_t)w.matrix & 15) == 0;
+  ANSN_EACH_LANE(team, lane) {
+    int i = lane / m, q = lane % m;  // neighbouring lanes read neighbouring words of a row
+    const int rows_on = Team::kLanes / m, panels_on = Team::kLanes % m;
+    while (i < n) {
+      if (4 * q <= i) {
+        Four* word = triangle + panel_base(q, n) + i;
+        const float* from = matrix + i * w.d + 4 * q;
+        if (i < w.d && 4 * q + 3 < w.d) {
+          team.copy_quad(word, from, aligned);
+        } else {
+          for (int c = 0; c < 4; ++c) {
+            if (i < w.d && 4 * q + c < w.d)
+              team.copy_one(&word->v[c], from + c);
+            else
+              word->v[c] = i == 4 * q + c ? 1.0f : 0.0f;
+          }
+        }
+      }
+      i += rows_on;
+      q += panels_on;
+      if (q >= m) {
+        q -= m;
+        ++i;
+      }
+    }
+    team.wait_for_copies();
+  }
+  team.sync();
+}
+
+// Rows of a lane: lane, lane + kLanes, ... ; ROWS of them, those from block FIRST on still have work in this panel.
+template <int ROWS>
+struct Panel {
+  Four row[ROWS];
+};
+
+// Panel p less its products with the panels before it. Rows past either end repeat a row inside; nothing keeps them.
+template <int FIRST, int ROWS, class Team>
+ANSN_TEAM void reduce(const Team&, int lane, int p, int n, const Four* triangle, Panel<ROWS>& panel) {
+  int row[ROWS];
+  ANSN_UNROLL
+  for (int j = FIRST; j < ROWS; ++j) {
+    const int i = lane + Team::kLanes * j;
+    row[j] = i < 4 * p ? 4 * p : i < n ? i : n - 1;
+    panel.row[j] = triangle[panel_base(p, n) + row[j]];
+  }
+  for (int q = 0; q < p; ++q) {
+    const Four* words = triangle + panel_base(q, n);
+    Four own[ROWS];
+    ANSN_UNROLL
+    for (int j = FIRST; j < ROWS; ++j) own[j] = words[row[j]];
+    ANSN_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const Four other = words[4 * p + c];
+      ANSN_UNROLL
+      for (int j = FIRST; j < ROWS; ++j) panel.row[j].v[c] = subtract_dot(panel.row[j].v[c], own[j], other);
+    }
+  }
+}
+
+// Factor of the 4 x 4 corner, the reciprocals of its diagonal, and 0 or the order of the minor that is not positive.
+struct Corner {
+  Four g[4];
+  float inverse[4];
+  int bad;
+};
+
+ANSN_TEAM Corner factor_corner(const Four* a) {
+  Corner f;
+  f.bad = 0;
+  ANSN_UNROLL
+  for (int r = 0; r < 4; ++r) f.g[r] = a[r];
+  ANSN_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    const float pivot = f.g[c].v[c];
+    if (f.bad == 0 && !(pivot > 0.0f)) f.bad = c + 1;  // NaN is not positive
+    const float root = square_root(pivot);
+    f.g[c].v[c] = root;
+    f.inverse[c] = 1.0f / root;
+    ANSN_UNROLL
+    for (int r = c + 1; r < 4; ++r) {
+      f.g[r].v[c] *= f.inverse[c];
+      ANSN_UNROLL
+      for (int s = c + 1; s <= r; ++s) f.g[r].v[s] -= f.g[r].v[c] * f.g[s].v[c];
+    }
+  }
+  return f;
+}
+
+// A row of the panel times the corner's inverse transpose. `offset` is the row's place below the panel's first: the corner's
+// own rows end at their diagonal.
+ANSN_TEAM Four solve_row(Four a, const Corner& f, int offset) {
+  Four y = a;
+  ANSN_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    ANSN_UNROLL
+    for (int s = 0; s < c; ++s) y.v[c] -= y.v[s] * f.g[c].v[s];
+    y.v[c] = offset > c ? y.v[c] * f.inverse[c] : offset == c ? f.g[c].v[c] : 0.0f;
+  }
+  return y;
+}
+
+// Factors the triangle in place; returns info. After a failure the triangle is meaningless.
+template <int ROWS, class Team>
+ANSN_TEAM int factor(const Team& team, int n, Four* triangle, Four* corner) {
+  typename Team::template PerLane<Panel<ROWS>> held;
+  typename Team::template PerLane<int> info;
+  for (int p = 0; 4 * p < n; ++p) {
+    ANSN_EACH_LANE(team, lane) {
+      Panel<ROWS>& panel = held.of(lane);
+      if (4 * p < Team::kLanes)
+        reduce<0>(team, lane, p, n, triangle, panel);
+      else
+        reduce<ROWS / 2>(team, lane, p, n, triangle, panel);  // the first rows are finished
+      ANSN_UNROLL
+      for (int j = 0; j < ROWS; ++j) {
+        const int offset = lane + Team::kLanes * j - 4 * p;
+        if (offset >= 0 && offset < 4) corner[offset] = panel.row[j];
+      }
+    }
+    team.sync();
+    ANSN_EACH_LANE(team, lane) {
+      const Corner f = factor_corner(corner);
+      info.of(lane) = f.bad == 0 ? 0 : 4 * p + f.bad;
+      ANSN_UNROLL
+      for (int j = 0; j < ROWS; ++j) {
+        const int i = lane + Team::kLanes * j;
+        if (i >= 4 * p && i < n) triangle[panel_base(p, n) + i] = solve_row(held.of(lane).row[j], f, i - 4 * p);
+      }
+    }
+    team.sync();
+    if (info.any() != 0) return info.any();
+  }
+  return 0;
+}
+
+template <class Team>
+ANSN_TEAM void store_factor(const Team& team, const Work& w, int64_t k, const Four* triangle) {
+  float* out = w.factor + k * w.d * w.d;
+  const int m = panels(w.d), n = 4 * m;
+  const bool aligned = w.d % 4 == 0 && ((uintptr_t)w.factor & 15) == 0;
+  ANSN_EACH_LANE(team, lane) {
+    for (int t = lane; t < w.d * m; t += Team::kLanes) {
+      const int i = t / m, q = t % m;
+      Four word = {{0.0f, 0.0f, 0.0f, 0.0f}};
+      if (4 * q <= i) word = triangle[panel_base(q, n) + i];
+      float* to = out + i * w.d + 4 * q;
+      if (4 * q + 3 < w.d) {
+        team.store_quad(to, word, aligned);
+      } else {
+        ANSN_UNROLL
+        for (int c = 0; c < 4; ++c)
+          if (4 * q + c < w.d) to[c] = word.v[c];
+      }
+    }
+  }
+  team.sync();
+}
+
+ANSN_TEAM float load_value(cpu::Storage storage, const void* x, int64_t at) {
+  if (storage == cpu::Storage::f32) return ((const float*)x)[at];
+  const uint16_t v = ((const uint16_t*)x)[at];
+  return storage == cpu::Storage::bf16 ? ANSN_ISA::BF16::load(v) : ANSN_ISA::F16::load(v);
+}
+
+ANSN_TEAM void store_value(cpu::Storage storage, void* out, int64_t at, float v) {
+  if (storage == cpu::Storage::f32)
+    ((float*)out)[at] = v;
+  else
+    ((uint16_t*)out)[at] = storage == cpu::Storage::bf16 ? ANSN_ISA::BF16::store(v) : ANSN_ISA::F16::store(v);
+}
+
+ANSN_TEAM int64_t row_at(const Work& w, int64_t t) { return w.order ? w.order[t] : t; }
+
+// Rows t .. t + TILE - 1 of the order: noise into shared memory, then L z for each row of L that a lane has.
+template <int ROWS, int TILE, class Team>
+ANSN_TEAM void draw_tile(const Team& team, const Work& w, int64_t t, const Four* triangle, Four* noise) {
+  const int m = panels(w.d), n = 4 * m;
+  ANSN_EACH_LANE(team, lane) {
+    for (int s = lane; s < TILE * m; s += Team::kLanes) {
+      const int u = s / m;
+      const Words counter = {(uint32_t)(s - u * m), w.row0 + (uint32_t)row_at(w, t + u), w.step, w.stream};
+      const Normals z = normals_from_words(philox4x32_10(w.seed, counter));
+      noise[s] = {{z.z0, z.z1, z.z2, z.z3}};
+    }
+  }
+  team.sync();
+  ANSN_EACH_LANE(team, lane) {
+    float push[TILE][ROWS];
+    ANSN_UNROLL
+    for (int u = 0; u < TILE; ++u) {
+      ANSN_UNROLL
+      for (int j = 0; j < ROWS; ++j) push[u][j] = 0.0f;
+    }
+    for (int q = 0; q < m; ++q) {
+      Four own[ROWS];
+      ANSN_UNROLL
+      for (int j = 0; j < ROWS; ++j) {
+        const int i = lane + Team::kLanes * j;
+        own[j] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+        if (4 * q <= i && i < n) own[j] = triangle[panel_base(q, n) + i];
+      }
+      ANSN_UNROLL
+      for (int u = 0; u < TILE; ++u) {
+        const Four z = noise[u * m + q];
+        ANSN_UNROLL
+        for (int j = 0; j < ROWS; ++j) {
+          ANSN_UNROLL
+          for (int c = 0; c < 4; ++c) push[u][j] += own[j].v[c] * z.v[c];
+        }
+      }
+    }
+    ANSN_UNROLL
+    for (int u = 0; u < TILE; ++u) {
+      const int64_t r = row_at(w, t + u);
+      const float b = w.b[w.b_stride * r];
+      ANSN_UNROLL
+      for (int j = 0; j < ROWS; ++j) {
+        const int i = lane + Team::kLanes * j;
+        if (i < w.d) store_value(w.storage, w.out, r * w.d + i, load_value(w.storage, w.x, r * w.d + i) + b * push[u][j]);
+      }
+    }
+  }
+  team.sync();
+}
+
+template <class Team>
+ANSN_TEAM void poison_row(const Team& team, const Work& w, int64_t t) {
+  ANSN_EACH_LANE(team, lane) {
+    for (int i = lane; i < w.d; i += Team::kLanes)
+      store_value(w.storage, w.out, row_at(w, t) * w.d + i, bits_float(0x7FC00000u));
+  }
+  team.sync();
+}
+
+// All of matrix k: factor, status, and share `part` of `parts` of its rows. `memory` is team_words(d) words.
+// Every part factors for itself; part 0 writes what is one for the matrix.
+template <int ROWS, class Team>
+ANSN_TEAM void run(const Team& team, const Work& w, int64_t k, int part, int parts, Four* memory) {
+  const int m = panels(w.d);
+  Four* const triangle = memory;
+  Four* const corner = triangle + triangle_words(w.d);
+  Four* const noise = corner + 4;
+  load(team, w, k, triangle);
+  const int info = factor<ROWS>(team, 4 * m, triangle, corner);
+  if (part == 0) {
+    ANSN_EACH_LANE(team, lane) {
+      if (lane == 0) w.info[k] = info;
+    }
+    team.sync();
+    if (w.factor) store_factor(team, w, k, triangle);
+  }
+  if (w.rows == 0) return;
+  const int64_t begin = w.offsets ? w.offsets[k] : w.matrices == 1 ? 0 : k;
+  const int64_t end = w.offsets ? w.offsets[k + 1] : w.matrices == 1 ? w.rows : k + 1;
+  for (int64_t t = begin + part * kRowTile; t < end; t += parts * kRowTile) {
+    if (info == 0 && t + kRowTile <= end) {
+      draw_tile<ROWS, kRowTile>(team, w, t, triangle, noise);
+      continue;
+    }
+    for (int64_t one = t; one < end && one < t + kRowTile; ++one) {
+      if (info == 0)
+        draw_tile<ROWS, 1>(team, w, one, triangle, noise);
+      else
+        poison_row(team, w, one);
+    }
+  }
+}
+
+}  // namespace small_cholesky
+}  // namespace ansn

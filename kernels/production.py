@@ -1,0 +1,100 @@
+"""The launches whose machine code is watched: launchers called with meta tensors at the sizes that they are meant for.
+
+To add a kernel, add a line: a name, and a call of its launcher. It is recorded, never run (:mod:`ansn.kernels.aot`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ansn.kernels import dense_step
+from ansn.kernels.colored_step import colored_step
+from ansn.kernels.covariance_update import covariance_update_
+from ansn.kernels.dsm_loss import dsm_loss
+
+_F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+
+def _t(*shape: int, dtype: torch.dtype = _F32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _region(rows: int) -> Tensor:
+    return _t(rows, dtype=torch.int64)
+
+
+def _update(
+    rows: int, dim: int, regions: int = 1, state: torch.dtype = _F32, decay: float = 1.0, diagonal: bool = False,
+    precision: str = "ieee",
+) -> None:  # fmt: skip
+    """The moment update of a float32 batch."""
+    weights = _t(regions, dtype=_F64), _t(regions, dtype=_F64)
+    scatter = _t(*((regions, dim) if diagonal else (regions, dim, dim)), dtype=state)
+    region = _region(rows) if regions > 1 else None
+    covariance_update_(*weights, _t(regions, dim, dtype=state), scatter, _t(rows, dim), region, decay, precision)
+
+
+def _dense(
+    rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, terms: str = "b", precision: str = "ieee",
+    recompute: bool | None = None,
+) -> None:  # fmt: skip
+    """The coloured step with triangular factors: the terms c, a, b that are named, a coefficient for each row."""
+    x = _t(rows, dim, dtype=dtype)
+    c, a, b = (_t(rows) if name in terms else None for name in "cab")
+    region = _region(rows) if regions > 1 else None
+    dense_step.colored_step(
+        x, x, x, c, a, b, _t(regions, dim, dim), region, True, 0, 0, 0, 0, precision, recompute
+    )  # fmt: skip
+
+
+CASES: dict[str, Callable[[], object]] = {
+    "draw, f32, 1024 x 784": lambda: colored_step(_t(1024, 784), b=_t()),
+    "draw, bf16, 1024 x 784": lambda: colored_step(_t(1024, 784, dtype=_BF16), b=_t(1024)),
+    "draw, diagonal, f32, 1024 x 784": lambda: colored_step(_t(1024, 784), b=_t(1024), diagonal=_t(1, 784)),
+    "Langevin, f32, 128 x 3072": lambda: colored_step(_t(128, 3072), _t(128, 3072), c=_t(), b=_t()),
+    "Langevin, bf16, 128 x 3072": lambda: colored_step(
+        _t(128, 3072, dtype=_BF16), _t(128, 3072, dtype=_BF16), c=_t(), b=_t()
+    ),
+    "every term, 8 diagonal regions, f32, 128 x 3072": lambda: colored_step(
+        _t(128, 3072), _t(128, 3072), _t(128, 3072), _t(128), _t(128), _t(128), _t(8, 3072), _region(128)
+    ),
+    "Langevin, short rows, f16, 4096 x 64": lambda: colored_step(
+        _t(4096, 64, dtype=_F16), _t(4096, 64, dtype=_F16), c=_t(), b=_t()
+    ),
+    "Langevin, odd rows, f32, 1024 x 785": lambda: colored_step(_t(1024, 785), _t(1024, 785), c=_t(), b=_t()),
+    "Langevin, over 2^31 groups, bf16, 2^22 x 4096": lambda: colored_step(
+        _t(2**22, 4096, dtype=_BF16), _t(2**22, 4096, dtype=_BF16), c=_t(), b=_t()
+    ),
+    "loss, target, f32, 128 x 3072": lambda: dsm_loss(_t(128, 3072), _t(128, 3072), _t(128)),
+    "loss, z again, f32, 128 x 3072": lambda: dsm_loss(_t(128, 3072), None, _t(128)),
+    "loss, z again, bf16, 128 x 3072": lambda: dsm_loss(_t(128, 3072, dtype=_BF16), None, _t(128)),
+    "loss, odd rows, f32, 128 x 785": lambda: dsm_loss(_t(128, 785), _t(128, 785), _t(128)),
+    "moments, f32, 128 x 784": lambda: _update(128, 784),
+    "moments, f32, 128 x 3072": lambda: _update(128, 3072),
+    "moments, f32, 128 x 3072, tf32x3": lambda: _update(128, 3072, precision="tf32x3"),
+    "moments, f32, forgetting, odd rows, 128 x 3073": lambda: _update(128, 3073, decay=0.9),
+    "moments, f64, forgetting, 128 x 3072": lambda: _update(128, 3072, state=_F64, decay=0.9),
+    "moments, 1024 regions, f32, 1024 x 64": lambda: _update(1024, 64, 1024),
+    "moments, 1024 regions, f64, forgetting, 1024 x 64": lambda: _update(1024, 64, 1024, _F64, 0.9),
+    "moments, 64 regions, f32, 64 x 784": lambda: _update(64, 784, 64),
+    "moments, 64 regions, f32, odd rows, 64 x 785": lambda: _update(64, 785, 64),
+    "moments, 8 regions, f32, 1024 x 784": lambda: _update(1024, 784, 8, decay=0.9),
+    "moments, 8 diagonal regions, f32, 1024 x 3072": lambda: _update(1024, 3072, 8, diagonal=True),
+    "dense draw, f32, 128 x 784": lambda: _dense(128, 784),
+    "dense draw, f32, 128 x 3072": lambda: _dense(128, 3072),
+    "dense draw, z in the product, f32, 128 x 3072": lambda: _dense(128, 3072, recompute=True),
+    "dense draw, f32, 4096 x 3072": lambda: _dense(4096, 3072),
+    "dense draw, f32, 4096 x 3072, tf32x3": lambda: _dense(4096, 3072, precision="tf32x3"),
+    "dense draw, f32, odd rows, 128 x 785": lambda: _dense(128, 785),
+    "dense draw, 1024 regions, f32, 1024 x 64": lambda: _dense(1024, 64, 1024),
+    "dense, every term, 8 regions, f32, 1024 x 784": lambda: _dense(1024, 784, 8, terms="cab"),
+    "dense, every term, 8 regions, z in the product, bf16, 4096 x 3072": lambda: _dense(
+        4096, 3072, 8, _BF16, "cab", recompute=True
+    ),
+    "L^T v, 8 regions, f32, 1024 x 784": lambda: dense_step.apply_factor(
+        _t(1024, 784), _t(8, 784, 784), _region(1024), True, True
+    ),
+}

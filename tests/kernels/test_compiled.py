@@ -1,0 +1,94 @@
+"""The Triton kernels compiled ahead of time for sm_90 and sm_80: no spill, 16-byte accesses, and a true table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="the package triton is not there")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: this process interprets, it cannot compile", allow_module_level=True)
+
+from ansn.kernels import aot  # noqa: E402 - needs triton
+from ansn.kernels.colored_step import colored_step, colored_step_kernel  # noqa: E402
+from ansn.kernels.production import CASES  # noqa: E402
+
+TABLE = Path(__file__).parents[2] / "docs" / "kernel-table.md"
+# Compiled in the fast set: one kernel of each kind, for sm_90.
+FAST = (
+    "Langevin, f32, 128 x 3072",
+    "loss, z again, bf16, 128 x 3072",
+    "moments, 1024 regions, f32, 1024 x 64",
+    "dense draw, f32, 128 x 3072",
+)
+
+
+def check(case: str, arch: int) -> None:
+    rows = aot.rows(case, CASES[case], arch)
+    assert rows, f"{case}: the launcher launched nothing"
+    for row in rows:
+        assert row.spills == 0, row
+        assert row.registers <= 255, row
+        assert row.shared <= 227 * 1024 if arch == 90 else 163 * 1024, row
+    elementwise = {"colored_step_kernel", "dsm_loss_kernel"}
+    if "odd rows" not in case and rows[0].kernel in elementwise:
+        # What is narrower reads a coefficient, a weight, a region (64 bits) or writes a row's loss.
+        assert rows[0].loads[128] >= 2, rows[0]
+        assert rows[0].stores[128] >= 2, rows[0]
+        assert 16 not in rows[0].loads, rows[0]
+        assert 16 not in rows[0].stores, rows[0]
+    for row in rows:
+        if "odd rows" not in case and row.kernel in ("_scatter_kernel", "_product_kernel", "_push_kernel"):
+            # Tiles and operands; what is narrower is a number for a row, an index, a weight (the 64-bit stores).
+            assert row.kernel == "_push_kernel" or row.loads[128] >= 8, row
+            assert row.stores[128] >= 2, row
+            assert set(row.stores) <= {128, 64}, row
+            assert 16 not in row.loads, row
+    if triton.__version__ in TABLE.read_text().splitlines()[2]:
+        for row in rows:
+            line = aot.table([row]).splitlines()[-1]
+            assert line in TABLE.read_text(), f"{line}\nis not in {TABLE.name}; write it anew, its second line says how"
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_compiles_well(case):
+    check(case, 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_compiles_well(case, arch):
+    check(case, arch)
+
+
+def test_the_table_holds_every_case_and_no_other():
+    cells = {line.split(" | ")[0].removeprefix("| ") for line in TABLE.read_text().splitlines() if "`" in line[1:]}
+    assert {c for c in cells if c in CASES} == set(CASES)
+    listed = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")][2:]
+    assert {line.split(" | ")[0].removeprefix("| ") for line in listed} == set(CASES)
+
+
+def test_a_new_step_compiles_nothing():
+    """Counters of any value specialise alike: the source, and so the cached kernel, is one."""
+    sources = []
+    for seed, row, step, stream in [(0, 0, 0, 0), (1, 1, 1, 1), (2**63 - 1, 2**33, 2**32 - 1, 4), (16, 16, 16, 0)]:
+        x = torch.empty(64, 64, device="meta")
+        with aot.recorded() as launches:
+            colored_step(x, b=torch.empty((), device="meta"), seed=seed, row=row, step=step, stream=stream)
+        assert launches[0].kernel is colored_step_kernel
+        sources.append(aot.source(launches[0]))
+    assert len({s.hash() for s in sources}) == 1
+
+
+def test_a_spill_would_be_seen():
+    """The machine-code reader finds local memory where a kernel is given too few registers for what it holds."""
+    with aot.recorded() as launches:
+        CASES["every term, 8 diagonal regions, f32, 128 x 3072"]()
+    starved = aot.Launch(launches[0].kernel, launches[0].arguments, {**launches[0].options, "maxnreg": 24})
+    target = aot.GPUTarget("cuda", 90, 32)
+    made = triton.compile(aot.source(starved), target=target, options=starved.options)
+    assert aot.inspected("starved", "colored_step_kernel", 90, 4, 0, made.asm["cubin"]).spills > 0

@@ -1,0 +1,114 @@
+"""The CUDA kernels as far as a machine without a GPU can tell: they compile, spill nothing, and are in the module."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from ansn.ops.native import missing, module
+from benchmarks import cuda_resources
+
+needs_nvcc = pytest.mark.skipif(cuda_resources.nvcc() is None, reason="no nvcc on PATH: nothing to compile CUDA with")
+needs_cuda_build = pytest.mark.skipif(
+    module is None or not module.build_info()["cuda"],
+    reason=f"the native module holds no CUDA kernels ({missing or 'built without nvcc'})",
+)
+
+# What `nvcc -Xptxas -v` printed for two of the kernels, one of them spilling.
+MESSAGES = """ptxas info    : Compiling entry function '_ZN4ansn4cuda44_GLOBAL__N__5a_11_cholesky_cu_a5f2df2815\
+cholesky_kernelILi64ELi2ELi1ELi6EEEvNS_14small_cholesky4WorkE' for 'sm_90'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 70 registers, used 1 barriers
+ptxas info    : Compiling entry function '_ZN4ansn4cuda44_GLOBAL__N__5a_11_cholesky_cu_a5f2df2815\
+cholesky_kernelILi16ELi1ELi4ELi12EEEvNS_14small_cholesky4WorkE' for 'sm_90'
+    8 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 72 registers, used 0 barriers, 8 bytes cumulative stack size, 256 bytes smem
+"""
+
+
+def test_messages_are_read():
+    small, large = cuda_resources.parsed(MESSAGES, 90)
+    assert (small.largest, small.threads, small.registers, small.spilled, small.stack) == (16, 64, 72, 36, 8)
+    assert (small.static_shared, small.barriers) == (256, 0)
+    assert (large.largest, large.threads, large.registers, large.spilled, large.stack) == (128, 64, 70, 0, 0)
+    assert large.barriers == 1
+
+
+@needs_nvcc
+@pytest.mark.skipif(module is None, reason=f"no native module: {missing}")
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_no_spill_and_room_for_several_blocks(arch):
+    kernels = cuda_resources.kernels(arch)
+    assert [kernel.largest for kernel in kernels] == [16, 32, 64, 128]
+    for kernel in kernels:
+        assert kernel.spilled == kernel.stack == 0, kernel
+        assert kernel.registers <= 96, kernel
+        shared = kernel.arguments[2] * module.small_cholesky_shared_bytes(kernel.largest)
+        assert kernel.static_shared == 0
+        assert shared <= 48 << 10, "over 48 KB of shared memory needs an opt-in that the launcher does not make"
+        # Enough warps to hide the latency of a step of one matrix.
+        warps = cuda_resources.blocks_resident(kernel, shared) * kernel.threads // 32
+        assert warps >= 8, kernel
+        # A team wider than a warp needs the block's barrier, a narrower one must not use it.
+        assert kernel.barriers == (1 if kernel.arguments[0] > 32 else 0)
+
+
+@needs_nvcc
+def test_normals_on_the_device_are_ieee_arithmetic(tmp_path):
+    """csrc/philox.h as nvcc compiles it: no approximate function, no flush to zero, so a device's normals differ from
+    the CPU's only where multiply and add are fused. The CPU's copies with and without FMA both hold 1e-5
+    (test_philox)."""
+    source, ptx = tmp_path / "normals.cu", tmp_path / "normals.ptx"
+    header = Path(__file__).parents[2] / "csrc" / "philox.h"
+    source.write_text(
+        f'#include "{header}"\n'
+        'extern "C" __global__ void normals(unsigned long long seed, unsigned row, float4* out) {\n'
+        "  const ansn::Words c = {threadIdx.x, row, 0u, 0u};\n"
+        "  const ansn::Normals z = ansn::normals_from_words(ansn::philox4x32_10(seed, c));\n"
+        "  out[threadIdx.x] = make_float4(z.z0, z.z1, z.z2, z.z3);\n}\n"
+    )
+    command = [cuda_resources.nvcc(), "-std=c++17", "-O3", "-arch=compute_90", "-ptx", str(source), "-o", str(ptx)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = ptx.read_text()
+    assert len(re.findall(r"sqrt\.rn\.f32", text)) == 2
+    assert "approx" not in text
+    assert ".ftz" not in text
+    assert "div." not in text
+    assert re.search(r"fma\.rn\.f32", text)
+    assert "st.global.v4.f32" in text or "st.global.v4.b32" in text
+    assert "call" not in text
+    assert ".local" not in text
+
+
+@needs_cuda_build
+def test_module_says_what_was_built():
+    info = module.build_info()
+    assert re.fullmatch(r"\d+\.\d", info["cuda_version"])
+    assert info["cuda_architectures"] == ["sm_80", "sm_90", "compute_90"]
+
+
+@needs_cuda_build
+def test_module_holds_the_device_code():
+    """Fat binary with every instance for every architecture; cudart inside, none of its symbols offered."""
+    path = Path(module.__file__)
+    data = path.read_bytes()
+    for lanes, rows in ((16, 1), (32, 1), (32, 2), (64, 2)):
+        assert f"cholesky_kernelILi{lanes}ELi{rows}E".encode() in data
+    linked = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=False).stdout
+    assert "libcudart" not in linked
+    assert "libcuda." not in linked
+
+
+@needs_cuda_build
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_module_says_why():
+    problem = module.cuda_problem(0)
+    assert problem
+    assert "\n" not in problem
+    with pytest.raises(RuntimeError, match="cholesky on cuda:0"):
+        module.small_cholesky_cuda(8, 1, 4, 0, 8, "f32", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
