@@ -71,6 +71,18 @@ def region_values(value: Tensor, count: int) -> None:
         raise ValueError(f"region: got values {low}..{high}, expected 0..{count - 1}")
 
 
+def update_values(x: Tensor, region: Tensor | None, count: int) -> None:
+    """On the CPU, where reading values costs no synchronisation: the regions in range, x finite (one bad row would
+    poison a covariance for good). The native kernel looks at both itself."""
+    if not x.is_cpu:
+        return
+    if region is not None:
+        region_values(region, count)
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        raise ValueError(not_finite(int((~finite).any(1).nonzero()[0])))
+
+
 def not_finite(row: int) -> str:
     return f"x: row {row} holds a value that is not finite; the covariance was left as it was"
 

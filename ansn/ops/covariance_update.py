@@ -24,14 +24,7 @@ def _reference(
     region: Tensor | None,
     decay: float,
 ) -> None:
-    if x.is_cpu:
-        # Here reading the values costs no synchronisation; one bad row would poison the state for good. The native
-        # kernel looks at both itself.
-        if region is not None:
-            _checks.region_values(region, mean.shape[0])
-        finite = torch.isfinite(x)
-        if not bool(finite.all()):
-            raise ValueError(_checks.not_finite(int((~finite).any(1).nonzero()[0])))
+    _checks.update_values(x, region, mean.shape[0])
     reference.covariance_update_(weight, weight2, mean, scatter, x, region, decay)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ansn.ops import _dispatch
+from ansn.ops import _checks, _dispatch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -131,6 +131,7 @@ def _covariance_update_(
 ) -> None:
     from ansn.kernels.covariance_update import covariance_update_
 
+    _checks.update_values(x, region, mean.shape[0])  # under the interpreter
     covariance_update_(weight, weight2, mean, scatter, x.contiguous(), _contiguous(region), decay)
 
 

@@ -62,7 +62,7 @@ void update_diagonals(const cpu::CovarianceUpdate& p, const Region* list, int64_
 struct Memory {
   Region* list;     // [regions]
   int64_t* offset;  // [regions]
-  char* rows;       // [rows, padded_row]: a row of A for each row of x in its region's order
+  char* rows;       // [.., padded_row]: a row of A for each row of x in the regions of few, or kFewRows for each thread
   char* plan;
   int64_t bytes;
 };
@@ -83,6 +83,7 @@ Memory memory_of(const cpu::CovarianceUpdate& p) {
   m.offset = (int64_t*)(start + at);
   at += round(p.regions * (int64_t)sizeof(int64_t));
   m.rows = start + at;
+  if (!p.diagonal && few < kFewRows * p.threads) few = kFewRows * p.threads;
   at += few * padded_row<T>(p.cols) * (int64_t)sizeof(T);
   m.plan = start + at;
   if (most > kFewRows) at += Plan<T>(p.cols, most, nullptr).bytes();

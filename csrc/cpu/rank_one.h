@@ -3,9 +3,9 @@
 //     delta = x - mean,   a = sqrt(n / (n + 1)) delta,   mean += delta / (n + 1),   n += 1
 //
 // and then scatter <- decay scatter + sum_r a_r a_r^T in one pass over the lower triangle, which is all the time that it
-// takes: the triangle is read and written once, whatever the number of rows (up to kFewRows) and with the forgetting. The
-// triangles of all regions are one sequence of rows, cut into equal parts, one for each thread; every element is computed
-// alike wherever the cuts fall.
+// takes: the triangle is read and written once, whatever the number of rows (up to kFewRows) and with the forgetting. Each
+// thread takes its share of the regions; where they are few, the triangles are one sequence of rows, cut into equal parts.
+// Every element is computed alike wherever the cuts fall.
 #pragma once
 
 #include "covariance_panels.h"
@@ -178,12 +178,43 @@ inline int64_t row_of_work(int64_t work, int64_t cols) {
   return low / kAbreast * kAbreast;
 }
 
-// The regions `list`, each of at most kFewRows rows. a: [count of rows, padded_row], each region's from `offset` on.
+// The mean and the first row of a region that comes soon: single lines, which the triangles have pushed out of the cache.
+template <class T, class X>
+void fetch_region(const cpu::CovarianceUpdate& p, const Region& g) {
+  if (g.rows == 0) return;
+  const char* mean = (const char*)g.mean;
+  const char* x = (const char*)row_of<X>(p, g, 0);
+  for (int64_t at = 0; at < p.cols * (int64_t)sizeof(T); at += 64) __builtin_prefetch(mean + at, 1);
+  for (int64_t at = 0; at < p.cols * (int64_t)sizeof(*row_of<X>(p, g, 0)); at += 64) __builtin_prefetch(x + at, 0);
+}
+
+// Regions [first, last) one after the other, the rows of A in a buffer that stays in the cache: [kFewRows, padded_row].
+template <class T, class X>
+void update_whole_regions(const cpu::CovarianceUpdate& p, const Region* list, int64_t first, int64_t last, T* a) {
+  constexpr int64_t kSoon = 2;
+  for (int64_t k = first; k < last; ++k) {
+    if (k + kSoon < last) fetch_region<T, X>(p, list[k + kSoon]);
+    if (list[k].rows > 0) welford_rows<T, X>(p, list[k], a);
+    triangle_of_rank<T>(list[k].rows, (T*)list[k].scatter, p.cols, a, (T)p.decay, 0, p.cols);
+  }
+}
+
+// The regions `list`, each of at most kFewRows rows. a: [most of count of rows and kFewRows threads, padded_row]; the rows
+// of A of each region are from `offset` on.
 template <class T, class X>
 void update_few(const cpu::CovarianceUpdate& p, const Region* list, const int64_t* offset, int64_t regions, T* a) {
   const int64_t width = padded_row<T>(p.cols), each = work_before(p.cols), total = regions * each;
   const int pieces = regions * (p.cols * (p.cols + 1) / 2) < kSerialTriangle ? 1 : p.threads;
-#pragma omp parallel num_threads(pieces) if (pieces > 1)
+  if (pieces == 1 || regions >= 8 * pieces) {
+#pragma omp parallel for schedule(static) num_threads(pieces) if (pieces > 1)
+    for (int t = 0; t < pieces; ++t) {
+      const int64_t first = regions * t / pieces, last = regions * (t + 1) / pieces;
+      update_whole_regions<T, X>(p, list, first, last, a + t * kFewRows * width);
+    }
+    return;
+  }
+  // So few that whole ones would leave a thread waiting.
+#pragma omp parallel num_threads(pieces)
   {
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < regions; ++k)

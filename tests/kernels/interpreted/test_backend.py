@@ -69,3 +69,13 @@ def test_the_moments_and_the_product_go_through():
     wanted = torch.cov(x.double().T).tril() * 8
     torch.testing.assert_close(state[3][0].double().tril(), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(product, x @ factor[0].mT, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_that_is_not_finite_leaves_the_moments_alone():
+    """On the CPU, as with every back end."""
+    state = [torch.zeros(1).double(), torch.zeros(1).double(), torch.zeros(1, 3), torch.zeros(1, 3, 3)]
+    x = randn(4, 3, dtype=torch.float32)
+    x[2, 1] = float("nan")
+    with ops.backend("triton"), pytest.raises(ValueError, match="x: row 2 holds a value that is not finite"):
+        ops.covariance_update_(*state, x)
+    assert all(bool((t == 0.0).all()) for t in state)
