@@ -9,6 +9,7 @@ from ansn.covariance import AdaptiveCovariance
 from ansn.data import load_dataset
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
+from ansn.likelihood import bits_per_dim, log_likelihood
 from ansn.loss import dsm_loss
 from ansn.noise import Level, NoiseModel
 from ansn.sampling import sample
@@ -23,10 +24,12 @@ __all__ = [
     "Level",
     "NoiseModel",
     "Run",
+    "bits_per_dim",
     "dsm_loss",
     "levels",
     "load_dataset",
     "load_run",
+    "log_likelihood",
     "networks",
     "ops",
     "sample",

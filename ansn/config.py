@@ -57,8 +57,8 @@ class NoiseConfig:
     ladder: Literal["karras", "geometric", "paper"] = "karras"
     """Levels: Karras-spaced, geometric by NCSNv2's overlap rule, or the paper's single level 2.4/sqrt(d)."""
     tau_max: float | None = None
-    """Largest level, data standard deviations; by default from the data: the flow's (d / 0.04)^(1/4) for karras, a
-    quantile of pairwise distances for geometric."""
+    """Largest level, data standard deviations; by default from the data: the flow's (d / 0.04)^(1/4) for karras (more
+    where sampling starts higher), a quantile of pairwise distances for geometric."""
     tau_min: float = 0.01
     """Smallest level, data standard deviations."""
     rungs: int | None = None
@@ -88,6 +88,9 @@ class NetworkConfig:
     """The network is not told the level, as in the paper."""
     class_conditional: bool = False
     """The network is told the class."""
+    label_dropout: float = 0.0
+    """Share of the training rows whose class is withheld, so that the network also learns to do without; 0.1 is usual.
+    Guidance and unconditional samples need it."""
     prediction: Literal["denoiser", "whitened"] = "denoiser"
     """The network gives the denoised data, or the whitened f of the paper's s_theta."""
     precondition: bool = True
@@ -124,10 +127,14 @@ class OptimConfig:
 class SamplingConfig:
     """The samples drawn at the end of training."""
 
-    method: Literal["heun", "euler", "langevin", "paper"] = "heun"
-    """Solver of the probability flow, corrected annealed Langevin, or Algorithm 1 as printed."""
+    method: Literal[
+        "dpmpp_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn", "predictor_corrector", "langevin",
+        "paper"
+    ] = "dpmpp_2m"  # fmt: skip
+    """Solver of the probability flow (DPM-Solver++(2M), exponential Adams-Bashforth, Heun, Euler), stochastic solver,
+    corrected annealed Langevin, or Algorithm 1 as printed."""
     sample_steps: int | None = None
-    """Levels of the flow solvers (default 20), or Langevin steps a level (default 100)."""
+    """Levels of the solvers (default 12 for dpmpp_2m, else 20), or Langevin steps a level (default 100)."""
     step_eps: float | None = None
     """Langevin: the paper's step size; 2e-5 in the paper."""
     sampler_levels: tuple[float, float, int] | None = None
@@ -233,6 +240,12 @@ def validate(config: TrainConfig) -> None:
         ("threads", run.threads, run.threads is None or run.threads >= 1, "at least 1"),
         ("width", config.network.width, config.network.width is None or config.network.width >= 1, "at least 1"),
         (
+            "label-dropout",
+            config.network.label_dropout,
+            0 <= config.network.label_dropout < 1,
+            "a probability in [0, 1)",
+        ),
+        (
             "freeze-after",
             noise.freeze_after,
             noise.freeze_after is None or noise.freeze_after >= 2,
@@ -242,13 +255,18 @@ def validate(config: TrainConfig) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise InputError(f"--{name}: got {value}, expected {expected}")
+    if config.network.label_dropout and not config.network.class_conditional:
+        raise InputError(
+            f"--label-dropout: got {config.network.label_dropout}, but the network is told no class;"
+            " expected --class-conditional"
+        )
     # What only the pictures at the end would find wrong.
     if draw.sampler_levels is not None:
         top, bottom, n = draw.sampler_levels
         if not (top > bottom > 0 and n >= 2):
             told = " ".join(map(str, draw.sampler_levels))
             raise InputError(f"--sampler-levels: got {told}, expected largest > smallest > 0 and at least 2 levels")
-    if draw.step_eps is not None and draw.method in ("heun", "euler"):
+    if draw.step_eps is not None and draw.method not in ("langevin", "paper"):
         raise InputError(f"--step-eps: got {draw.step_eps}, but method {draw.method} has no such option")
 
 

@@ -37,10 +37,18 @@ class Denoiser(nn.Module):
         noise: levels and covariance; ``tau`` below is in its units.
         prediction: what the network gives.
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
+        label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
+            denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
     """
 
     def __init__(
-        self, network: nn.Module, noise: NoiseModel, prediction: str = "denoiser", *, precondition: bool = True
+        self,
+        network: nn.Module,
+        noise: NoiseModel,
+        prediction: str = "denoiser",
+        *,
+        precondition: bool = True,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
@@ -48,7 +56,13 @@ class Denoiser(nn.Module):
         conditioning = getattr(network, "conditioning", "log")
         if conditioning not in ("log", "index", "none"):
             raise ValueError(f"network.conditioning: got {conditioning!r}, expected 'log', 'index' or 'none'")
-        self.network, self.noise = network, noise
+        if not 0.0 <= label_dropout < 1.0:
+            raise ValueError(f"label_dropout: got {label_dropout}, expected a probability in [0, 1)")
+        # Kept here: the network may be wrapped later (DistributedDataParallel) and then hides it.
+        self.num_classes: int | None = getattr(network, "num_classes", None)
+        if label_dropout and not self.num_classes:
+            raise ValueError(f"label_dropout: got {label_dropout} for a network without classes, expected 0")
+        self.network, self.noise, self.label_dropout = network, noise, label_dropout
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
@@ -83,6 +97,29 @@ class Denoiser(nn.Module):
         return ops.colored_step(
             x, f=f.to(x.dtype), a=tau, factor=covariance.factor, region=region, lower=covariance.triangular
         )
+
+    def withhold(self, y: Tensor, *, seed: int, step: int, row: int = 0) -> Tensor:
+        """``y`` with a share ``label_dropout`` of its labels replaced by ``num_classes``, "no class" (Ho & Salimans
+        2022); int64 ``[B]``.
+
+        Which ones is a function of (seed, step, row + r) alone. A row's region stays what it is: its noise and
+        preconditioning are those of its own class, which only the network is not told.
+        """
+        if not self.label_dropout:
+            return y
+        start = torch.zeros(len(y), 1, dtype=torch.float64, device=y.device)
+        z = ops.colored_step(start, b=1.0, seed=seed, row=row, step=step, stream=ops.LABELS).squeeze(1)
+        assert self.num_classes is not None
+        return y.masked_fill(torch.special.ndtr(z) < self.label_dropout, self.num_classes)
+
+    def prior(self, n: int, tau: float, **options: Any) -> Tensor:
+        """Start of sampling at level ``tau``: :meth:`NoiseModel.prior`, with its arguments."""
+        return self.noise.prior(n, tau, **options)
+
+    def of_rows(self, row: int, rows: int) -> Denoiser:
+        """What denoises samples ``row .. row + rows - 1``: this one, unless samples differ in more than their
+        noise (measurements of their own)."""
+        return self
 
     def _network(self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any]) -> Tensor:
         if self.precondition:

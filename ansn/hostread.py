@@ -1,4 +1,4 @@
-"""A small tensor on its way to the host, so that looking at it need not stop the device."""
+"""A tensor on its way to the host, so that looking at it need not stop the device."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ansn.covariance import AdaptiveCovariance
 
+START_KL = 0.003  # nats between the start of the flow and the perturbed data
+_START_LIMIT = 1e3
 _FIXED_RATIO = 1.5  # where NCSNv2's rule has no solution (d <= 4)
 
 
@@ -29,12 +31,15 @@ class Levels:
         training: ``"ladder"`` draws a rung uniformly (NCSN); ``"lognormal"`` draws ``ln tau ~ N(log_mean, log_std^2)``
             clipped to the ladder's ends (EDM).
         log_mean, log_std: of the log-normal; EDM's -1.2 and 1.2 at a data deviation of 0.5 are -0.5 and 1.2 here.
+        start: where solvers of the flow start, at most the top of the ladder; None is the top. See
+            :func:`tau_start`.
     """
 
     tau: tuple[float, ...]
     training: str = "ladder"
     log_mean: float = -0.5
     log_std: float = 1.2
+    start: float | None = None
 
     def __post_init__(self) -> None:
         if not self.tau or not all(math.isfinite(t) and t > 0 for t in self.tau):
@@ -45,6 +50,8 @@ class Levels:
             raise ValueError(f"training: got {self.training!r}, expected 'ladder' or 'lognormal'")
         if not self.log_std > 0:
             raise ValueError(f"log_std: got {self.log_std}, expected > 0")
+        if self.start is not None and not self.minimum <= self.start <= self.maximum:
+            raise ValueError(f"start: got {self.start}, expected a level in [{self.minimum}, {self.maximum}]")
 
     def __len__(self) -> int:
         return len(self.tau)
@@ -140,6 +147,68 @@ def tau_max_flow(dim: int, kl: float = 0.01) -> float:
     if dim < 1 or not kl > 0:
         raise ValueError(f"dim, kl: got {dim}, {kl}, expected dim >= 1 and kl > 0")
     return (dim / (4.0 * kl)) ** 0.25
+
+
+@torch.no_grad()
+def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, region: Tensor | None = None) -> float:
+    r"""Smallest level at which the start ``N(m, S + tau^2 R)`` is within ``kl`` nats of the perturbed data.
+
+    Both have the same mean and covariance, so what is left is the data's third and fourth cumulants, in coordinates
+    where that covariance is the identity (Edgeworth; Comon 1994, Eq. 3.12, for d dimensions)::
+
+        KL(tau) = ||kappa_3||^2 / 12 + ||kappa_4||^2 / 48,      about tau^-6 and tau^-8
+
+    against ``d / (4 tau^4)`` of :func:`tau_max_flow`, which knows nothing of the data. With ``k_ij = u_i . u_j`` of
+    the whitened rows the squared norms are means over pairs i != j, which have no bias of the order d^3 / n::
+
+        ||kappa_3||^2 = E k_ij^3,    ||kappa_4||^2 = E k_ij^4 - 6 E (u^T A u)^2 + 3 (tr A^2)^2 + 6 tr A^4
+
+    A the whitened covariance of the data. So only the Gram matrix of the rows is needed, at any d.
+
+    Args:
+        x: a sample of the data ``[B, *shape]``, B >= 4; a thousand points serve.
+        covariance: gives R. kl: nats, > 0.
+        region: int64 ``[B]`` where there are several; their KL is averaged with their shares.
+
+    At least 1: below a data deviation the expansion says nothing. Raises ValueError naming the argument.
+    """
+    if not kl > 0:
+        raise ValueError(f"kl: got {kl}, expected > 0 nats")
+    if x.shape[0] < 4:
+        raise ValueError(f"x: got {x.shape[0]} points, expected at least 4 for a fourth moment")
+    flat = x.reshape(x.shape[0], -1).to(covariance.factor.dtype)
+    white = covariance.whiten(flat, region).double()
+    owner = torch.zeros(len(x), dtype=torch.int64, device=x.device) if region is None else region
+    grams = []
+    for k in owner.unique():
+        rows = white[owner == k]
+        if len(rows) >= 4:
+            vectors, values, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+            grams.append((len(rows) / len(white), values.square(), vectors))
+
+    def excess(log_tau: float) -> float:
+        return sum(share * _start_kl(values, vectors, math.exp(log_tau)) for share, values, vectors in grams) - kl
+
+    low, high = 0.0, math.log(_START_LIMIT)
+    if excess(low) <= 0.0 or excess(high) > 0.0:
+        return 1.0 if excess(low) <= 0.0 else _START_LIMIT
+    return math.exp(optimize.brentq(excess, low, high, xtol=1e-3))
+
+
+def _start_kl(values: Tensor, vectors: Tensor, tau: float) -> float:
+    """KL of :func:`tau_start` from the Gram matrix of n rows whitened by R: its eigenvalues that are not 0, and their
+    vectors ``[n, r]``."""
+    n = len(vectors)
+    kernel = values / (values / (n - 1) + tau**2)
+    share = kernel / (n - 1)  # eigenvalues of A
+    k = (vectors * kernel) @ vectors.T
+    through = (vectors.square() * (kernel * share)).sum(1)  # u^T A u of every row
+    own, pairs = k.diagonal(), n * (n - 1)
+    third = (k**3).sum() - (own**3).sum()
+    fourth = (k**4).sum() - (own**4).sum()
+    trace = (share**2).sum()
+    excess = fourth / pairs - 6.0 * through.square().mean() + 3.0 * trace**2 + 6.0 * (share**4).sum()
+    return float(third / pairs / 12.0 + excess / 48.0)
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from typing import Any
 
 from ansn.config import (
     DataConfig,
@@ -12,6 +14,7 @@ from ansn.config import (
     RunConfig,
     SamplingConfig,
     TrainConfig,
+    to_dict,
 )
 
 _digits = TrainConfig()
@@ -78,3 +81,31 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "toy2d": ("points of a mixture in the plane", _toy2d),
 }
+
+
+def command(config: TrainConfig) -> str:
+    """The shortest command line of ansn-train that asks for these settings, quoted for a shell.
+
+    It starts from the preset that differs in the fewest settings and names those that differ; the folder always.
+    """
+    named = {name: _changes(preset, config) for name, (_, preset) in PRESETS.items()}
+    name = min(named, key=lambda n: len(named[n]))
+    given = named[name] | {"out": config.run.out}
+    words = ["ansn-train", name]
+    for key, value in given.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            words += [f"--{flag}", *map(str, value)]
+        elif str(value).startswith("-"):  # what is no number would be taken for a flag
+            words.append(f"--{flag}={value}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def _changes(preset: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    """Settings of ``config`` that are not the preset's, by name."""
+    before, after = to_dict(preset), to_dict(config)
+    return {k: v for group in after for k, v in after[group].items() if v != before[group][k]}

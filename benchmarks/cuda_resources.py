@@ -1,6 +1,6 @@
 """What the CUDA kernels take of a multiprocessor: registers, spills, shared memory, as nvcc says. Needs nvcc, no GPU.
 
-``python benchmarks/cuda_resources.py`` prints the table for sm_80 and sm_90.
+``python -m benchmarks.cuda_resources > docs/cuda-table.md`` writes the table for sm_80 and sm_90.
 """
 
 from __future__ import annotations
@@ -118,14 +118,31 @@ def rows(arch: int) -> list[dict[str, str | int]]:
     return out
 
 
-def main() -> None:
-    """Print the table."""
-    table = [row for arch in (80, 90) for row in rows(arch)]
-    names = list(table[0])
-    print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
-    for row in table:
-        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+def version() -> str:
+    """Release of nvcc, such as "13.0"."""
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("nvcc was not found on PATH")
+    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"release (\d+\.\d+)", told)[0]
+
+
+def lines(arch: int) -> list[str]:
+    """The Markdown rows of one architecture."""
+    return ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows(arch)]
+
+
+def document() -> str:
+    """The whole of ``docs/cuda-table.md``."""
+    names = list(rows(90)[0])
+    table = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names), *lines(90), *lines(80)]
+    return f"""# What the compiler made of the CUDA kernels
+
+Written by `python -m benchmarks.cuda_resources > docs/cuda-table.md` with nvcc {version()}; a test compares.
+Nothing here was run on a GPU. Shared memory is a block's at the kernel's largest d; residency is a multiprocessor's.
+
+""" + "\n".join(table)
 
 
 if __name__ == "__main__":
-    main()
+    print(document())

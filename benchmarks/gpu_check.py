@@ -3,12 +3,12 @@
 
     python benchmarks/gpu_check.py --out runs/gpu-check
 
-Builds the native module, checks every operation on every back end against the float64 reference, measures the
-machine's ceilings, times the operations against torch eager, torch.compile and the vendor's library, checks the PyTorch
-integration, runs compute-sanitizer, trains and samples. An operation whose parity failed, or was not checked, gets no
-speed. Each step has a budget and a process of its own; what a step did not use goes to the next ones. Written to DIR:
-gpu_check.json and gpu_check.md after every step, journal.jsonl after every piece of work, so that a kill loses nothing
-that was done; log.txt. Nothing is installed or fetched.
+Builds the native module, compiles the Triton kernels on all cores, checks every operation on every back end against
+the float64 reference, measures the machine's ceilings, times the operations against torch eager, torch.compile and the
+vendor's library, checks the PyTorch integration, runs compute-sanitizer, trains and samples. An operation whose parity
+failed, or was not checked, gets no speed. Each step has a budget and a process of its own; what a step did not use
+goes to the next ones. Written to DIR: gpu_check.json and gpu_check.md after every step, journal.jsonl after every
+piece of work, so that a kill loses nothing that was done; log.txt. Nothing is installed or fetched.
 
     python benchmarks/gpu_check.py --device cpu --quick --out DIR      the whole script on a CPU, tiny sizes
 
@@ -34,12 +34,13 @@ from benchmarks.gpu.step import Journal  # noqa: E402
 
 STEPS = {
     "machine": 75,
-    "parity": 85,
+    "warm": 60,
+    "parity": 70,
     "ceilings": 20,
-    "speed": 110,
+    "speed": 95,
     "library": 40,
-    "sanitize": 50,
-    "train": 85,
+    "sanitize": 45,
+    "train": 60,
 }
 """Seconds of each step. In this order: what is built first, and last what may take what is left."""
 RESTARTS = 8
@@ -110,6 +111,11 @@ def run_step(name: str, arguments: argparse.Namespace, journal: Journal, seconds
 def main() -> int:
     """Run the steps. Returns the exit status."""
     arguments = parse()
+    import torch  # after --help
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("gpu_check: error: torch sees no GPU; --device cpu tries the script without one", file=sys.stderr)
+        return 2
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in ("journal.jsonl", "log.txt"):

@@ -179,14 +179,25 @@ on global memory, number x width in bits.
 {table(found)}"""
 
 
+def _launches(call: Callable[[], object], text: str) -> bool:
+    """Whether a kernel that ``call`` launches, or the module it is in, has the text in its name."""
+    with recorded() as launches:
+        call()
+    return any(text in f"{each.kernel.fn.__module__}.{each.kernel.fn.__name__}" for each in launches)
+
+
 def main() -> None:
-    """Print the document, or the rows of the cases whose name contains a text."""
+    """Print the document, or the rows of the cases or kernels whose name contains a text."""
     from ansn.kernels.production import CASES
 
     parser = argparse.ArgumentParser(description="Registers, spills and widths of the Triton kernels, without a GPU.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="a bare table of the cases whose name contains TEXT")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="a bare table of the cases or kernels whose name contains TEXT"
+    )
     only = parser.parse_args().only
-    chosen = {case: call for case, call in CASES.items() if only in case}
+    chosen = {case: call for case, call in CASES.items() if only in case or _launches(call, only)}
+    if not chosen:
+        parser.error(f"--only: got {only!r}, which no case and no kernel has in its name")
     found = [row for case, call in chosen.items() for arch in ARCHITECTURES for row in rows(case, call, arch)]
     print(table(found) if only else document(found), end="")
 

@@ -51,8 +51,9 @@ def colored_step_kernel(
         at = (first - first_row * row_groups).to(tl.int32) + lane
     else:
         start = first.to(tl.uint32)
-        first_row = start // row_groups.to(tl.uint32)
-        at = (start - first_row * row_groups.to(tl.uint32)).to(tl.int32) + lane
+        of_row = tl.cast(row_groups, tl.uint32)  # not `.to`: Triton makes an argument that is 1 a plain number
+        first_row = start // of_row
+        at = (start - first_row * of_row).to(tl.int32) + lane
     # A block no longer than a row crosses at most one row's end, so nothing is divided for each group.
     if LONG:
         over = (at >= row_groups).to(tl.int32)
@@ -69,12 +70,12 @@ def colored_step_kernel(
         base = first * VEC
         offset = lane[:, None] * VEC + item[None, :]
         mask = inside[:, None]
-        length = row_groups.to(tl.int64) * VEC  # cols, and the compiler knows that VEC divides it
+        length = tl.cast(row_groups, tl.int64) * VEC  # cols, and the compiler knows that VEC divides it
     else:
         base = first_row * cols
         offset = (over * cols)[:, None] + column
         mask = inside[:, None] & (column < cols)
-        length = cols.to(tl.int64)
+        length = tl.cast(cols, tl.int64)
     out += base
     x += base
 

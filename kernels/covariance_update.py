@@ -26,7 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ansn.kernels.row_map import alignment, register_limit, sort_rows
+from ansn.kernels.row_map import alignment, register_limit
+from ansn.ops._operands import sort_rows
 
 PROGRAMS = 264
 """Programs that fill an H100 or H200, two for each of 132 multiprocessors: fewer, and tiles get smaller."""

@@ -25,7 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ansn.kernels import philox
-from ansn.kernels.row_map import alignment, block_map, register_limit, sort_rows
+from ansn.kernels.row_map import alignment, block_map, register_limit
+from ansn.ops._operands import sort_rows, stride
 
 PROGRAMS = 264
 """Programs that fill an H100 or H200, two for each of 132 multiprocessors: fewer, and blocks get smaller."""
@@ -153,11 +154,6 @@ def blocks_of(rows: int, dim: int, count: int) -> tuple[int, int, int, int]:
     return (16, 64, 32, 4) if rows <= 16 * present and dim > 32 else (32, 32, 16, 2)
 
 
-def _stride(coefficient: Tensor | None) -> int:
-    """0: one for all rows, 1: one for each."""
-    return 0 if coefficient is None or coefficient.ndim == 0 else 1
-
-
 def _product(
     out: Tensor,
     x: Tensor | None,
@@ -195,14 +191,14 @@ def _product(
         push = torch.empty(rows, dim, dtype=torch.float32, device=out.device)
         strips = triton.cdiv(dim, 256)
         _push_kernel[(triton.cdiv(rows, 4) * strips,)](
-            push, f, a, b, order, rows, dim // align, strips, *words, _stride(a), _stride(b),
+            push, f, a, b, order, rows, dim // align, strips, *words, stride(a), stride(b),
             GROUPED=grouped, **has, ALIGN=align, ROWS=4, COLS=256, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         f, a, b = push, None, None
         has = dict.fromkeys(has, False)
     _product_kernel[(row_blocks * column_blocks,)](
         out, x, denoised, f, c, a, b, factor, order, offsets, blocks, rows, dim // align, row_blocks, *words,
-        _stride(c), _stride(a), _stride(b),
+        stride(c), stride(a), stride(b),
         GROUPED=grouped, READY=ready, HAS_X=x is not None, HAS_D=denoised is not None and c is not None, **has,
         LOWER=lower, TRANSPOSE=transpose, PRECISION=precision, ALIGN=align, ROWS=height, COLS=width, DEPTH=depth,
         num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align, grouped), enable_fp_fusion=True,

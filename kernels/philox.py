@@ -60,7 +60,7 @@ def philox_words(quad, row, step, stream, seed_low, seed_high):
 @triton.jit
 def _radius(word):
     """``sqrt(-2 ln u)`` of ``u = (word + 1/2) 2^-32``, from the exact complement of u where u > 1/2."""
-    complement = ~word
+    complement = word ^ 0xFFFFFFFF  # not `~`: the interpreter of Triton 3.6 has none for uint32
     lower = word < complement
     small = tl.where(lower, word, complement)
     s = small.to(tl.int32, bitcast=True).to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10

@@ -1,7 +1,7 @@
-"""Rows grouped by region on the device, without telling the host how many there are.
+"""Blocks of rows of one region, made on the device without telling the host how many there are; and what tile kernels
+are told of sizes.
 
-A grouped kernel works on the batch in sorted order: rows of region k stand at positions ``offsets[k]`` to
-``offsets[k + 1]``, position p is row ``order[p]`` of the batch. A region index outside ``0..K-1`` is in no group.
+A grouped kernel works on the batch in the order of ``ansn.ops._operands.sort_rows``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-
-def sort_rows(region: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``order`` int64 ``[B]`` and ``offsets`` int64 ``[K + 1]``; each group keeps the batch's order."""
-    regions, order = torch.sort(region, stable=True)
-    return order, torch.searchsorted(regions, torch.arange(count + 1, device=region.device))
 
 
 @triton.jit

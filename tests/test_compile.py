@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 import ansn
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, ops
-from ansn.sampling import annealed_langevin, heun
+from ansn.sampling import (
+    annealed_langevin,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    exponential_ab,
+    heun,
+    heun_churn,
+    predictor_corrector,
+)
 from tests.oracles import randn
 from tests.tolerances import rms_ratio
 
@@ -123,11 +131,14 @@ def test_langevin_step(backend, prediction):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("sampler", [heun, annealed_langevin])
+@pytest.mark.parametrize(
+    "sampler",
+    [heun, annealed_langevin, dpmpp_2m, exponential_ab, dpmpp_2m_sde, heun_churn, predictor_corrector],
+)
 def test_a_whole_sampler(backend, sampler):
-    """The library's own loop over two levels, its checks included."""
+    """The library's own loop over three levels, its checks included."""
     net = model()
-    taus = torch.tensor([2.0, 0.5])
-    options = {} if sampler is heun else {"steps": 2, "seed": 5}
+    taus = torch.tensor([2.0, 0.8, 0.5])
+    options = {"steps": 2, "seed": 5} if sampler is annealed_langevin else {}
     graph = compiled(lambda x: sampler(net, x, taus, **options), backend)
     assert rms_ratio(graph(batch(1)), sampler(net, batch(1), taus, **options)) < CLOSE

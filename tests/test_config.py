@@ -141,6 +141,13 @@ def test_numbers_at_the_edge(name: str, good: list[Any], bad: list[Any]) -> None
 def test_a_step_size_is_for_langevin() -> None:
     for method in ("langevin", "paper"):
         validate(change(TrainConfig(), method=method, step_eps=1e-5))
-    for method in ("heun", "euler"):
+    for method in ("heun", "dpmpp_2m", "predictor_corrector"):
         with pytest.raises(InputError, match=f"--step-eps: got 1e-05, but method {method} has no such option"):
             validate(change(TrainConfig(), method=method, step_eps=1e-5))
+
+
+def test_settings_that_are_younger_than_a_checkpoint_are_what_it_was_trained_with() -> None:
+    """A class-conditional run from before label dropout had none."""
+    old = to_dict(change(TrainConfig(), class_conditional=True))
+    del old["network"]["label_dropout"]
+    assert from_dict(old).network.label_dropout == 0.0

@@ -180,3 +180,46 @@ def test_wrong_arguments_are_named(name, call):
         call()
     assert str(error.value).startswith(f"{name}:"), str(error.value)
     assert "\n" not in str(error.value)
+
+
+# -- label dropout
+
+
+def conditional(label_dropout: float, num_classes: int | None = 3) -> Denoiser:
+    network = networks.MLP((4,), hidden=8, blocks=1, num_classes=num_classes)
+    return Denoiser(network, noise_model(fixed_covariance(4)), label_dropout=label_dropout)
+
+
+def test_withheld_labels_are_a_share_and_a_function_of_seed_step_and_row():
+    model, y = conditional(0.3), torch.arange(6000) % 3
+    told = model.withhold(y, seed=1, step=5)
+    hidden = told == 3
+    assert torch.equal(told[~hidden], y[~hidden])
+    share = hidden.double().mean()
+    assert abs(float(share) - 0.3) < 5 * (0.3 * 0.7 / 6000) ** 0.5
+    assert torch.equal(model.withhold(y[100:150], seed=1, step=5, row=100), told[100:150])
+    for seed, step in ((2, 5), (1, 6)):
+        other = model.withhold(y, seed=seed, step=step) == 3
+        # Independent: both are hidden in 0.09 of the rows.
+        assert abs(float((other & hidden).double().mean()) - 0.09) < 5 * (0.09 * 0.91 / 6000) ** 0.5
+    # Whether a row's label is hidden has nothing to do with its level.
+    tau = model.noise.draw_levels(6000, seed=1, step=5)
+    assert abs(float(torch.corrcoef(torch.stack((tau.log().double(), hidden.double())))[0, 1])) < 5 / 6000**0.5
+
+
+def test_without_dropout_nothing_is_withheld():
+    y = torch.arange(50) % 3
+    assert conditional(0.0).withhold(y, seed=1, step=5) is y
+
+
+@pytest.mark.parametrize(
+    ("share", "classes", "message"),
+    [
+        (1.0, 3, r"^label_dropout: got 1.0, expected a probability in \[0, 1\)"),
+        (-0.1, 3, r"^label_dropout: got -0.1"),
+        (0.1, None, r"^label_dropout: got 0.1 for a network without classes"),
+    ],
+)
+def test_wrong_label_dropout_is_named(share, classes, message):
+    with pytest.raises(ValueError, match=message):
+        conditional(share, classes)

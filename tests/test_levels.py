@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from ansn import AdaptiveCovariance, NoiseModel, levels
-from tests.oracles import fixed_covariance, randn, spd
+from tests.oracles import Mixture, fixed_covariance, randn, spd
 
 
 def test_overlap_ratio_is_the_published_one():
@@ -101,6 +101,54 @@ def test_tau_max_of_langevin_is_about_sqrt_2d(structure):
     assert levels.tau_max_langevin(x[:400].reshape(-1, 2, 10, 10), image) == pytest.approx(tau, rel=1e-5)
 
 
+def kl_of_the_start(density: Mixture, r: torch.Tensor, s: torch.Tensor, tau: float) -> float:
+    """By quadrature in one dimension: ``KL(p * N(0, tau^2 r) || N(m, s + tau^2 r))``."""
+    noise = tau**2 * r.reshape(1, 1, 1)
+    x = torch.linspace(-60.0, 60.0, 200_001, dtype=torch.float64).unsqueeze(1)
+    log_p = density.log_density(x, noise.expand(len(x), 1, 1))
+    log_q = stats.norm.logpdf(x.squeeze(1).numpy(), 0.0, math.sqrt(float(s + tau**2 * r)))
+    return float((log_p.exp() * (log_p - torch.as_tensor(log_q))).sum() * (x[1] - x[0]))
+
+
+@pytest.mark.parametrize("kl", [0.003, 1e-4])
+def test_the_start_is_as_near_as_asked(kl):
+    """Against the exact divergence of a skewed mixture; copies of it in d coordinates add up."""
+    target = Mixture(torch.tensor([[-1.0], [3.0]]), torch.tensor([[[0.25]], [[0.09]]]), torch.tensor([0.75, 0.25]))
+    variance = torch.tensor(0.75 * 1.25 + 0.25 * 9.09, dtype=torch.float64)
+    for dim in (1, 8):
+        x = target.sample(1500 * dim, seed=3).reshape(1500, dim)
+        covariance = AdaptiveCovariance(dim, rho=0.0, factor_dtype=torch.float64).update(x).freeze()
+        tau = levels.tau_start(x, covariance, kl)
+        shape = covariance.noise_shape()[0, 0, 0]
+        assert dim * kl_of_the_start(target, shape, variance, tau) == pytest.approx(kl, rel=0.4)
+
+
+def test_the_start_of_a_gaussian_is_low_and_of_the_worst_data_under_the_bound():
+    """No third or fourth cumulant; and two points, whose divergence the bound of dimension alone must cover."""
+    x = randn(1000, 16)
+    covariance = AdaptiveCovariance(16, rho=0.5).update(x).freeze()
+    assert levels.tau_start(x, covariance, 0.01) < 2.0
+    points = torch.where(randn(1000, 16, seed=4) > 0, 1.0, -1.0)
+    covariance = AdaptiveCovariance(16, rho=0.5).update(points).freeze()
+    assert 1.2 < levels.tau_start(points, covariance, 0.01) < levels.tau_max_flow(16, 0.01)
+
+
+def test_the_start_does_not_depend_on_units_or_order_and_knows_regions():
+    x = randn(600, 4) ** 2
+    one = AdaptiveCovariance(4, rho=0.5, eps=0.0).update(x).freeze()
+    tau = levels.tau_start(x, one)
+    other = AdaptiveCovariance(4, rho=0.5, eps=0.0).update(7.0 * x + 3.0).freeze()
+    assert levels.tau_start((7.0 * x + 3.0).flip(0), other) == pytest.approx(tau, rel=1e-4)
+    region = torch.arange(600) % 2
+    two = AdaptiveCovariance(4, 2, rho=0.5, eps=0.0).update(x, region).freeze()
+    assert levels.tau_start(x, two, region=region) == pytest.approx(tau, rel=0.2)
+    # Two classes far apart are one bimodal whole, but each an easy start of its own.
+    apart = randn(600, 4) + 8.0 * region.unsqueeze(1)
+    whole = AdaptiveCovariance(4, rho=0.5).update(apart).freeze()
+    each = AdaptiveCovariance(4, 2, rho=0.5).update(apart, region).freeze()
+    assert levels.tau_start(apart, each, region=region) < levels.tau_start(apart, whole)
+
+
 def drawn(ladder: levels.Levels, rows: int, **counters: int) -> torch.Tensor:
     counters = {"seed": 3, "step": 5, **counters}
     return NoiseModel(fixed_covariance(2), ladder).draw_levels(rows, **counters)
@@ -136,6 +184,11 @@ def test_a_level_is_a_function_of_seed_step_and_row(training):
 def test_levels_come_back_from_json():
     ladder = levels.karras(8.0, 0.02, n=5)
     assert levels.Levels.from_dict(json.loads(json.dumps(asdict(ladder)))) == ladder
+    started = replace(ladder, start=4.0)
+    assert levels.Levels.from_dict(json.loads(json.dumps(asdict(started)))) == started
+    # One of a checkpoint from before there was a start.
+    old = {name: value for name, value in asdict(ladder).items() if name != "start"}
+    assert levels.Levels.from_dict(old) == ladder
 
 
 @pytest.mark.parametrize(
@@ -147,6 +200,10 @@ def test_levels_come_back_from_json():
         ("tau", lambda: levels.Levels((1.0, 0.0))),
         ("tau", lambda: levels.Levels((float("inf"), 1.0))),
         ("training", lambda: levels.Levels((1.0,), "uniform")),
+        ("start", lambda: levels.Levels((1.0, 0.5), start=2.0)),
+        ("start", lambda: levels.Levels((1.0, 0.5), start=0.1)),
+        ("kl", lambda: levels.tau_start(torch.zeros(9, 2), fixed_covariance(2), 0.0)),
+        ("x", lambda: levels.tau_start(torch.zeros(3, 2), fixed_covariance(2))),
         ("log_std", lambda: levels.Levels((1.0,), log_std=0.0)),
         ("tau_max, tau_min", lambda: levels.geometric(1.0, 2.0, n=3)),
         ("tau_max, tau_min", lambda: levels.karras(1.0, 0.0)),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
+import warnings
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ansn.errors import InputError
@@ -43,28 +47,51 @@ def _unboxed(text: str) -> str:
 
 
 def guarded(name: str, command: Callable[[], None]) -> int:
-    """Run a command; exit code 0 done, 1 training diverged, 2 bad arguments or input, 130 interrupted."""
+    """Run a command; exit code 0 done, 1 training diverged, 2 bad arguments or input, 130 interrupted.
+
+    A warning is one line too. Of several processes that fail alike the first one tells."""
     try:
-        current_backend()  # what ANSN_BACKEND and ANSN_CPU_ISA say must be usable
-        native.check_isa()
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _warn(name, message)  # type: ignore[assignment]
+            current_backend()  # what ANSN_BACKEND and ANSN_CPU_ISA say must be usable
+            native.check_isa()
+            command()
     except (InputError, MemoryError, BackendError) as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(f"{name}: error: {' '.join(str(error).split())}")
         return 2
     except Diverged as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _tell(f"{name}: {error}")
         return 1
     except Interrupted as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _tell(f"{name}: {error}")
         return 130
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _tell(f"{name}: {error or 'interrupted'}")
         return 130
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
         return 0
     except OSError as error:  # a full disk, say: what was there before is still there
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
+        _tell(f"{name}: error: {where}{error.strerror or error}")
         return 2
     return 0
+
+
+def _warn(name: str, message: Warning | str) -> None:
+    text = f"{name}: {' '.join(str(message).split())}"
+    _tell(text, f"warned-{zlib.crc32(text.encode())}")
+
+
+def _tell(text: str, kind: str = "failed") -> None:
+    """On stderr; under torchrun only the first process of this machine to say something of this kind."""
+    # torchrun gives each process a file for its error, in a folder of its own below one of this attempt.
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        try:
+            os.close(os.open(Path(file).parent.parent / f"ansn-{kind}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        except OSError:  # no such folder: better twice than never
+            pass
+    print(text, file=sys.stderr)

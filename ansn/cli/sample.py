@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
 
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.errors import InputError
-from ansn.evaluation import figures
+from ansn.sampling.stream import SUFFIXES
 from ansn.training import Run, load_run
-from ansn.training.distributed import choose_device
-from ansn.training.pictures import draw, sampler_options
+from ansn.training.distributed import processes
+from ansn.training.pictures import draw_to_disk, sampler_options
 
 _DESCRIPTION = (
-    "Draw samples from a run of ansn-train. Sample i depends on the seed and i alone, not on the batch size."
+    "Draw samples from a run of ansn-train. Sample i depends on the seed and i alone, not on the batch size or the"
+    " number of processes (torchrun --nproc-per-node 2 -m ansn.cli.sample RUN ...). Rerun a stopped command to go on."
     " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
 )
 
@@ -33,28 +34,46 @@ class Arguments:
     """Folder that ansn-train wrote."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Number of samples."""
-    method: Literal["heun", "euler", "langevin", "paper"] | None = None
-    """Solver of the flow, corrected annealed Langevin, or Algorithm 1 as printed; by default and with all below,
-    the run's own settings."""
+    method: Literal[
+        "dpmpp_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn", "predictor_corrector", "langevin",
+        "paper"
+    ] | None = None  # fmt: skip
+    """Solver of the flow, stochastic solver, corrected annealed Langevin, or Algorithm 1 as printed; by default and
+    with all below, the run's own settings."""
     steps: int | None = None
-    """Levels of the flow solvers, or Langevin steps a level."""
+    """Levels of the solvers, or Langevin steps a level."""
     step_eps: float | None = None
     """Langevin: the paper's step size."""
     start: Literal["gaussian", "uniform"] | None = None
     """Start of sampling."""
     label: int | None = None
     """Class to draw, for a class-conditional model; by default all in turn."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance: 1 is plain sampling of the class, 2 to 4 exaggerates it; for a model trained
+    with --label-dropout."""
+    guidance_interval: tuple[float, float] = (0.0, math.inf)
+    """Lowest and highest level at which the guidance acts, data standard deviations."""
     seed: int = 0
     """Fixes the samples."""
     batch_size: int = 256
     """Samples at a time."""
-    out: Path | None = None
-    """A .png picture, .npy (float32 [n, ...], data units) or, for tables, .csv; by default
-    drawn-seedN.png in the run's folder."""
+    out: str | None = None
+    """A .png picture of all samples, .npy ([n, ...], data units), .csv for tables, or NAME/ for a folder of PNG
+    files, one each; by default drawn-seedN.png in the run's folder."""
+    store: Literal["float32", "uint8"] = "float32"
+    """Numbers of a .npy; uint8 for images: clipped to [0, 1], times 255, rounded."""
+    resume: bool = True
+    """Go on with the OUT.part that a stopped draw of the same settings left; --no-resume starts over."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
     """Use the averaged weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; the sampler's own arithmetic is float32."""
+    compile: bool = False
+    """Compile the network with torch.compile: pays for many samples."""
+    cuda_graph: bool = False
+    """On a GPU, replay the network's call as a CUDA graph."""
 
 
 def main() -> int:
@@ -64,47 +83,50 @@ def main() -> int:
 
 
 def _sample(arguments: Arguments) -> None:
-    out = arguments.out or arguments.run / f"drawn-seed{arguments.seed}.png"
-    if out.suffix not in (".png", ".npy", ".csv"):
-        raise InputError(f"--out: got {out}, expected a name that ends in .png, .npy or .csv")
+    out = Path(arguments.out or arguments.run / f"drawn-seed{arguments.seed}.png")
+    folder = out.is_dir() or (arguments.out or "").endswith("/")
+    if out.suffix not in SUFFIXES and not folder:
+        raise InputError(
+            f"--out: got {out}, expected a name that ends in .png, .npy or .csv, or in / for a folder of PNG files"
+        )
     for name, value in (("-n", arguments.n), ("--batch-size", arguments.batch_size)):
         if value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
-    run = load_run(arguments.run, ema=arguments.ema, device=choose_device(arguments.device))
+    with processes(arguments.device) as (rank, _, device):
+        run = load_run(arguments.run, ema=arguments.ema, device=device)
+        _check(arguments, run, out)
+        try:
+            draw_to_disk(
+                run, arguments.n, out, arguments.seed, y=arguments.label, batch_size=arguments.batch_size,
+                store=arguments.store, resume=arguments.resume, progress=sys.stderr.isatty(), **_options(arguments, run)
+            )  # fmt: skip
+        except ValueError as error:
+            raise error if isinstance(error, InputError) else InputError(str(error)) from None
+        if rank == 0:
+            print(out)
+
+
+def _check(arguments: Arguments, run: Run, out: Path) -> None:
     if out.suffix == ".csv" and run.info.columns is None:
         raise InputError(f"--out: got {out}, but {run.info.name} holds images; expected .png or .npy")
     if arguments.label is not None and not run.config.network.class_conditional:
         raise InputError(f"--label: got {arguments.label}, but the model of {run.path} knows no classes")
     if arguments.label is not None and not 0 <= arguments.label < run.info.num_classes:
         raise InputError(f"--label: got {arguments.label}, expected 0..{run.info.num_classes - 1}")
-    # Another method has defaults of its own; the same one keeps the run's settings.
+
+
+def _options(arguments: Arguments, run: Run) -> dict[str, Any]:
+    """The draw's: another method has defaults of its own; the same one keeps the run's settings."""
     own = run.config.sampling
     config = own if arguments.method in (None, own.method) else SamplingConfig(method=arguments.method)
     options = sampler_options(config)
-    given = {"steps": arguments.steps, "eps": arguments.step_eps, "start": arguments.start, "y": arguments.label}
+    given: dict[str, Any] = {"steps": arguments.steps, "eps": arguments.step_eps, "start": arguments.start}
+    if arguments.guidance is not None:
+        given |= {"guidance": arguments.guidance, "guidance_interval": arguments.guidance_interval}
     options |= {k: v for k, v in given.items() if v is not None}
-    try:
-        x = draw(
-            run, arguments.n, arguments.seed, progress=sys.stderr.isatty(), batch_size=arguments.batch_size, **options
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    _write(run, x, out)
-    print(out)
-
-
-def _write(run: Run, x: torch.Tensor, out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".png":
-            figures.save_samples(run.to_data_units(x), out, names=run.info.columns)
-        elif out.suffix == ".npy":
-            np.save(out, run.to_data_units(x).float().numpy())
-        else:
-            header = ",".join(run.info.columns or ())
-            np.savetxt(out, run.to_data_units(x).numpy(), delimiter=",", header=header, comments="", fmt="%.9g")
-    except OSError as error:
-        raise InputError(f"--out: cannot write {out} ({error.strerror})") from None
+    return options | {
+        "dtype": getattr(torch, arguments.dtype), "compile": arguments.compile, "cuda_graph": arguments.cuda_graph
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

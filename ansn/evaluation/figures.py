@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -30,7 +32,7 @@ _MOST_PAIRED = 5  # columns of a table that are drawn against each other
 _OUTSIDE = 0.02  # five grey levels: what the eye could see beyond [0, 1]
 _MANY = 0.01  # share of the values above which clipping is told
 _BACKGROUND, _NOT_FINITE = (0.35, 0.35, 0.35), (1.0, 0.0, 1.0)
-_DATA, _MODEL, _NOISE = "0.6", "C0", "C3"
+DATA, MODEL, NOISE = "0.6", "C0", "C3"
 
 Path_ = str | os.PathLike[str]
 
@@ -64,8 +66,8 @@ def save_samples(
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     if x.ndim == 4:
-        grid = _grid(x, columns, upscale)
-        note = _clipping(x)
+        grid = image_grid(x, columns, upscale)
+        note = clipping(x)
         _write(path, Image.fromarray(np.concatenate((_line(note, grid.shape[1]), grid)) if note else grid))
         return
     if reference is not None and reference.shape[1:] != x.shape[1:]:
@@ -73,7 +75,7 @@ def save_samples(
     if names is not None and len(names) != x.shape[1]:
         raise ValueError(f"names: got {len(names)}, expected one for each of {x.shape[1]} columns")
     behind = None if reference is None else reference.detach().float().cpu().numpy()
-    _save(_scatter(x.numpy(), behind, list(names or (f"x{j}" for j in range(x.shape[1])))), path)
+    _save(scatter_figure(x.numpy(), behind, list(names or (f"x{j}" for j in range(x.shape[1])))), path)
 
 
 def save_covariance(
@@ -96,17 +98,17 @@ def save_covariance(
     else:
         values, vectors = torch.linalg.eigh(s)
         noise = torch.linalg.eigvalsh(r)
-        rows = _signed(vectors.flip(1)[:, :8].mT)
+        rows = signed(vectors.flip(1)[:, :8].mT)
         title, labels = "leading eigenvectors of S (and R)", [str(i + 1) for i in range(len(rows))]
     figure = Figure(figsize=(12, 6), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.5))
     left, right = halves
-    figure.suptitle(_heading(covariance, region, values, noise))
-    _spectra(left.add_subplot(), values, noise)
+    figure.suptitle(heading(covariance, region, values, noise))
+    spectra(left.add_subplot(), values, noise)
     top, bottom = right.subfigures(2, 1)
-    draws = _draws(covariance, region, 8)
-    _panels(top, draws, covariance.shape, "draws of the noise, L z", [str(i + 1) for i in range(8)], names)
-    _panels(bottom, rows, covariance.shape, title, labels, names)
+    draws = noise_draws(covariance, region, 8)
+    panels(top, draws, covariance.shape, "draws of the noise, L z", [str(i + 1) for i in range(8)], names)
+    panels(bottom, rows, covariance.shape, title, labels, names)
     _save(figure, path)
 
 
@@ -116,7 +118,12 @@ def save_loss(metrics: Sequence[dict[str, Any]], path: Path_) -> None:
     ``metrics``: records of metrics.jsonl, dictionaries with ``step`` and, where known, ``loss`` and
     ``condition_number``; None and what is not finite is left out. An axis that spans more than a decade is logarithmic.
     """
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    _save(loss_figure(metrics), path)
+
+
+def loss_figure(metrics: Sequence[dict[str, Any]], size: tuple[float, float] = (8, 4.8)) -> Figure:
+    """The picture of :func:`save_loss`; ``size`` in inches."""
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -124,42 +131,40 @@ def save_loss(metrics: Sequence[dict[str, Any]], path: Path_) -> None:
     steps, loss = _series(metrics, "loss")
     if not len(loss):
         axes.text(0.5, 0.5, "no records yet", ha="center", va="center", transform=axes.transAxes)
-        _save(figure, path)
-        return
-    axes.plot(steps, loss, color=_MODEL, alpha=0.35, marker="." if len(loss) < 5 else "", label="loss of a record")
+        return figure
+    axes.plot(steps, loss, color=MODEL, alpha=0.35, marker="." if len(loss) < 5 else "", label="loss of a record")
     if len(loss) >= 5:
         width = max(3, len(loss) // 15)
         # The steps go through the same mean, so that the curve does not lag.
         smooth = [np.convolve(v, np.ones(width) / width, mode="valid") for v in (steps, loss)]
-        axes.plot(*smooth, color=_MODEL, label=f"mean of {width} records")
+        axes.plot(*smooth, color=MODEL, label=f"mean of {width} records")
     _log_if_wide(axes, loss)
     lines = list(axes.get_lines())
     at, condition = _series(metrics, "condition_number")
     if len(condition):
         other = axes.twinx()
-        other.plot(at, condition, color=_NOISE, linestyle=":", label="condition number of R")
+        other.plot(at, condition, color=NOISE, linestyle=":", label="condition number of R")
         other.set_ylabel("condition number of R")
         if condition.max() <= 100:
             # From 1, which is isotropic noise, so that a small drift is not blown up.
             other.set_ylim(1, 1.15 * condition.max() + 0.5)
         _log_if_wide(other, condition)
         lines += other.get_lines()
-    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside upper center", ncols=3)
-    _save(figure, path)
+    columns = 3 if size[0] >= 8 else 2
+    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside upper center", ncols=columns)
+    return figure
 
 
 # -- samples -----------------------------------------------------------------------------------------------------
 
 
-def _grid(x: Tensor, columns: int | None, upscale: int | None) -> NDArray[np.uint8]:
+def image_grid(x: Tensor, columns: int | None, upscale: int | None) -> NDArray[np.uint8]:
     """One background pixel between images, all enlarged by a whole number: uint8 ``[rows, width, 3]``."""
     n, _, height, width = x.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
     scale = upscale or max(1, math.ceil(_MIN_PIXELS / (columns * (width + 1) + 1)))
-    images = x.clamp(0, 1).expand(n, 3, height, width).clone()
-    broken = ~torch.isfinite(x).all(1, keepdim=True).expand_as(images)
-    images[broken] = torch.tensor(_NOT_FINITE).view(1, 3, 1, 1).expand_as(images)[broken]
+    images = colours(x)
     sheet = torch.tensor(_BACKGROUND).view(3, 1, 1).repeat(1, rows * (height + 1) + 1, columns * (width + 1) + 1)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
@@ -168,7 +173,31 @@ def _grid(x: Tensor, columns: int | None, upscale: int | None) -> NDArray[np.uin
     return np.ascontiguousarray(pixels.repeat(scale, 0).repeat(scale, 1))
 
 
-def _clipping(x: Tensor) -> str:
+def colours(x: Tensor) -> Tensor:
+    """Images ``[n, 1 or 3, H, W]`` as float32 ``[n, 3, H, W]`` in [0, 1]: clipped, and magenta where not finite."""
+    x = x.detach().float().cpu()
+    images = x.clamp(0, 1).expand(len(x), 3, *x.shape[2:]).clone()
+    broken = ~torch.isfinite(x).all(1, keepdim=True).expand_as(images)
+    images[broken] = torch.tensor(_NOT_FINITE).view(1, 3, 1, 1).expand_as(images)[broken]
+    return images
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether data of this shape is shown as pictures: ``(1 or 3, H, W)``."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def drawable(text: str, width: int = 24) -> str:
+    """A name from outside (of a column, a class) as text that any figure can draw, shortened to ``width`` letters.
+
+    Matplotlib takes dollars for mathematics and cannot draw control characters.
+    """
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    plain = plain if len(plain) <= width else plain[: width - 1] + "…"
+    return plain.replace("$", r"\$") or "(no name)"
+
+
+def clipping(x: Tensor) -> str:
     """What clipping hid, in a line; empty if it is not worth one."""
     finite = torch.isfinite(x)
     notes = []
@@ -193,32 +222,36 @@ def _line(text: str, width: int) -> NDArray[np.uint8]:
     return np.pad(drawn, ((0, 0), (0, width - drawn.shape[1]), (0, 0)), constant_values=255)
 
 
-def _scatter(x: NDArray[np.float32], reference: NDArray[np.float32] | None, names: list[str]) -> Figure:
+def scatter_figure(
+    x: NDArray[np.float32], reference: NDArray[np.float32] | None, names: Sequence[str], *, side: float | None = None
+) -> Figure:
+    """The picture of vectors that :func:`save_samples` writes; ``side``: in inches."""
     count = min(len(names), _MOST_PAIRED)
+    names = [drawable(name, 24 if count <= 2 else 14) for name in names]
     if count <= 2:
-        figure = Figure(figsize=(6.5, 6.5), layout="constrained")
+        figure = Figure(figsize=(side or 6.5, side or 6.5), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(names[0])
         if count == 1:
-            _histogram(axes, x[:, 0], None if reference is None else reference[:, 0])
+            histogram(axes, x[:, 0], None if reference is None else reference[:, 0])
             axes.set_ylabel("density")
         else:
-            _points(axes, x, reference, 0, 1)
+            points(axes, x, reference, 0, 1)
             axes.set_ylabel(names[1])
             axes.set_aspect("equal", adjustable="datalim")
         if reference is not None:
             axes.legend(markerscale=4, loc="upper right")
         return figure
-    figure = Figure(figsize=(2.2 * count, 2.2 * count), layout="constrained")
+    figure = Figure(figsize=(side or 2.2 * count, side or 2.2 * count), layout="constrained")
     cells = figure.subplots(count, count, sharex="col", squeeze=False)
     for i in range(count):
         for j in range(count):
             axes = cells[i][j]
             if i == j:
-                _histogram(axes, x[:, i], None if reference is None else reference[:, i])
+                histogram(axes, x[:, i], None if reference is None else reference[:, i])
                 axes.set_yticks([])
             else:
-                _points(axes, x, reference, j, i)
+                points(axes, x, reference, j, i)
             axes.tick_params(labelsize="small")
             if i == count - 1:
                 axes.set_xlabel(names[j])
@@ -232,25 +265,25 @@ def _scatter(x: NDArray[np.float32], reference: NDArray[np.float32] | None, name
     return figure
 
 
-def _points(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None, i: int, j: int) -> None:
+def points(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None, i: int, j: int) -> None:
     if reference is not None:
-        axes.scatter(reference[:, i], reference[:, j], s=3, color=_DATA, linewidths=0, label="data")
-    axes.scatter(x[:, i], x[:, j], s=3, color=_MODEL, linewidths=0, alpha=0.6, label="samples")
+        axes.scatter(reference[:, i], reference[:, j], s=3, color=DATA, linewidths=0, label="data")
+    axes.scatter(x[:, i], x[:, j], s=3, color=MODEL, linewidths=0, alpha=0.6, label="samples")
 
 
-def _histogram(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None) -> None:
+def histogram(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None) -> None:
     x = x[np.isfinite(x)]
     both = x if reference is None else np.concatenate((x, reference))
     edges = np.histogram_bin_edges(both, bins=40)
     if reference is not None:
-        axes.hist(reference, edges, density=True, color=_DATA, alpha=0.6, label="data")
-    axes.hist(x, edges, density=True, color=_MODEL, histtype="step", linewidth=1.5, label="samples")
+        axes.hist(reference, edges, density=True, color=DATA, alpha=0.6, label="data")
+    axes.hist(x, edges, density=True, color=MODEL, histtype="step", linewidth=1.5, label="samples")
 
 
 # -- covariance --------------------------------------------------------------------------------------------------
 
 
-def _heading(covariance: AdaptiveCovariance, region: int, values: Tensor, noise: Tensor) -> str:
+def heading(covariance: AdaptiveCovariance, region: int, values: Tensor, noise: Tensor) -> str:
     family = f"rho = {covariance.rho:g}" if covariance.gamma is None else f"gamma = {covariance.gamma:g}"
     of = f"region {region} of {covariance.regions}, " if covariance.regions > 1 else ""
     share = values.clamp_min(0) / values.clamp_min(0).sum()
@@ -262,15 +295,16 @@ def _heading(covariance: AdaptiveCovariance, region: int, values: Tensor, noise:
     )
 
 
-def _spectra(axes: Any, values: Tensor, noise: Tensor) -> None:
+def spectra(axes: Any, values: Tensor, noise: Tensor) -> None:
     order = np.arange(1, len(values) + 1)
     # A logarithm has no place for directions without variance; R has none, so it sets the scale.
     data = values.flip(0).double().numpy()
     shown = np.where(data > 0, data, np.nan)
     bottom, top = float(noise[0]), max(float(noise[-1]), float(values[-1]))
-    axes.plot(order, noise.flip(0).double().numpy(), color=_NOISE, linewidth=2.5, label="noise, R")
+    axes.plot(order, noise.flip(0).double().numpy(), color=NOISE, linewidth=2.5, label="noise, R")
     # On top and dotted: the two coincide at rho = 1.
-    axes.plot(order, shown, color="0.2", linewidth=1, marker=".", markersize=4, linestyle=":", label="data, S")
+    dots: dict[str, Any] = {"linewidth": 1, "marker": ".", "markersize": 4, "linestyle": ":"}
+    axes.plot(order, shown, color=rcParams["text.color"], label="data, S", **dots)
     axes.set_yscale("log")
     if len(order) > 10:
         axes.set_xscale("log")
@@ -282,20 +316,20 @@ def _spectra(axes: Any, values: Tensor, noise: Tensor) -> None:
     axes.legend()
 
 
-def _draws(covariance: AdaptiveCovariance, region: int, n: int) -> Tensor:
+def noise_draws(covariance: AdaptiveCovariance, region: int, n: int) -> Tensor:
     factor = covariance.factor
     z = torch.randn(n, covariance.dim, generator=torch.Generator().manual_seed(0), dtype=factor.dtype)
     index = torch.full((n,), region, device=factor.device) if covariance.regions > 1 else None
     return covariance.color(z.to(factor.device), index).cpu()
 
 
-def _signed(vectors: Tensor) -> Tensor:
+def signed(vectors: Tensor) -> Tensor:
     """Rows with their largest entry positive: an eigenvector's sign is a matter of rounding."""
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
 
 
-def _panels(
+def panels(
     figure: Any,
     vectors: Tensor,
     shape: tuple[int, ...],
@@ -306,16 +340,17 @@ def _panels(
     """Rows as images, or where the data is no image as a heat map, on one symmetric scale that is written out."""
     rows = vectors.double().numpy()
     top = float(np.abs(rows).max()) or 1.0
-    colours = len(shape) == 3 and shape[0] == 3
-    figure.suptitle(f"{title} (grey 0, full colour ±{top:.2g})" if colours else title, fontsize="medium")
+    coloured = len(shape) == 3 and shape[0] == 3
+    figure.suptitle(f"{title} (grey 0, full colour ±{top:.2g})" if coloured else title, fontsize="medium")
     style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not is_image(shape):
         axes = figure.add_subplot()
         figure.colorbar(axes.imshow(rows, aspect="auto", **style), ax=axes)
         axes.set_yticks(range(len(rows)), labels)
         if names is not None and len(names) <= 20:
-            axes.set_xticks(range(len(names)), names)
-            if sum(map(len, names)) > 50:
+            shown = [drawable(name) for name in names]
+            axes.set_xticks(range(len(names)), shown)
+            if sum(map(len, shown)) > 50:
                 axes.tick_params(axis="x", labelrotation=30)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -326,10 +361,10 @@ def _panels(
         axes.set_axis_off()
     for axes, row, label in zip(cells, rows.reshape(-1, *shape), labels, strict=False):
         # Colours have no sign to map, so grey stands for 0.
-        image = 0.5 + 0.5 * row.transpose(1, 2, 0) / top if colours else row[0]
+        image = 0.5 + 0.5 * row.transpose(1, 2, 0) / top if coloured else row[0]
         drawn = axes.imshow(image, **style)
         axes.set_title(label, fontsize="small", pad=2)
-    if not colours:
+    if not coloured:
         figure.colorbar(drawn, ax=list(cells), shrink=0.8)
 
 
@@ -352,10 +387,18 @@ def _log_if_wide(axes: Any, values: NDArray[np.float64]) -> None:
 
 
 def _save(figure: Figure, path: Path_) -> None:
+    _write(path, rasterised(figure, _DPI))
+
+
+def rasterised(figure: Figure, dpi: int) -> Image.Image:
+    """The figure's pixels, RGB."""
     canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(_DPI)
-    canvas.draw()
-    _write(path, Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    figure.set_dpi(dpi)
+    with warnings.catch_warnings():
+        # Names in scripts that the font lacks are drawn as boxes, which tell enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _write(path: Path_, image: Image.Image) -> None:

@@ -12,15 +12,33 @@ from ansn.ops.cholesky_draw import cholesky_draw
 from ansn.ops.colored_step import colored_step
 from ansn.ops.covariance_update import covariance_update_
 from ansn.ops.dsm_loss import dsm_loss
-from ansn.ops.reference import LANGEVIN, LEVELS, PERTURB, PRIOR, REGIONS
+from ansn.ops.reference import (
+    CLEAN,
+    DEQUANTISE,
+    LABELS,
+    LANGEVIN,
+    LEVELS,
+    MEASUREMENT,
+    PERTURB,
+    PRIOR,
+    PROBES,
+    REGIONS,
+    REVERSE,
+)
 
 __all__ = [
     "BACKENDS",
+    "CLEAN",
+    "DEQUANTISE",
+    "LABELS",
     "LANGEVIN",
     "LEVELS",
+    "MEASUREMENT",
     "PERTURB",
     "PRIOR",
+    "PROBES",
     "REGIONS",
+    "REVERSE",
     "apply_factor",
     "backend",
     "cholesky",

@@ -20,6 +20,13 @@ def needs_grad(*values: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
 
 
+def without_gradient(**values: object) -> None:
+    """Raises ValueError for a tensor that autograd would follow into an argument that has no gradient."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and needs_grad(value):
+            raise ValueError(f"{name}: got a tensor that requires grad, expected none: it has no gradient here")
+
+
 def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
@@ -51,8 +58,8 @@ def square(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: got shape {list(value.shape)}, expected [K, d, d]")
 
 
-def region(value: Tensor | None, rows: int, count: int, device: torch.device, *, values: bool = True) -> None:
-    """Shape and dtype; the values only where asked, eagerly on the CPU: reading them costs no synchronisation there."""
+def region(value: Tensor | None, rows: int, count: int, device: torch.device) -> None:
+    """Shape, dtype and device; the values are looked at where the call runs (:func:`region_values`)."""
     if value is None:
         if count != 1:
             raise ValueError(f"region: got None, expected an int64 tensor [{rows}] because there are {count} regions")
@@ -61,12 +68,14 @@ def region(value: Tensor | None, rows: int, count: int, device: torch.device, *,
         raise TypeError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}]")
     if value.dtype != torch.int64 or value.shape != (rows,) or value.device != device:
         raise ValueError(f"region: got {describe(value)}, expected an int64 tensor of shape [{rows}] on {device}")
-    if values and device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        region_values(value, count)
 
 
-def region_values(value: Tensor, count: int) -> None:
-    low, high = (int(value.min()), int(value.max())) if value.numel() else (0, 0)
+def region_values(value: Tensor | None, count: int) -> None:
+    """On the CPU, where reading them costs no synchronisation. For what runs, not for what is traced: a kernel in a
+    compiled graph would read beyond its factors."""
+    if value is None or not value.is_cpu or not value.numel():
+        return
+    low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:
         raise ValueError(f"region: got values {low}..{high}, expected 0..{count - 1}")
 
@@ -76,8 +85,7 @@ def update_values(x: Tensor, region: Tensor | None, count: int) -> None:
     poison a covariance for good). The native kernel looks at both itself."""
     if not x.is_cpu:
         return
-    if region is not None:
-        region_values(region, count)
+    region_values(region, count)
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         raise ValueError(not_finite(int((~finite).any(1).nonzero()[0])))
@@ -94,6 +102,11 @@ def factor(value: Tensor, rows: int, dim: int, regions: Tensor | None, device: t
     if not (dense or diagonal) or value.device != device:
         raise ValueError(
             f"factor: got {describe(value)}, expected [K, {dim}, {dim}] (dense) or [K, {dim}] (diagonal) on {device}"
+        )
+    if diagonal and regions is None and value.shape[0] == dim > 1:
+        raise ValueError(
+            f"factor: got [{dim}, {dim}], which is {dim} diagonal factors, and no region;"
+            f" for one dense factor give [1, {dim}, {dim}] (factor[None])"
         )
     region(regions, rows, value.shape[0], device)
 

@@ -1,8 +1,8 @@
 """Which back end runs an operation: registration, choice, and the errors when a choice cannot run.
 
 ``reference`` runs anywhere. ``native`` is the C++ module. ``triton`` holds GPU kernels. ``auto``, the default,
-takes the
-first of the device's preference list that can run the very call at hand. ``ANSN_BACKEND`` sets the start value.
+takes the first of the device's preference list that can run the very call at hand. ``ANSN_BACKEND`` sets the start
+value.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ def call(operation: str, device: torch.device, *args: Any) -> Any:
     if torch.is_autocast_enabled(device.type):
         # The operations choose their own precision: a covariance or its factor must not pass through bfloat16.
         with torch.autocast(device.type, enabled=False):
+            return call(operation, device, *args)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        # Triton and the CUDA kernels launch on the device in force, whatever device their operands are on.
+        with torch.cuda.device(device):
             return call(operation, device, *args)
     kernels = _table[operation]
     if _current == "auto":

@@ -15,8 +15,9 @@ _dispatch.library.define(
 _dispatch.register("apply_factor", "reference", reference.apply_factor)
 
 
-def _run(v: Tensor, *args: Any) -> Tensor:
-    return _dispatch.call("apply_factor", v.device, v, *args)
+def _run(v: Tensor, factor: Tensor, region: Tensor | None, *args: Any) -> Tensor:
+    _checks.region_values(region, factor.shape[0])
+    return _dispatch.call("apply_factor", v.device, v, factor, region, *args)
 
 
 _dispatch.library.impl("apply_factor", _run, "CPU")
@@ -58,11 +59,12 @@ def apply_factor(
 
     ``v`` is ``[B, ...]`` (trailing dimensions flattened), ``factor`` ``[K, d, d]`` or ``[K, d]`` (diagonal),
     ``region`` int64
-    ``[B]``. ``lower``: a dense factor is lower triangular. Returns v's shape and dtype; differentiable in v.
+    ``[B]``. ``lower``: a dense factor is lower triangular. Returns v's shape and dtype; differentiable in v alone.
     Raises TypeError or ValueError naming the argument.
     """
     _checks.batched("v", v)
     flat = _checks.flat(v)
+    _checks.without_gradient(factor=factor)
     _checks.factor(factor, v.shape[0], flat.shape[1], region, v.device)
     run = _ApplyFactor.apply if _checks.needs_grad(v) else torch.ops.ansn.apply_factor.default
     return run(flat, factor, region, transpose, inverse, lower).reshape(v.shape)

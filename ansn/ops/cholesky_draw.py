@@ -16,8 +16,11 @@ _dispatch.library.define(
 _dispatch.register("cholesky_draw", "reference", reference.cholesky_draw)
 
 
-def _run(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _dispatch.call("cholesky_draw", matrix.device, matrix, *args)
+def _run(
+    matrix: Tensor, x: Tensor, b: Tensor, region: Tensor | None, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.region_values(region, matrix.shape[0])
+    return _dispatch.call("cholesky_draw", matrix.device, matrix, x, b, region, *args)
 
 
 _dispatch.library.impl("cholesky_draw", _run, "CPU")
@@ -63,7 +66,7 @@ def cholesky_draw(
     Returns ``(out, info)``, or ``(out, factor, info)``: out of x's shape and dtype; factor ``[K, d, d]`` of matrix's
     dtype, zero above the diagonal; info int32 ``[K]`` as :func:`ansn.ops.cholesky` gives it. Rows whose matrix is not
     positive definite are NaN, their factors meaningless; nothing is raised and nothing waits for the device.
-    Not differentiable: ValueError where a gradient would be needed (``cholesky`` and ``colored_step`` have one).
+    Not differentiable: ValueError where a gradient would be needed (``cholesky`` has one).
     Raises TypeError or ValueError naming the argument.
     """
     _checks.batched("x", x)
@@ -75,9 +78,7 @@ def cholesky_draw(
         raise ValueError(f"matrix: got {_checks.describe(matrix)}, expected [K, {dim}, {dim}] on {x.device}")
     if region is not None or count not in (1, rows):
         _checks.region(region, rows, count, x.device)
-    for name, value in (("matrix", matrix), ("x", x), ("b", b)):
-        if isinstance(value, Tensor) and _checks.needs_grad(value):
-            raise ValueError(f"{name}: got a tensor that requires grad, expected none: cholesky_draw has no gradient")
+    _checks.without_gradient(matrix=matrix, x=x, b=b)
     _checks.counter(seed, row, step, stream)
     scale = _checks.coefficient("b", b, rows, x)
     if scale is None:

@@ -18,6 +18,9 @@ _dispatch.register("colored_step", "reference", reference.colored_step)
 
 
 def _run(x: Tensor, *args: Any) -> Tensor:
+    factor, region = args[5:7]
+    if factor is not None:
+        _checks.region_values(region, factor.shape[0])
     return _dispatch.call("colored_step", x.device, x, *args)
 
 
@@ -84,7 +87,8 @@ def colored_step(
             ``(seed, row + r, step, stream)``, whatever the batch it sits in.
 
     Returns a new tensor, x's shape and dtype. Arithmetic is float32 (float64 for float64 input).
-    Differentiable in x, denoised and f. Raises TypeError or ValueError naming the argument.
+    Differentiable in x, denoised and f; ValueError where another would need a gradient. Raises TypeError or ValueError
+    naming the argument.
     """
     _checks.batched("x", x)
     rows = x.shape[0]
@@ -93,6 +97,7 @@ def colored_step(
     if f is not None:
         _checks.like("f", f, x)
     _checks.counter(seed, row, step, stream)
+    _checks.without_gradient(c=c, a=a, b=b, factor=factor)
     flat = _checks.flat(x)
     if factor is not None:
         _checks.factor(factor, rows, flat.shape[1], region, x.device)

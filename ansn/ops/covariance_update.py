@@ -84,7 +84,7 @@ def covariance_update_(
     count = mean.shape[0]
     if scatter.shape not in ((count, dim, dim), (count, dim)) or scatter.dtype != mean.dtype:
         raise ValueError(
-            f"scatter: got {_checks.describe(scatter)}, expected {mean.dtype}"
+            f"scatter: got {_checks.describe(scatter)}, expected {str(mean.dtype).removeprefix('torch.')}"
             f" [{count}, {dim}, {dim}] or [{count}, {dim}]"
         )
     for name, value in (("weight", weight), ("weight2", weight2)):
@@ -93,7 +93,9 @@ def covariance_update_(
     for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
         if value.device != device or not value.is_contiguous():
             raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous tensor on {device}")
-    if not 0.0 < decay <= 1.0:
-        raise ValueError(f"decay: got {decay}, expected a number in (0, 1]")
-    _checks.region(region, rows, count, device, values=False)
+    if weight is weight2:
+        raise ValueError("weight2: got the tensor that weight is, expected one of its own: both are updated in place")
+    if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
+        raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
+    _checks.region(region, rows, count, device)
     torch.ops.ansn.covariance_update_.default(weight, weight2, mean, scatter, flat, region, decay)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ansn.ops import _checks, _dispatch, reference
 
@@ -40,9 +41,11 @@ class _DsmLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].unsqueeze(1).to(gradient.dtype), *([None] * 6)
+        # In the loss's precision: a loss scale alone may be more than float16 holds.
+        return (gradient * grads[0].unsqueeze(1)).to(gradient.dtype), *([None] * 6)
 
 
 def dsm_loss(
@@ -59,8 +62,8 @@ def dsm_loss(
 
     Args:
         prediction: ``[B, ...]``, any float dtype, flattened to ``[B, d]``: the denoised x, or the whitened ``f``.
-        target: prediction's shape, data without gradient. None: ``t = -z``, regenerated from the counters with which
-            :func:`ansn.ops.colored_step` drew it, which gives ``w ||f + z||^2 / d``.
+        target: prediction's shape, data, which may not require grad. None: ``t = -z``, regenerated from the counters
+            with which :func:`ansn.ops.colored_step` drew it, which gives ``w ||f + z||^2 / d``.
         weight: number or tensor ``[]`` or ``[B]``, dimensionless.
         seed, row, step, stream: counters of ``z`` (math section 7).
 
@@ -71,9 +74,10 @@ def dsm_loss(
         _checks.like("target", target, prediction, "prediction")
     _checks.counter(seed, row, step, stream)
     rows = prediction.shape[0]
+    _checks.without_gradient(target=target, weight=weight)
     w = _checks.coefficient("weight", weight, rows, prediction)
     if w is None:
-        raise ValueError("weight: got 0 or None, expected a number or tensor that is not zero")
+        raise ValueError(f"weight: got {weight}, expected a number or tensor that is not zero")
     flat = _checks.flat(prediction)
-    flat_target = None if target is None else _checks.flat(target.detach())
+    flat_target = None if target is None else _checks.flat(target)
     return _DsmLoss.apply(flat, flat_target, w, seed, row, step, stream)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-PERTURB, LANGEVIN, PRIOR, LEVELS, REGIONS = range(5)
+PERTURB, LANGEVIN, PRIOR, LEVELS, REGIONS, PROBES, DEQUANTISE, REVERSE, LABELS, CLEAN, MEASUREMENT = range(11)
 """Random streams, the counter word c3 of math section 7."""
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

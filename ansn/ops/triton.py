@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _checks, _dispatch
+from ansn.ops._operands import contiguous
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,10 +52,6 @@ def why_not_dtype(name: str, tensor: Tensor | None) -> str | None:
     return f"{name} is {tensor.dtype}, expected float32, bfloat16 or float16; `reference` takes float64"
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *_: Any) -> str | None:
     return why_not_dtype("x", x) or why_not_dtype("denoised", denoised) or why_not_dtype("f", f) or why_not(x)
 
@@ -76,9 +73,9 @@ def _colored_step(
 ) -> Tensor:
     from ansn.kernels import colored_step, dense_step
 
-    x, denoised, f = x.contiguous(), _contiguous(denoised), _contiguous(f)
-    c, a, b = _contiguous(c), _contiguous(a), _contiguous(b)
-    factor, region = _contiguous(factor), _contiguous(region)
+    x, denoised, f = x.contiguous(), contiguous(denoised), contiguous(f)
+    c, a, b = contiguous(c), contiguous(a), contiguous(b)
+    factor, region = contiguous(factor), contiguous(region)
     if factor is not None and factor.ndim == 3:
         if b is not None or (f is not None and a is not None):
             return dense_step.colored_step(x, denoised, f, c, a, b, factor, region, lower, seed, row, step, stream)
@@ -95,7 +92,7 @@ def _why_not_dsm_loss(prediction: Tensor, target: Tensor | None, *_: Any) -> str
 def _dsm_loss(prediction: Tensor, target: Tensor | None, weight: Tensor, *counters: int) -> tuple[Tensor, Tensor]:
     from ansn.kernels.dsm_loss import dsm_loss
 
-    return dsm_loss(prediction.contiguous(), _contiguous(target), weight.contiguous(), *counters)
+    return dsm_loss(prediction.contiguous(), contiguous(target), weight.contiguous(), *counters)
 
 
 def _why_not_apply_factor(
@@ -111,7 +108,7 @@ def _apply_factor(
 ) -> Tensor:
     from ansn.kernels.dense_step import apply_factor
 
-    return apply_factor(v.contiguous(), factor.contiguous(), _contiguous(region), transpose, lower)
+    return apply_factor(v.contiguous(), factor.contiguous(), contiguous(region), transpose, lower)
 
 
 def _why_not_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *_: Any) -> str | None:
@@ -132,7 +129,7 @@ def _covariance_update_(
     from ansn.kernels.covariance_update import covariance_update_
 
     _checks.update_values(x, region, mean.shape[0])  # under the interpreter
-    covariance_update_(weight, weight2, mean, scatter, x.contiguous(), _contiguous(region), decay)
+    covariance_update_(weight, weight2, mean, scatter, x.contiguous(), contiguous(region), decay)
 
 
 _dispatch.register("colored_step", "triton", _colored_step, _why_not_colored_step)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.denoiser import Denoiser
-from ansn.sampling.common import Callback, NoiseSampler, bar, ladder, tell
+from ansn.sampling.common import Callback, NoiseSampler, StepNoise, bar, ladder, tell
 
 CONVENTIONS = ("paper", "ncsn")
 
@@ -60,6 +60,7 @@ def annealed_langevin(
     covariance = model.noise.covariance
     isotropic = 1.0 if precondition else covariance.eigenvalues()[:, 0].min().to(taus)
     shape = {"factor": covariance.factor, "region": region, "lower": covariance.triangular} if precondition else {}
+    noise = StepNoise(shape, seed, row, ops.LANGEVIN, noise_sampler)
     for i in bar(range(len(taus)), progress, "Langevin"):
         tau = taus[i]
         for t in range(steps):
@@ -78,7 +79,7 @@ def annealed_langevin(
                     drift = {"f": score, "a": 0.5 * spread**2}
                 if callback is not None:
                     tell(callback, number, tau, x, model.denoised_from(x, tau, region, f))
-            x = _noisy_step(x, drift, spread, shape, noise_sampler, seed, row, number)
+            x = noise.step(x, number, spread, **drift)
     return model(x, taus[-1], region, **extra) if denoise else x
 
 
@@ -107,6 +108,7 @@ def algorithm_1(
     """
     taus = ladder(model, x, taus)
     alpha = _alpha(eps, taus, steps)
+    noise = StepNoise({}, seed, row, ops.LANGEVIN, noise_sampler)
     for i in bar(range(len(taus)), progress, "Algorithm 1"):
         sigma = taus[i]
         for t in range(steps):
@@ -114,25 +116,8 @@ def algorithm_1(
             if callback is not None:
                 tell(callback, i * steps + t, sigma, x, model.denoised_from(x, sigma, region, f))
             drift = {"f": f, "a": 0.5 * alpha * sigma}
-            x = _noisy_step(x, drift, sigma * torch.sqrt(alpha), {}, noise_sampler, seed, row, i * steps + t)
+            x = noise.step(x, i * steps + t, sigma * torch.sqrt(alpha), **drift)
     return x
-
-
-def _noisy_step(
-    x: Tensor,
-    drift: dict[str, Any],
-    spread: Tensor,
-    shape: dict[str, Any],
-    noise_sampler: NoiseSampler | None,
-    seed: int,
-    row: int,
-    number: int,
-) -> Tensor:
-    """One coloured step; with a noise sampler the noise enters as a second one, through f."""
-    if noise_sampler is None:
-        return ops.colored_step(x, **drift, b=spread, **shape, seed=seed, row=row, step=number, stream=ops.LANGEVIN)
-    x = ops.colored_step(x, **drift, **shape)
-    return ops.colored_step(x, f=noise_sampler(number).to(x), a=spread, **shape)
 
 
 def _alpha(eps: float | None, taus: Tensor, steps: int) -> Tensor:

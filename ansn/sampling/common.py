@@ -1,14 +1,17 @@
-"""What the samplers share: the progress bar, the callback's dictionary and the schedule's checks."""
+"""What the samplers share: the progress bar, the callback's dictionary, the schedule's checks, the coloured noise."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
+from ansn import ops
 from ansn.denoiser import Denoiser
 
 Callback = Callable[[dict[str, Any]], None]
@@ -39,3 +42,57 @@ def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
     if wrong:
         raise ValueError("taus: expected a tensor [N] of levels > 0 that decrease strictly")
     return levels.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def targets(taus: Tensor) -> Tensor:
+    """Where each step leads: the next level, and 0 from the last one; ``[N]``."""
+    return torch.cat((taus[1:], taus.new_zeros(1)))
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """Noise of a stochastic sampler: ``z`` of ``(seed, row + r, number, stream)``, coloured as in training.
+
+    ``shape``: ``factor``, ``region`` and ``lower`` of :func:`ansn.ops.colored_step`; empty for white noise.
+    ``sampler`` replaces the draw.
+    """
+
+    shape: dict[str, Any]
+    seed: int
+    row: int
+    stream: int
+    sampler: NoiseSampler | None = None
+
+    @classmethod
+    def of(
+        cls, model: Denoiser, region: Tensor | None, seed: int, row: int, stream: int, sampler: NoiseSampler | None
+    ) -> StepNoise:
+        covariance = model.noise.covariance
+        shape = {"factor": covariance.factor, "region": region, "lower": covariance.triangular}
+        return cls(shape, seed, row, stream, sampler)
+
+    def step(self, x: Tensor, number: int, b: float | Tensor, **drift: Any) -> Tensor:
+        """``x + c (D - x) + L (a f + b z)``; ``drift`` holds ``denoised`` and ``c``, or ``f`` and ``a``, or neither.
+
+        With a noise sampler the noise enters as a second step, through f.
+        """
+        if self.sampler is None:
+            counters: dict[str, Any] = {"seed": self.seed, "row": self.row, "step": number, "stream": self.stream}
+            return ops.colored_step(x, **drift, b=b, **self.shape, **counters)
+        if drift:
+            x = ops.colored_step(x, **drift, **self.shape)
+        return ops.colored_step(x, f=self.sampler(number).to(x), a=b, **self.shape)
+
+
+def colored_noise_sampler(
+    model: Denoiser, x: Tensor, region: Tensor | None = None, seed: int = 0, row: int = 0
+) -> Callable[[Any, Any], Tensor]:
+    """k-diffusion's ``noise_sampler(sigma, sigma_next)``, giving ``L z``, x's shape: noise of the training's own shape.
+
+    Hand it to k-diffusion's stochastic samplers, whose white noise would be wrong for this denoiser. Call number i
+    draws ``z`` of ``(seed, row + r, i)``, whatever the levels: make a new one for each batch. Where k-diffusion takes
+    no noise sampler (churn in ``sample_heun``), leave its noise at 0.
+    """
+    noise = StepNoise.of(model, region, seed, row, ops.REVERSE, None)
+    calls = itertools.count()
+    return lambda sigma, sigma_next: noise.step(torch.zeros_like(x), next(calls), 1.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.denoiser import Denoiser
-from ansn.sampling.common import Callback, bar, ladder, tell
+from ansn.sampling.common import Callback, bar, ladder, targets, tell
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def euler(
     noise model's ladder by default.
     """
     taus = ladder(model, x, taus)
-    following = torch.cat((taus[1:], taus.new_zeros(1)))
+    following = targets(taus)
     for i in bar(range(len(taus)), progress, "Euler"):
         denoised = model(x, taus[i], region, **extra)
         tell(callback, i, taus[i], x, denoised)

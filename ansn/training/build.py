@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ansn import levels, networks
 from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
@@ -17,6 +18,7 @@ from ansn.levels import Levels
 from ansn.noise import NoiseModel
 
 _PROBE = 2000  # points that the data-driven largest level looks at
+_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,29 @@ def covariance(config: NoiseConfig, info: DataInfo, device: torch.device | str =
 
 
 def ladder(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> Levels:
-    """The run's levels; the largest one from the data unless it is given."""
+    """The run's levels; the largest one, unless it is given, and the flow's start from the data."""
     dim = torch.Size(info.shape).numel()
     try:
         if config.ladder == "paper":
             chosen = levels.paper(dim)
-        elif config.ladder == "karras":
-            chosen = levels.karras(
-                config.tau_max or levels.tau_max_flow(dim), config.tau_min, n=config.rungs or 20, training="lognormal"
-            )
+            return replace(chosen, training=config.training_levels or chosen.training)
+        x, labels = dataset.batch(dataset.order(seed, 0)[:_PROBE].cpu())
+        x = x.cpu()
+        region = labels.cpu() if config.regions == "labels" and labels is not None else None
+        # A thousand points are enough for what looks at pairs of them, which is quadratic in their number.
+        some = None if region is None else region[:_PAIRS]
+        start = levels.tau_start(x[:_PAIRS], _seen(config, info, x, region), region=some)
+        if config.ladder == "karras":
+            top = config.tau_max or max(levels.tau_max_flow(dim), start)
+            chosen = levels.karras(top, config.tau_min, n=config.rungs or 20, training="lognormal")
         else:
             overlap: dict[str, Any] = {"n": config.rungs} if config.rungs else {"dim": dim}
-            chosen = levels.geometric(
-                config.tau_max or _langevin_top(config, info, dataset, seed),
-                config.tau_min,
-                training="ladder",
-                **overlap,
-            )
+            top = config.tau_max or levels.tau_max_langevin(x[:_PAIRS], _seen(config, info, x, None))
+            chosen = levels.geometric(top, config.tau_min, training="ladder", **overlap)
     except ValueError as error:
         raise InputError(str(error)) from None
-    training = config.training_levels or chosen.training
-    return Levels(chosen.tau, training) if len(chosen) > 1 else chosen
+    start = min(max(start, chosen.minimum), chosen.maximum)
+    return replace(chosen, training=config.training_levels or chosen.training, start=start)
 
 
 def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.device | str = "cpu") -> Denoiser:
@@ -103,7 +107,10 @@ def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.
         with torch.random.fork_rng(devices=[]):  # who loads a run keeps the state of their own generator
             torch.manual_seed(config.run.seed)
             network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
-        model = Denoiser(network, noise, config.network.prediction, precondition=config.network.precondition)
+        model = Denoiser(
+            network, noise, config.network.prediction, precondition=config.network.precondition,
+            label_dropout=config.network.label_dropout,
+        )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
     if config.network.network != "mlp":
@@ -131,9 +138,10 @@ def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str,
     return published | classes | told
 
 
-def _langevin_top(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> float:
-    probe, _ = dataset.batch(dataset.order(seed, 0)[:_PROBE].cpu())
+def _seen(config: NoiseConfig, info: DataInfo, x: Tensor, region: Tensor | None) -> AdaptiveCovariance:
+    """A covariance that has seen these points, for levels that depend on the data."""
     seen = covariance(config, info)
-    region = torch.zeros(len(probe), dtype=torch.int64) if seen.regions > 1 else None
-    seen.update(probe.cpu(), region).refresh()
-    return levels.tau_max_langevin(probe.cpu()[:1000], seen)
+    if seen.regions > 1 and region is None:
+        region = torch.zeros(len(x), dtype=torch.int64)
+    seen.update(x, region if seen.regions > 1 else None).refresh()
+    return seen

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ansn.errors import InputError
+from ansn.ops._dispatch import BackendError
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -98,6 +99,8 @@ def fitting(run: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{run}: {error}") from None
+    except BackendError:  # says nothing of the checkpoint
+        raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         told = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
         raise InputError(f"{run}: its checkpoint is damaged or of another version of ansn ({told})") from None

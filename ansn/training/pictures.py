@@ -10,6 +10,7 @@ import torch
 from ansn import levels, sampling
 from ansn.config import SamplingConfig
 from ansn.evaluation import figures
+from ansn.sampling.stream import to_disk
 from ansn.training.progress import read_metrics
 from ansn.training.runs import Run, load_run
 
@@ -36,6 +37,20 @@ def draw(run: Run, n: int, seed: int = 0, *, progress: bool = False, **options: 
     if run.config.network.class_conditional and "y" not in options:
         options["y"] = torch.arange(n) % run.info.num_classes
     return sampling.sample(run.model, n, seed=seed, progress=progress, **options)
+
+
+def draw_to_disk(
+    run: Run, n: int, out: Path, seed: int = 0, *, y: int | None = None, batch_size: int = 256, store: str = "float32",
+    resume: bool = True, progress: bool = False, **options: Any,
+) -> Path:  # fmt: skip
+    """:func:`ansn.sampling.stream.to_disk` of a run, in the data's units; a class-conditional model draws the classes
+    in turn unless ``y`` says which. ``options``: of :class:`ansn.sampling.Draw`."""
+    drawer = sampling.Draw(run.model, seed=seed, **options)
+    in_turn = torch.arange(n) % run.info.num_classes if run.config.network.class_conditional else None
+    return to_disk(
+        drawer, n, out, batch_size=batch_size, y=in_turn if y is None else y, store=store, units=run.to_data_units,
+        columns=run.info.columns, resume=resume, progress=progress,
+    )  # fmt: skip
 
 
 def write_pictures(folder: Path, device: str = "cpu", *, progress: bool = False) -> list[Path]:

@@ -157,6 +157,7 @@ class Trainer:
         torch.manual_seed((self.config.run.seed * 1_000_003 + step * self.world + self.rank) % 2**63)
         row = self.rank * x.shape[0]
         perturbed, level = self.model.noise.perturb(x, region, step=step, row=row)
+        y = None if y is None else self.model.withhold(y, seed=self.config.run.seed, step=step, row=row)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.autocast):
             loss = self.loss_of(x, perturbed, level, y)
         self.optimizer.zero_grad(set_to_none=True)

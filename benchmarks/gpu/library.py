@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,12 +31,27 @@ def run(step: Step) -> None:
             step.run(key, lambda o=operation, a=arguments, n=name: _opcheck(step, o, a, n))
 
 
+def calls(device: str) -> Iterator[Callable[[], object]]:
+    """Each of opcheck's cases, called once; none without the tests' packages."""
+    try:
+        from tests.ops.test_library import CASES
+    except ImportError:
+        return
+    for operation, arguments in CASES.values():
+        call = getattr(torch.ops.ansn, operation).default
+        yield lambda call=call, arguments=arguments: call(*_moved(arguments, device))
+
+
+def _moved(arguments: tuple, device: str) -> tuple:
+    return tuple(a.clone().to(device) if isinstance(a, Tensor) else a for a in arguments)
+
+
 def _opcheck(step: Step, operation: str, arguments: tuple, name: str) -> dict[str, Any]:
-    fresh = tuple(a.clone().to(step.device) if isinstance(a, Tensor) else a for a in arguments)
+    fresh = _moved(arguments, step.device)
     call = getattr(torch.ops.ansn, operation).default
     with ops.backend(name):
         try:
-            call(*(a.clone() if isinstance(a, Tensor) else a for a in fresh))
+            call(*_moved(arguments, step.device))
         except RuntimeError as error:
             if f"cannot run on back end {name!r}" in str(error):
                 return {"refused": str(error).split(": ", 1)[-1]}

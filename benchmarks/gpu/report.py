@@ -41,8 +41,8 @@ def _replace(path: Path, text: str) -> None:
 def markdown(rows: dict[str, list[Row]]) -> str:
     """The report; a section for each step that ran."""
     sections: dict[str, Callable[[list[Row]], Iterable[str]]] = {
-        "machine": _machine, "parity": _parity, "ceilings": _ceilings, "speed": _speed, "library": _library,
-        "sanitize": _listed, "train": _train,
+        "machine": _machine, "warm": _listed, "parity": _parity, "ceilings": _ceilings, "speed": _speed,
+        "library": _library, "sanitize": _listed, "train": _train,
     }  # fmt: skip
     lines = ["# GPU check", "", "| step | how it ended | seconds | failures |", "| --- | --- | --- | --- |"]
     for row in rows.get("steps", []):
@@ -181,5 +181,6 @@ def _train(rows: list[Row]) -> list[str]:
             rate = f"{row['images/s']:.0f} | {row['ms a step']:.1f}"
             lines.append(f"| {name} | {mode[0]} | {rate} | {peak} | {cost} | {share} |")
         elif kind == "sample" and "images/s" in row:
-            lines.append(f"| {name} | sampling, Heun, {row['levels']} levels | {row['images/s']:.1f} | - | - | - | - |")
+            how = f"sampling, Heun, {row['levels']} levels, {mode[0]}"
+            lines.append(f"| {name} | {how} | {row['images/s']:.1f} | - | - | - | - |")
     return lines + _trouble(rows)

@@ -2,7 +2,7 @@
 #include "bindings.h"
 #include "common.h"
 
-#include <vector>
+#include <optional>
 
 namespace ansn {
 namespace bindings {
@@ -41,22 +41,6 @@ void cholesky(const std::string& dtype, uintptr_t matrix, uintptr_t factor, uint
   scratch.trim();
 }
 
-// Rows of each region made adjacent by counting; each keeps the batch's order. start [count + 1], order [rows].
-void group_rows(const int64_t* region, int64_t rows, int64_t count, std::vector<int64_t>& start,
-                std::vector<int64_t>& order) {
-  start.assign(static_cast<size_t>(count) + 1, 0);
-  for (int64_t r = 0; r < rows; ++r) {
-    if (region[r] < 0 || region[r] >= count)  // not require(), which would make its message for every row
-      throw std::invalid_argument("region must be 0 .. " + std::to_string(count - 1) + ", got " +
-                                  std::to_string(region[r]));
-    ++start[region[r] + 1];
-  }
-  for (int64_t k = 0; k < count; ++k) start[k + 1] += start[k];
-  std::vector<int64_t> next(start.begin(), start.end() - 1);
-  order.resize(static_cast<size_t>(rows));
-  for (int64_t r = 0; r < rows; ++r) order[next[region[r]]++] = r;
-}
-
 void cholesky_draw(const std::string& dtype, uintptr_t matrix, uintptr_t factor, uintptr_t info, int64_t count, int64_t d,
                    uintptr_t x, uintptr_t out, int64_t rows, uintptr_t b, int64_t b_stride, uintptr_t region,
                    py::int_ seed, py::int_ row0, py::int_ step, py::int_ stream, int threads, const std::string& isa) {
@@ -86,15 +70,10 @@ void cholesky_draw(const std::string& dtype, uintptr_t matrix, uintptr_t factor,
   p.step = static_cast<uint32_t>(wrapped(step));
   p.stream = static_cast<uint32_t>(wrapped(stream));
   p.threads = threads;
-  std::vector<int64_t> start, order;
-  if (region != 0) {
-    group_rows(at<const int64_t>(region), rows, count, start, order);
-  } else if (rows != count) {
-    start.assign(static_cast<size_t>(count) + 1, rows);  // one matrix for all rows, or no rows
-    start[0] = 0;
-  }
-  p.start = start.empty() ? nullptr : start.data();
-  p.order = order.empty() ? nullptr : order.data();
+  std::optional<RowsByRegion> grouped;  // none: row r takes matrix r
+  if (region != 0 || rows != count) grouped.emplace(at<const int64_t>(region), rows, count);
+  p.start = grouped ? grouped->starts.data() : nullptr;
+  p.order = grouped ? grouped->order_or_null() : nullptr;
   const cpu::KernelTable& table = cpu::kernels(isa);
   p.scratch = scratch.reserve(threads * table.cholesky_scratch_bytes(false, d));
   {

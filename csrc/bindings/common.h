@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
@@ -59,6 +61,33 @@ inline int64_t checked_stride(int64_t stride, const char* argument) {
                                           std::to_string(stride));
   return stride;
 }
+
+// The rows of a batch by region, in the batch's order within each: a counting sort. Without region, all are of the first.
+struct RowsByRegion {
+  std::vector<int64_t> starts, order;  // order stays empty where it would be the batch's
+
+  RowsByRegion(const int64_t* region, int64_t rows, int64_t regions) : starts(static_cast<size_t>(regions) + 1, 0) {
+    if (!region) {
+      std::fill(starts.begin() + 1, starts.end(), rows);
+      return;
+    }
+    int64_t low = 0, high = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      low = r == 0 || region[r] < low ? region[r] : low;
+      high = r == 0 || region[r] > high ? region[r] : high;
+    }
+    require(low >= 0 && high < regions, "region: got values " + std::to_string(low) + ".." + std::to_string(high) +
+                                            ", expected 0.." + std::to_string(regions - 1));
+    for (int64_t r = 0; r < rows; ++r) ++starts[region[r] + 1];
+    for (int64_t k = 0; k < regions; ++k) starts[k + 1] += starts[k];
+    if (regions == 1) return;
+    order.resize(rows);
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t r = 0; r < rows; ++r) order[next[region[r]]++] = r;
+  }
+
+  const int64_t* order_or_null() const { return order.empty() ? nullptr : order.data(); }
+};
 
 // One buffer for each calling thread, kept between calls: fresh pages cost a page fault each, a tenth of an update.
 class Scratch {

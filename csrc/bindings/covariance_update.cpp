@@ -1,39 +1,10 @@
 // The running covariance.
-#include <vector>
-
 #include "bindings.h"
 #include "common.h"
 
 namespace ansn {
 namespace bindings {
 namespace {
-
-// The rows of x by region, in the batch's order within each: a counting sort.
-struct Grouped {
-  std::vector<int64_t> starts, order;
-
-  Grouped(const int64_t* region, int64_t rows, int64_t regions) : starts(static_cast<size_t>(regions) + 1, 0) {
-    if (!region) {
-      require(regions == 1 || rows == 0,
-              "region must be an address when there are " + std::to_string(regions) + " regions, got 0");
-      starts.back() = rows;
-      return;
-    }
-    int64_t low = 0, high = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      low = r == 0 || region[r] < low ? region[r] : low;
-      high = r == 0 || region[r] > high ? region[r] : high;
-    }
-    require(low >= 0 && high < regions, "region: got values " + std::to_string(low) + ".." + std::to_string(high) +
-                                            ", expected 0.." + std::to_string(regions - 1));
-    for (int64_t r = 0; r < rows; ++r) ++starts[region[r] + 1];
-    for (int64_t k = 0; k < regions; ++k) starts[k + 1] += starts[k];
-    if (regions == 1) return;
-    order.resize(rows);
-    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    for (int64_t r = 0; r < rows; ++r) order[next[region[r]]++] = r;
-  }
-};
 
 int64_t covariance_update(const std::string& dtype, uintptr_t weight, uintptr_t weight2, uintptr_t mean,
                           uintptr_t scatter, uintptr_t x, const std::string& x_dtype, int64_t rows, int64_t cols,
@@ -59,7 +30,9 @@ int64_t covariance_update(const std::string& dtype, uintptr_t weight, uintptr_t 
     throw std::invalid_argument("weight: region " + std::to_string(k) + " has " + std::to_string(p.weight[k]) +
                                 ", expected a finite number of at least 0");
   }
-  const Grouped grouped(at<const int64_t>(region), rows, regions);
+  require(region != 0 || regions == 1 || rows == 0,
+          "region must be an address when there are " + std::to_string(regions) + " regions, got 0");
+  const RowsByRegion grouped(at<const int64_t>(region), rows, regions);
   p.mean = at<void>(mean);
   p.scatter = at<void>(scatter);
   p.x = at<const void>(x);
@@ -68,7 +41,7 @@ int64_t covariance_update(const std::string& dtype, uintptr_t weight, uintptr_t 
   p.ld_x = ld_x;
   p.regions = regions;
   p.starts = grouped.starts.data();
-  p.order = grouped.order.empty() ? nullptr : grouped.order.data();
+  p.order = grouped.order_or_null();
   p.decay = decay;
   p.diagonal = diagonal;
   p.threads = threads;

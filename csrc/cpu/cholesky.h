@@ -17,6 +17,7 @@
 #include "kernels.h"
 #include "noise.h"
 #include "storage.h"
+#include "transpose.h"
 
 namespace ansn {
 namespace ANSN_ISA {
@@ -29,11 +30,9 @@ template <class, int... I>
 using IndicesOf = Indices<I...>;
 template <int N>
 using FirstIndices = __make_integer_seq<IndicesOf, int, N>;
-#define ANSN_SHUFFLE(Index, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 template <int N>
 using FirstIndices = Indices<__integer_pack(N)...>;
-#define ANSN_SHUFFLE(Index, a, b, ...) __builtin_shuffle(a, b, (Index){__VA_ARGS__})
 #endif
 
 template <class T>

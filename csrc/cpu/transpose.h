@@ -3,10 +3,12 @@
 
 #include "storage.h"
 
+// The elements of vectors a and b that the constants say, b's counted from a's length on. Index: a vector of integers as
+// wide as theirs.
 #if defined(__clang__)
-#define ANSN_SHUFFLE_4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define ANSN_SHUFFLE(Index, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define ANSN_SHUFFLE_4(a, b, i, j, k, l) __builtin_shuffle(a, b, Four::Index{i, j, k, l})
+#define ANSN_SHUFFLE(Index, a, b, ...) __builtin_shuffle(a, b, (Index){__VA_ARGS__})
 #endif
 
 namespace ansn {
@@ -23,12 +25,12 @@ struct Four {
 inline void transpose_4x4(const float* from, int64_t ld_from, float* to, int64_t ld_to) {
   const Four::Vector a = *(const Four::Unaligned*)from, b = *(const Four::Unaligned*)(from + ld_from);
   const Four::Vector c = *(const Four::Unaligned*)(from + 2 * ld_from), d = *(const Four::Unaligned*)(from + 3 * ld_from);
-  const Four::Vector ab = ANSN_SHUFFLE_4(a, b, 0, 4, 1, 5), cd = ANSN_SHUFFLE_4(c, d, 0, 4, 1, 5);
-  const Four::Vector ba = ANSN_SHUFFLE_4(a, b, 2, 6, 3, 7), dc = ANSN_SHUFFLE_4(c, d, 2, 6, 3, 7);
-  *(Four::Unaligned*)to = ANSN_SHUFFLE_4(ab, cd, 0, 1, 4, 5);
-  *(Four::Unaligned*)(to + ld_to) = ANSN_SHUFFLE_4(ab, cd, 2, 3, 6, 7);
-  *(Four::Unaligned*)(to + 2 * ld_to) = ANSN_SHUFFLE_4(ba, dc, 0, 1, 4, 5);
-  *(Four::Unaligned*)(to + 3 * ld_to) = ANSN_SHUFFLE_4(ba, dc, 2, 3, 6, 7);
+  const Four::Vector ab = ANSN_SHUFFLE(Four::Index, a, b, 0, 4, 1, 5), cd = ANSN_SHUFFLE(Four::Index, c, d, 0, 4, 1, 5);
+  const Four::Vector ba = ANSN_SHUFFLE(Four::Index, a, b, 2, 6, 3, 7), dc = ANSN_SHUFFLE(Four::Index, c, d, 2, 6, 3, 7);
+  *(Four::Unaligned*)to = ANSN_SHUFFLE(Four::Index, ab, cd, 0, 1, 4, 5);
+  *(Four::Unaligned*)(to + ld_to) = ANSN_SHUFFLE(Four::Index, ab, cd, 2, 3, 6, 7);
+  *(Four::Unaligned*)(to + 2 * ld_to) = ANSN_SHUFFLE(Four::Index, ba, dc, 0, 1, 4, 5);
+  *(Four::Unaligned*)(to + 3 * ld_to) = ANSN_SHUFFLE(Four::Index, ba, dc, 2, 3, 6, 7);
 }
 
 // to[j, i] = from[i, j] for `rows` x `cols` of from, both multiples of 4.

@@ -12,7 +12,7 @@ import torch
 from ansn import ops
 from ansn.ops import _dispatch, reference
 from benchmarks import gpu_check, workloads
-from benchmarks.gpu import cases, ceilings, parity, report, speed
+from benchmarks.gpu import cases, ceilings, parity, report, speed, warm
 from benchmarks.gpu.step import Journal, Step
 
 
@@ -83,6 +83,26 @@ def test_a_parity_that_was_cut_short_is_no_verdict(tmp_path, only_the_step):
     found = parity.verdicts(step(tmp_path, "speed"))
     assert set(found.values()) == {"parity was not checked to its end"}
     assert len(report.failures(Journal(tmp_path / "journal.jsonl"), "parity")) > 10
+
+
+def test_workers_make_every_call_wherever_they_begin(monkeypatch, capsys):
+    """Also past calls that fail: those are the later steps' to find."""
+    made: list[int] = []
+    found = [lambda i=i: made.append(i) or (1 / 0 if i == 2 else None) for i in range(5)]
+    monkeypatch.setattr(warm, "calls", lambda *_: iter(found))
+    assert warm.work(1, 2, 60.0, True, "cpu") == 5
+    assert made == [2, 3, 4, 0, 1]
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert warm.work(0, 2, -1.0, True, "cpu") == 0
+
+
+def test_the_calls_to_compile_are_those_of_later_steps():
+    """Each runs, here on the CPU; a call whose arguments rotted would leave its kernel to the step that is timed."""
+    made = 0
+    for call in warm.calls("cpu", quick=True):
+        call()
+        made += 1
+    assert made > 100
 
 
 def test_every_operation_has_cases():

@@ -73,7 +73,7 @@ TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "samples": (["--samples", -1], ("--samples", "got -1")),
     "sample steps": (["--sample-steps", 0], ("--sample-steps", "got 0")),
     "step size": (["--method", "langevin", "--step-eps", 0], ("--step-eps", "got 0.0")),
-    "step size of a flow": (["--step-eps", 0.1], ("--step-eps", "heun has no such option")),
+    "step size of a flow": (["--step-eps", 0.1], ("--step-eps", "dpmpp_2m has no such option")),
     "levels that rise": (["--sampler-levels", 0.1, 1, 5], ("--sampler-levels", "0.1 1.0 5")),
     "one level": (["--sampler-levels", 1, 0.1, 1], ("--sampler-levels", "at least 2")),
     "width": (["--width", 0], ("--width", "got 0")),
@@ -88,6 +88,8 @@ TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "levels": (["--rungs", 1], ("--rungs", "got 1")),
     "levels crossed": (["--tau-max", 0.001], ("tau_max", "0.001")),
     "dropout": (["--dropout", 2], ("dropout", "2.0")),
+    "label dropout": (["--class-conditional", "--label-dropout", 1], ("--label-dropout", "got 1.0", "[0, 1)")),
+    "labels withheld from who is not told": (["--label-dropout", 0.1], ("--label-dropout", "--class-conditional")),
     "blocks": (["--blocks", 0], ("blocks", "0")),
     "stages": (["--network", "unet", "--multipliers", 0], ("multipliers", "0")),
     "stem": (["--network", "unet", "--stem-stride", 3], ("stem_stride", "3")),
@@ -189,13 +191,14 @@ SAMPLE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "images as a table": (["--out", "x.csv"], ("--out", "x.csv", "digits holds images")),
     "in a file's place": (["--out", "config.json/x.png", "-n", 1, "--steps", 1], ("--out", "config.json/x.png")),
     "class of a model without": (["--label", 3], ("--label", "got 3", "knows no classes")),
+    "guidance without classes": (["--guidance", 2], ("guidance", "without label dropout")),
     "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU")),
     "device": (["--device", "banana"], ("--device", "'banana'", "cpu, cuda, cuda:N or auto")),
     "none": (["-n", 0], ("-n", "got 0", "at least 1")),
     "fewer than none": (["-n", -5], ("-n", "got -5")),
     "batch": (["--batch-size", 0], ("--batch-size", "got 0")),
     "steps": (["--steps", 0], ("steps", "got 0")),
-    "step size of a flow": (["--step-eps", 0.1], ("eps", "heun", "no such option")),
+    "step size of a flow": (["--step-eps", 0.1], ("eps", "dpmpp_2m", "no such option")),
     "step size": (["--method", "paper", "--step-eps", -1], ("eps", "got -1.0")),
     "seed": (["--seed", -1], ("seed", "-1")),
     "method": (["--method", "magic"], ("--method", "magic")),
@@ -219,7 +222,55 @@ def test_sample_of_classes(classes: Path, option: tuple[Any, ...], part: str) ->
     assert_refused(call("sample", classes, *option), "sample", option[0], part)
 
 
-@pytest.mark.parametrize("command", ["sample", "info"])
+EVALUATE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
+    "few": (["-n", 15], ("--n", "got 15", "at least 16")),
+    "space": (["--features", "fid"], ("--features", "'fid'", "pixels, pca, classifier, inception")),
+    "components": (["--features", "pca-0"], ("--features", "'pca-0'")),
+    "metric": (["--metrics", "fid"], ("--metrics", "'fid'", "frechet, kernel")),
+    "sampler": (["--method", "magic"], ("--method", "'magic'", "heun")),
+    "samplers": (["--sweep", "heun", "magic"], ("--sweep", "'magic'", "all or some of dpmpp_2m")),
+    "evaluations": (["--evaluations", 0], ("--evaluations", "got 0", "at least 1")),
+    "steps": (["--steps", 0], ("--steps", "got 0", "at least 1")),
+    "threads": (["--threads", 0], ("--threads", "got 0", "at least 1")),
+    "halves": (["--halves", 1], ("--halves", "got 1", "at least 2")),
+    "pairs": (["--pairs", 3], ("--pairs", "got 3", "at least 16")),
+    "seed": (["--seed", -1], ("--seed", "got -1")),
+    "no samples": (["--samples", "none.npy"], ("--samples", "none.npy", "No such file")),
+    "samples that are none": (["--samples", "config.json"], ("--samples", "config.json", ".npy")),
+    "samples of another shape": (["--samples", "flat.npy"], ("--samples", "float64 [20, 64]", "[n, 1, 8, 8]")),
+    "bytes": (["--samples", "bytes.npy"], ("--samples", "uint8 [20, 1, 8, 8]")),
+    "samples that are not numbers": (["--samples", "nan.npy"], ("-n", "got 1 samples that are finite")),
+    "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU")),
+    "option": (["--bogus"], ("--bogus",)),
+}
+
+
+@pytest.mark.parametrize("mistake", EVALUATE)
+def test_evaluate(mistake: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    np.save(run / "flat.npy", np.zeros((20, 64)))
+    np.save(run / "bytes.npy", np.zeros((20, 1, 8, 8), dtype=np.uint8))
+    np.save(run / "nan.npy", np.where(np.arange(20)[:, None, None, None] > 0, np.nan, np.zeros((20, 1, 8, 8))))
+    monkeypatch.chdir(run)
+    monkeypatch.setenv("ANSN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = sorted(run.rglob("*"))
+    arguments, parts = EVALUATE[mistake]
+    outcome = call("evaluate", run, *arguments)
+    told = [line for line in outcome.err.splitlines() if line.startswith("ansn-evaluate: ")]
+    assert_refused(outcome._replace(err="\n".join(told)), "evaluate", *parts)
+    assert "Traceback" not in outcome.err
+    assert sorted(run.rglob("*")) == before
+
+
+def test_evaluate_without_the_data_of_the_run(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(table[0], tmp_path / "run"))
+    state = next(run.glob("checkpoints/*/state.json"))
+    state.write_text(state.read_text().replace(str(table[0].parent / "data.csv"), "/gone/data.csv"))
+    assert_refused(call("evaluate", run), "evaluate", "/gone/data.csv")
+
+
+@pytest.mark.parametrize("command", ["sample", "info", "evaluate"])
 def test_a_folder_that_is_no_run(command: str, tmp_path: Path) -> None:
     assert_refused(call(command, tmp_path), command, str(tmp_path), "holds no checkpoint")
     assert_refused(call(command, tmp_path / "none"), command, "is not a folder")
@@ -227,7 +278,7 @@ def test_a_folder_that_is_no_run(command: str, tmp_path: Path) -> None:
     assert_refused(call(command, tmp_path / "file"), command, "is not a folder")
 
 
-@pytest.mark.parametrize("command", ["sample", "info", "train"])
+@pytest.mark.parametrize("command", ["sample", "info", "evaluate", "train"])
 def test_a_damaged_run(command: str, digits: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     state = run / "checkpoints" / "step-00000020" / "state.json"

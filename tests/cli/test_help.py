@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ansn import config
-from ansn.cli import info, sample
+from ansn.cli import evaluate, info, sample
 from ansn.presets import PRESETS
 from tests.cli.helpers import call, succeeded
 
@@ -48,7 +48,7 @@ def test_every_setting_of_a_run(group: str) -> None:
     assert " ".join(str(kind.__doc__).split()) in told
 
 
-@pytest.mark.parametrize(("command", "module"), [("sample", sample), ("info", info)])
+@pytest.mark.parametrize(("command", "module"), [("sample", sample), ("evaluate", evaluate), ("info", info)])
 def test_every_option_of_the_other_commands(command: str, module: ModuleType) -> None:
     told, docs = help_of(command), field_docs(module, module.Arguments)
     for field in dataclasses.fields(module.Arguments):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,9 @@ from PIL import Image
 
 import ansn
 from ansn import ops
+from ansn.sampling import Draw
 from ansn.training import load_run
-from tests.cli.helpers import Outcome, call, start, succeeded
+from tests.cli.helpers import TINY, Outcome, call, environment, start, succeeded
 from tests.tolerances import BATCH_INVARIANCE
 
 
@@ -83,15 +87,34 @@ def test_labels(classes: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(in_turn, expected.numpy())
 
 
+def test_guidance(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--class-conditional", "--label-dropout", 0.2, "--steps", 40, "--samples", 0)
+    succeeded(call("train", "digits", *TINY, *options, "--out", run))
+    draw = ("-n", 6, "--steps", 3, "--label", 3)
+    guided = drawn(run, tmp_path, *draw, "--guidance", 3)
+    expected = ansn.sample(load_run(run).model, 6, steps=3, y=3, guidance=3.0)
+    np.testing.assert_array_equal(guided, expected.numpy())
+    plain = drawn(run, tmp_path, *draw)
+    assert np.abs(guided - plain).max() > 1e-4
+    never = drawn(run, tmp_path, *draw, "--guidance", 3, "--guidance-interval", 100, 200)
+    assert np.abs(never - plain).max() < BATCH_INVARIANCE
+    # Without a label the classes are drawn in turn, each guided towards its own.
+    in_turn = drawn(run, tmp_path, "-n", 6, "--steps", 3, "--guidance", 3)
+    assert np.abs(in_turn[3] - guided[3]).max() < BATCH_INVARIANCE
+
+
 def test_the_runs_own_method_is_the_default(digits: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     state = next(run.glob("checkpoints/step-00000020")) / "state.json"
-    text = state.read_text().replace('"method": "heun"', '"method": "euler"')
+    text = state.read_text().replace('"method": "dpmpp_2m"', '"method": "euler"')
     state.write_text(text.replace('"sample_steps": null', '"sample_steps": 3'))
     own = drawn(run, tmp_path, "-n", 3)
     np.testing.assert_array_equal(own, drawn(digits, tmp_path, "-n", 3, "--method", "euler", "--steps", 3))
     # Another method comes with its own defaults, not with these steps.
-    np.testing.assert_array_equal(drawn(run, tmp_path, "-n", 3, "--method", "heun"), drawn(digits, tmp_path, "-n", 3))
+    np.testing.assert_array_equal(
+        drawn(run, tmp_path, "-n", 3, "--method", "dpmpp_2m"), drawn(digits, tmp_path, "-n", 3)
+    )
 
 
 def test_a_table_comes_in_the_units_of_its_columns(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
@@ -117,6 +140,100 @@ def test_a_table_as_a_picture(table: tuple[Path, np.ndarray], tmp_path: Path) ->
     succeeded(call("sample", table[0], "-n", 30, "--out", tmp_path / "x.png"))
     with Image.open(tmp_path / "x.png") as image:
         assert np.asarray(image.convert("L")).std() > 1
+
+
+# -- many samples ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images(digits: Path, tmp_path: Path) -> None:
+    outcome = succeeded(call("sample", digits, "-n", 5, "--steps", 2, "--out", f"{tmp_path / 'images'}/"))
+    assert outcome.out == f"{tmp_path / 'images'}\n"
+    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == [f"{i:06d}.png" for i in range(5)]
+    # What was written is what can be trained on.
+    assert ansn.load_dataset(tmp_path / "images", test_fraction=0).shape == (1, 8, 8)
+
+
+def test_eight_bits(digits: Path, tmp_path: Path) -> None:
+    x, eight = (drawn(digits, tmp_path, "-n", 5, "--steps", 2, *o) for o in ((), ("--store", "uint8")))
+    np.testing.assert_array_equal(eight, np.rint(x.clip(0, 1) * 255).astype(np.uint8))
+
+
+def test_bfloat16_is_near_float32(digits: Path, tmp_path: Path) -> None:
+    x, half = (drawn(digits, tmp_path, "-n", 20, "--steps", 5, *o) for o in ((), ("--dtype", "bfloat16")))
+    # 2^-9 is bfloat16's rounding; the samples are in [0, 1].
+    assert 0 < np.sqrt(np.mean((x - half) ** 2)) < 8 * 2**-9
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    batch, calls = Draw.batch, []
+
+    def stopping(self: Draw, *args: Any, **told: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) > batches:
+            raise KeyboardInterrupt
+        return batch(self, *args, **told)
+
+    monkeypatch.setattr(Draw, "batch", stopping)
+
+
+def test_a_stopped_command_goes_on(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("-n", 20, "--steps", 3, "--batch-size", 6)
+    expected = drawn(digits, tmp_path, *options, name="whole.npy")
+    out = tmp_path / "x.npy"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        stopped = call("sample", digits, *options, "--out", out)
+    assert (stopped.code, stopped.out) == (130, "")
+    kept = f"12 of 20 samples are kept in {out}.part, the same command goes on"
+    assert stopped.err == f"ansn-sample: interrupted; {kept}\n"
+    refused = call("sample", digits, *options, "--seed", 1, "--out", out)
+    assert refused.code == 2
+    assert "seed: 0 -> 1" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)  # the two batches that are missing
+        np.testing.assert_array_equal(drawn(digits, tmp_path, *options), expected)
+    fresh = drawn(digits, tmp_path, *options, "--seed", 1, "--no-resume")
+    assert np.abs(fresh - expected).max() > 0.01
+    assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+
+
+def test_a_graph_that_cannot_be_is_told_in_one_line(digits: Path, tmp_path: Path) -> None:
+    outcome = succeeded(call("sample", digits, "-n", 2, "--steps", 1, "--cuda-graph", "--out", tmp_path / "x.npy"))
+    assert outcome.err == "ansn-sample: cuda_graph: the model is on cpu, so its network is called step by step\n"
+
+
+def torchrun(run: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = map(str, ("-m", "ansn.cli.sample", run, *options))
+    return subprocess.run([*command, *arguments], env=environment(), capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_draws(digits: Path, tmp_path: Path) -> None:
+    options = ("-n", 30, "--steps", 3, "--batch-size", 4)
+    done = torchrun(digits, *options, "--out", tmp_path / "two.npy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'two.npy'}\n", "one process tells"
+    two = np.load(tmp_path / "two.npy")
+    np.testing.assert_array_equal(two, drawn(digits, tmp_path, *options))
+    for batch_size in (1, 7, 64):
+        other = drawn(digits, tmp_path, *options, "--batch-size", batch_size)
+        assert np.abs(two - other).max() < BATCH_INVARIANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [(("--label", 3), "knows no classes"), (("--out", "/proc/x.npy"), "cannot write /proc/x.npy"),
+     (("--seed", -1), "seed: got -1")],
+)  # fmt: skip
+def test_processes_that_fail_end_with_one_line(digits: Path, options: tuple[object, ...], part: str) -> None:
+    done = torchrun(digits, "-n", 30, *options)
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("ansn-sample"))
+    assert line.startswith("ansn-sample: error: ")
+    assert part in line
 
 
 # -- ansn-info -------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_divergence_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["heun", "euler", "langevin", "paper"])
+@pytest.mark.parametrize("method", ["dpmpp_2m", "heun_churn", "langevin", "paper"])
 @pytest.mark.parametrize("network", ["unet", "ncsn", "ncsnv2"])
 def test_networks_and_methods_to_the_end(tmp_path: Path, network: str, method: str) -> None:
     np.savez(tmp_path / "rows.npz", x=some_images(20, 16, 16))

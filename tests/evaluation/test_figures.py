@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_vectors_are_plotted_against_the_data(d: int, tmp_path: Path) -> None:
     assert not np.array_equal(alone, both)
 
 
+@pytest.mark.parametrize(
+    "name", [r"$\frac{", "a$b$", "_under", "\x00\n\t", "日本語", "", "\ud800", "long " * 50, "%s {x}"]
+)
+def test_any_name_can_be_drawn(name: str, tmp_path: Path) -> None:
+    """Column names come from files."""
+    shown = figures.drawable(name)
+    assert 1 <= len(shown.replace(r"\$", "$")) <= 24
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor is a missing letter worth a warning
+        figures.save_samples(torch.randn(20, 2), tmp_path / "x.png", names=[name, "other"])
+    pixels(tmp_path / "x.png")
+
+
 def test_points_lie_where_they_belong(tmp_path: Path) -> None:
     """Samples in the upper right quarter of the data's square colour that quarter alone."""
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]])
@@ -150,7 +164,7 @@ def test_covariance_of_other_shapes_and_regions(shape: tuple[int, ...], tmp_path
 
 def test_heading_states_the_covariances_own_numbers(digits: torch.Tensor) -> None:
     covariance = ansn.AdaptiveCovariance((1, 8, 8), rho=0.9).update(digits).freeze()
-    heading = figures._heading(
+    heading = figures.heading(
         covariance, 0, torch.linalg.eigvalsh(covariance.covariance()[0]), covariance.eigenvalues()[0]
     )
     condition, rank = float(covariance.condition_number()), float(covariance.effective_rank())
@@ -166,8 +180,8 @@ def test_a_covariance_that_saw_nothing_has_a_picture(tmp_path: Path) -> None:
 
 def test_an_eigenvectors_sign_is_fixed() -> None:
     v = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(figures._signed(v), figures._signed(-v))
-    assert torch.equal(figures._signed(v).abs(), v.abs())
+    assert torch.equal(figures.signed(v), figures.signed(-v))
+    assert torch.equal(figures.signed(v).abs(), v.abs())
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 20])

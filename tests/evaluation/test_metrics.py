@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import linalg
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
 
 import ansn
 from ansn.evaluation import (
@@ -155,15 +158,32 @@ def test_classifier_is_deterministic_and_depends_on_its_seed(
 def test_features_are_what_the_classifier_decides_by(
     digits: tuple[ansn.data.Dataset, ansn.data.Dataset], classifier: ClassifierFeatures
 ) -> None:
-    """The output layer on top of the features gives scikit-learn's own probabilities."""
+    """The features are scikit-learn's last hidden layer: its output layer on top of them gives its probabilities."""
     x = everything(digits[1])
-    h, inner = classifier(x), classifier._classifier
+    h = classifier(x)
     assert h.shape == (450, 16)
     assert h.dtype == np.float64
     assert (h >= 0).all()
+    inner = MLPClassifier((32, 16), alpha=1e-2, max_iter=400, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        inner.fit(everything(digits[0]).flatten(1).double().numpy(), digits[0].labels)
     logits = h @ inner.coefs_[-1] + inner.intercepts_[-1]
-    expected = inner.predict_proba(x.flatten(1).double().numpy())
+    rows = x.flatten(1).double().numpy()
+    expected = inner.predict_proba(rows)
     assert np.allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, atol=1e-6)
+    assert np.array_equal(classifier.predict(x), inner.predict(rows))
+
+
+@pytest.mark.parametrize("classes", [(3, 7), (0, 4, 9)])
+def test_predictions_are_the_labels_own_names(classes: tuple[int, ...]) -> None:
+    """Also of two classes, which scikit-learn tells apart by one output, and of labels that leave numbers out."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.tensor(classes).repeat(40)
+    x = torch.nn.functional.one_hot(y, 10).double() + 0.1 * torch.randn(len(y), 10, generator=rng)
+    made = ClassifierFeatures(x, y, (8,))
+    assert made.score(x, y) == 1.0
+    assert set(made.predict(x)) == set(classes)
 
 
 def test_result_carries_what_the_number_means(

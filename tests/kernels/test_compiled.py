@@ -12,8 +12,10 @@ triton = pytest.importorskip("triton", reason="the package triton is not there")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: this process interprets, it cannot compile", allow_module_level=True)
 
-from ansn.kernels import aot  # noqa: E402 - needs triton
+from ansn.kernels import aot, dense_step  # noqa: E402 - needs triton
 from ansn.kernels.colored_step import colored_step, colored_step_kernel  # noqa: E402
+from ansn.kernels.covariance_update import covariance_update_  # noqa: E402
+from ansn.kernels.dsm_loss import dsm_loss  # noqa: E402
 from ansn.kernels.production import CASES  # noqa: E402
 
 TABLE = Path(__file__).parents[2] / "docs" / "kernel-table.md"
@@ -70,6 +72,44 @@ def test_the_table_holds_every_case_and_no_other():
     assert {c for c in cells if c in CASES} == set(CASES)
     listed = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")][2:]
     assert {line.split(" | ")[0].removeprefix("| ") for line in listed} == set(CASES)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _smallest_update(dim: int, regions: int) -> None:
+    weights = [_meta(regions, dtype=torch.float64) for _ in range(2)]
+    region = _meta(1, dtype=torch.int64) if regions > 1 else None
+    covariance_update_(*weights, _meta(regions, dim), _meta(regions, dim, dim), _meta(1, dim), region, 0.5)
+
+
+SMALLEST = {
+    "step": lambda: colored_step(_meta(1, 1), _meta(1, 1), c=_meta(), b=_meta(1)),
+    "step, one whole group": lambda: colored_step(_meta(1, 4), b=_meta()),
+    "step, diagonals": lambda: colored_step(
+        _meta(1, 1), b=_meta(), diagonal=_meta(2, 1), region=_meta(1, dtype=torch.int64)
+    ),
+    "loss": lambda: dsm_loss(_meta(1, 1), None, _meta(1)),
+    "moments": lambda: _smallest_update(1, 1),
+    "moments, regions": lambda: _smallest_update(1, 2),
+    "dense step": lambda: dense_step.colored_step(
+        _meta(1, 1), _meta(1, 1), None, _meta(), None, _meta(), _meta(1, 1, 1), None, True, 0, 0, 0, 0
+    ),
+    "dense step, regions": lambda: dense_step.colored_step(
+        _meta(1, 1), None, None, None, None, _meta(), _meta(2, 1, 1), _meta(1, dtype=torch.int64), True, 0, 0, 0, 0
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SMALLEST)
+def test_sizes_that_are_one_compile(case):
+    """Triton makes an integer argument that is 1 a constant of the source, which its interpreter does not."""
+    with aot.recorded() as launches:
+        SMALLEST[case]()
+    assert launches
+    for launch in launches:
+        triton.compile(aot.source(launch), target=aot.GPUTarget("cuda", 90, 32), options=launch.options)
 
 
 def test_a_new_step_compiles_nothing():

@@ -58,6 +58,18 @@ def test_no_spill_and_room_for_several_blocks(arch):
 
 
 @needs_nvcc
+@pytest.mark.skipif(module is None, reason=f"no native module: {missing}")
+@pytest.mark.slow
+def test_table():
+    """docs/cuda-table.md is what the compiler says; another nvcc allots registers otherwise."""
+    text = (Path(__file__).parents[2] / "docs" / "cuda-table.md").read_text()
+    written = re.findall(r"with nvcc (\S+);", text)[0]
+    if written != cuda_resources.version():
+        pytest.skip(f"the table is of nvcc {written}, this is {cuda_resources.version()}")
+    assert text.strip() == cuda_resources.document().strip()
+
+
+@needs_nvcc
 def test_normals_on_the_device_are_ieee_arithmetic(tmp_path):
     """csrc/philox.h as nvcc compiles it: no approximate function, no flush to zero, so a device's normals differ from
     the CPU's only where multiply and add are fused. The CPU's copies with and without FMA both hold 1e-5

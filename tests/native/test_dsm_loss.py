@@ -54,9 +54,10 @@ def test_threads_do_not_change_a_bit(isa, rows, cols):
 
 @pytest.mark.parametrize("cols", [5, 3000])
 def test_a_large_mean_of_squares_keeps_its_digits(cols):
-    """Equal residuals: the sum is known exactly, and a running float32 sum would drift."""
+    """Equal residuals: the sum is known exactly, and a running float32 sum would drift by 1e-5. The narrowest vectors
+    leave sums of a hundred terms, whose rounding is 4e-7."""
     loss, _ = run(torch.full((3, cols), 1.1), torch.zeros(3, cols), torch.tensor(1.0))
-    np.testing.assert_allclose(loss.numpy(), np.float32(1.1) ** 2, rtol=3e-7)
+    np.testing.assert_allclose(loss.numpy(), np.float32(1.1) ** 2, rtol=1e-6)
 
 
 def test_wrong_arguments_are_refused():

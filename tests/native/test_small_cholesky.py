@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansn.ops._operands import sort_rows
 from ansn.ops.native import cuda_cholesky
 from tests.native import oracle
 from tests.ops.helpers import error_ratio, generator, needs_native, randn
@@ -37,7 +38,7 @@ def serial(matrix, x, b=1.0, region=None, with_factor=True, visit=0, parts=1, co
     info = torch.full((count,), -7, dtype=torch.int32)
     out = torch.full_like(x, math.nan)
     b = torch.as_tensor(b, dtype=torch.float32)
-    order, offsets = (None, None) if region is None else cuda_cholesky.rows_by_matrix(region, count)
+    order, offsets = (None, None) if region is None else sort_rows(region, count)
     module.small_cholesky_serial(
         matrix.data_ptr(), count, dim, factor.data_ptr() if with_factor else 0, info.data_ptr(), DTYPE[x.dtype],
         x.data_ptr(), out.data_ptr(), len(x), b.data_ptr(), b.ndim, 0 if order is None else order.data_ptr(),

@@ -259,3 +259,17 @@ def test_without_a_push_the_factor_is_not_read(kind):
     for name in ("native", "reference"):
         out = on(name, lambda: ops.colored_step(x, denoised, c=0.25, factor=factor))
         assert torch.equal(out, on(name, lambda: ops.colored_step(x, denoised, c=0.25)))
+
+
+@pytest.mark.parametrize("argument", ["c", "a", "b", "factor"])
+def test_what_has_no_gradient_refuses_one(argument):
+    x = torch.zeros(2, 3)
+    values = {"c": torch.ones(2), "a": torch.ones(2), "b": torch.ones(2), "factor": torch.eye(3)[None]}
+    values[argument].requires_grad_()
+    with pytest.raises(ValueError, match=f"{argument}: got a tensor that requires grad"):
+        ops.colored_step(x, x, x, **values)
+
+
+def test_a_square_diagonal_factor_is_not_taken_for_a_dense_one():
+    with pytest.raises(ValueError, match=r"factor: got \[3, 3\].*give \[1, 3, 3\]"):
+        ops.colored_step(torch.zeros(2, 3), b=1.0, factor=torch.eye(3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ansn import ops
-from ansn.ops import native
+from ansn.ops import _dispatch, native
 from tests.ops.helpers import needs_native
 
 
@@ -71,6 +71,29 @@ def test_a_back_end_without_the_kernel_says_which_have_it():
         pytest.raises(RuntimeError, match="cholesky has no kernel on back end 'triton'; it has "),
     ):
         ops.cholesky(torch.eye(2).unsqueeze(0))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_kernel_is_launched_on_its_operands_device(monkeypatch, index):
+    """Not on the device in force, which is in force again afterwards."""
+    now, seen = [0], []
+
+    class On:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            self.before, now[0] = now[0], self.index
+
+        def __exit__(self, *_: object) -> None:
+            now[0] = self.before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setitem(_dispatch._table, "probe", {"reference": (lambda: seen.append(now[0]), lambda: None)})
+    _dispatch.call("probe", torch.device("cuda", index))
+    assert seen == [index]
+    assert now == [0]
 
 
 def test_auto_always_runs():

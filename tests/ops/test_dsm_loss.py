@@ -80,10 +80,33 @@ def test_regenerated_noise_is_the_one_that_was_drawn():
     assert bool((ops.dsm_loss(-z, **{**counters, "row": 31}) > 1e-3).all())
 
 
-def test_the_target_has_no_gradient():
-    p, t = randn(2, 3).requires_grad_(), randn(2, 3, seed=1).requires_grad_()
-    ops.dsm_loss(p, t).sum().backward()
-    assert t.grad is None
+@pytest.mark.parametrize("scale", [2.0**17, 2.0**-26])
+def test_a_loss_scale_that_float16_does_not_hold(scale):
+    """Scaled gradients that float16 does hold arrive: the scale itself is never rounded to it."""
+    prediction = (randn(3, 4) / (50.0 if scale > 1 else 2e-7)).clamp(-6e4, 6e4).half().requires_grad_()
+    (scale * ops.dsm_loss(prediction, torch.zeros(3, 4).half())).sum().backward()
+    expected = scale * 2.0 / 4 * prediction.detach().double().numpy()
+    assert error_ratio(prediction.grad, expected) <= RATIO["dsm_loss"][torch.float16]
+
+
+def test_a_second_derivative_is_refused():
+    """The gradient was made in the forward pass and does not know how it depends on the prediction."""
+    prediction = randn(2, 3).requires_grad_()
+    loss = ops.dsm_loss(prediction).square().sum()
+    (gradient,) = torch.autograd.grad(loss, prediction, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("argument", ["target", "weight"])
+def test_what_has_no_gradient_refuses_one(argument):
+    """Swapped arguments would else train nothing, in silence."""
+    values = {"target": randn(2, 3, seed=1), "weight": torch.ones(2)}
+    values[argument].requires_grad_()
+    with pytest.raises(ValueError, match=f"{argument}: got a tensor that requires grad"):
+        ops.dsm_loss(randn(2, 3).requires_grad_(), **values)
+    with torch.no_grad():
+        ops.dsm_loss(randn(2, 3), **values)
 
 
 P = torch.zeros(3, 4)

@@ -118,6 +118,24 @@ def test_compiles_with_the_default_backend():
     check_compiled("inductor")
 
 
+@pytest.mark.parametrize("name", back_ends("colored_step"))
+@pytest.mark.parametrize("kind", ["diagonal", "lower"])
+def test_a_region_out_of_range_is_refused_in_a_compiled_graph_too(kind, name):
+    """What the tracing cannot look at, the call does: a kernel would read beyond its factors."""
+    factor, x = random_factor(kind, 2, 6), torch.zeros(2, 6)
+
+    def function(x: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.colored_step(x, b=1.0, factor=factor, region=region), ops.apply_factor(x, factor, region)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with ops.backend("auto" if name == "native" else name):
+        assert all(part.isfinite().all() for part in compiled(x, torch.tensor([1, 0])))
+        for wrong in ([0, 2], [-1, 0]):
+            with pytest.raises(ValueError, match=r"region: got values .*, expected 0\.\.1"):
+                compiled(x, torch.tensor(wrong))
+
+
 def test_the_update_compiles():
     torch._dynamo.reset()
 

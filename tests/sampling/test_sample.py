@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks, sample
-from ansn.sampling import METHODS, heun
+from ansn.sampling import METHODS, Draw, heun, schedules
 from tests.oracles import (
     ExactDenoiser,
     annealed_covariance,
@@ -22,7 +24,7 @@ from tests.oracles import (
 from tests.tolerances import BATCH_INVARIANCE, rms_ratio
 
 D = 4
-QUICK = {"heun": 5, "euler": 5, "langevin": 2, "paper": 2}
+QUICK = dict.fromkeys(METHODS, 5) | {"langevin": 2, "paper": 2}
 
 
 def network(**options) -> networks.MLP:
@@ -82,14 +84,12 @@ def test_an_exact_denoiser_gives_the_data(method, prediction):
 
 def test_it_is_the_prior_and_the_sampler():
     model = ExactDenoiser(noise_model(fixed_covariance(spd(D))), gaussian(randn(D), spd(D, 2)))
-    expected = heun(
-        model, model.noise.prior(6, 3.0, seed=9), torch.tensor(levels.karras(3.0, 0.3, n=8).tau, dtype=torch.float64)
-    )
+    expected = heun(model, model.noise.prior(6, 3.0, seed=9), schedules.few_steps(3.0, 0.3, 8))
     assert rms_ratio(sample(model, 6, "heun", 8, seed=9), expected) < 1e-12
 
 
 def test_schedules():
-    """Flow: Karras levels between the ladder's ends; Langevin: the ladder, or one whose rungs overlap."""
+    """Flow: levels between the ladder's start and its end; Langevin: the ladder, or one whose rungs overlap."""
 
     def told(ladder: levels.Levels, method: str, steps: int, **options) -> list[float]:
         seen: list[float] = []
@@ -98,7 +98,13 @@ def test_schedules():
         return seen
 
     ncsn, edm = levels.geometric(2.0, 0.1, n=6), levels.karras(2.0, 0.1, n=4)
-    assert told(ncsn, "heun", 9) == pytest.approx(levels.karras(2.0, 0.1, n=9).tau)
+    assert told(ncsn, "heun", 9) == pytest.approx(schedules.few_steps(2.0, 0.1, 9).tolist())
+    assert told(ncsn, "heun", 9, schedule="karras") == pytest.approx(levels.karras(2.0, 0.1, n=9).tau)
+    own = told(ncsn, "heun", 3, schedule=lambda top, bottom, n: torch.tensor([top, 1.0, bottom]))
+    assert own == pytest.approx([2.0, 1.0, 0.1])
+    lower = dataclasses.replace(ncsn, start=1.5)
+    assert told(lower, "euler", 4) == pytest.approx(schedules.few_steps(1.5, 0.1, 4).tolist())
+    assert told(lower, "langevin", 1) == pytest.approx(ncsn.tau)
     assert told(edm, "euler", 1) == pytest.approx([2.0])
     assert told(ncsn, "langevin", 1) == pytest.approx(ncsn.tau)
     assert told(edm, "langevin", 1) == pytest.approx(levels.geometric(2.0, 0.1, dim=D).tau)
@@ -182,6 +188,14 @@ def test_a_progress_bar_changes_nothing():
         ("n, batch_size", {"n": 0}),
         ("n, batch_size", {"batch_size": 0}),
         ("steps", {"steps": 0}),
+        ("schedule", {"schedule": "cosine"}),
+        ("order", {"method": "exponential_ab", "order": 4}),
+        ("eta", {"method": "dpmpp_2m_sde", "eta": -1.0}),
+        ("s_churn", {"method": "heun_churn", "s_churn": float("nan")}),
+        ("s_noise", {"method": "heun_churn", "s_noise": 0.0}),
+        ("predictor", {"method": "predictor_corrector", "predictor": "heun"}),
+        ("corrections", {"method": "predictor_corrector", "corrections": -1}),
+        ("alpha", {"method": "predictor_corrector", "alpha": 4.0}),
         ("steps", {"method": "langevin", "steps": 0}),
         ("eps", {"method": "heun", "eps": 0.1}),
         ("x", {"x": torch.zeros(1)}),
@@ -205,3 +219,13 @@ def test_an_unknown_option_is_told_what_there_is():
         ValueError, match=r"^epsilon: 'langevin' has no such option; it has eps, convention, precondition"
     ):
         sample(trained(), 1, "langevin", epsilon=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_budget_of_evaluations_is_not_passed(method):
+    model = trained("whitened" if method == "paper" else "denoiser")
+    draw = Draw.within(model, method, 60)
+    more = Draw(model, method, 1 + (len(draw.taus) if draw.method.flow else draw.options["steps"]))
+    assert draw.evaluations <= 60 < more.evaluations
+    with pytest.raises(ValueError, match=r"^evaluations: got 0, but one step of"):
+        Draw.within(model, method, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 
 from ansn import Denoiser, networks, ops
-from ansn.sampling import algorithm_1, annealed_langevin, euler, heun
+from ansn.sampling import (
+    algorithm_1,
+    annealed_langevin,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    euler,
+    exponential_ab,
+    heun,
+    heun_churn,
+    predictor_corrector,
+)
 from tests.native import oracle
 from tests.oracles import ExactDenoiser, fixed_covariance, gaussian, noise_model, randn, spd
 from tests.tolerances import EXACT, rms_ratio
@@ -29,7 +40,13 @@ SAMPLERS = {
     "algorithm_1": lambda *a, **k: algorithm_1(*a, steps=3, **k),
     "euler": euler,
     "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "exponential_ab": exponential_ab,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "heun_churn": functools.partial(heun_churn, s_min=5.0),  # above every level here: see test_orders for churn
+    "predictor_corrector": functools.partial(predictor_corrector, corrections=0),
 }
+FLOW = set(SAMPLERS) - {"langevin", "algorithm_1"}
 
 
 # -- Langevin
@@ -174,7 +191,7 @@ def test_the_callback_gets_k_diffusion_s_keys(name):
     assert torch.equal(told[0]["x"], x)
     for d in told:
         assert rms_ratio(d["denoised"], model()(d["x"], d["sigma"])) < EXACT
-    if name in ("euler", "heun"):  # the last step goes to tau = 0
+    if name in FLOW:  # the last step goes to tau = 0
         assert torch.equal(told[-1]["denoised"], end)
 
 
@@ -195,7 +212,7 @@ def test_levels_may_be_given(name):
     assert torch.equal(SAMPLERS[name](model(), x, list(TAU)), SAMPLERS[name](model(), x, torch.tensor(TAU)))
     one = SAMPLERS[name](model(), x, torch.tensor([0.5]).double())
     assert bool(one.isfinite().all())
-    if name in ("euler", "heun"):
+    if name in FLOW:
         assert rms_ratio(one, model()(x, 0.5)) < EXACT
 
 

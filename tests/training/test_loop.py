@@ -273,3 +273,37 @@ def test_checkpoints_come_at_the_interval_and_at_the_end(tmp_path: Path, monkeyp
     run = trained(tmp_path, steps=25)
     assert saved == [10, 20, 25]
     assert checkpoint.steps(run) == [25, 20]
+
+
+# -- label dropout ---------------------------------------------------------------------------------------------
+
+
+def test_the_network_is_not_told_withheld_labels_and_the_region_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Tensor, Tensor]] = []
+    loss_of = Trainer._loss
+
+    def hook(self: Trainer, x: Tensor, perturbed: Tensor, level: Any, y: Tensor) -> Tensor:
+        told.append((level.region, y))
+        return loss_of(self, x, perturbed, level, y)
+
+    monkeypatch.setattr(Trainer, "_loss", hook)
+    trained(tmp_path, class_conditional=True, regions="labels", label_dropout=0.25)
+    region, y = (torch.cat(parts) for parts in zip(*told, strict=True))
+    hidden = y == 10
+    assert torch.equal(region[~hidden], y[~hidden])
+    assert bool((region[hidden] < 10).all())
+    n = len(y)
+    assert abs(float(hidden.double().mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / n)
+
+
+@pytest.mark.parametrize("label_dropout", [0.0, 0.2])
+def test_no_class_is_learned_only_where_labels_are_withheld(tmp_path: Path, label_dropout: float) -> None:
+    settings = {"class_conditional": True, "label_dropout": label_dropout, "ema": 0.0}
+    fresh = trainer(small(tmp_path / "fresh", **settings)).bare.state_dict()["embedding.table.weight"].clone()
+    run = trained(tmp_path / "run", **settings)
+    table = tensors(run)["network/embedding.table.weight"]
+    assert not torch.equal(table[:10], fresh[:10])
+    assert torch.equal(table[10], fresh[10]) == (label_dropout == 0.0)
+    assert load_run(run).model.label_dropout == label_dropout

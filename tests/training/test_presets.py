@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ansn import networks
-from ansn.presets import PRESETS
+from ansn.cli.train import parse
+from ansn.presets import PRESETS, command
 from ansn.training import build, checkpoint, load_run, train
 from ansn.training.build import DataInfo
 from ansn.training.pictures import sampler_options
@@ -100,3 +103,23 @@ def test_presets_differ_from_one_another_and_name_their_folders() -> None:
     assert outs == [f"runs/{name}" for name in PRESETS]
     assert all(text for text, _ in PRESETS.values())
     assert change(PRESETS["mnist"][1], dataset="fashion-mnist", out="runs/fashion-mnist") == PRESETS["fashion-mnist"][1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"out": "a folder; with 'signs'", "threads": 1, "resume": False, "seed": 7},
+        {"dataset": "my $data.csv", "label_column": "-odd name", "dequantise": True, "image_size": 12},
+        {"rho": None, "gamma": -0.5, "freeze_after": None, "tau_max": 3.25, "multipliers": (1, 3)},
+        {"method": "langevin", "sampler_levels": (1.0, 0.01, 10), "denoise": False, "precondition": False},
+    ],
+)
+def test_the_command_line_gives_the_settings_back(preset: str, settings: dict[str, Any]) -> None:
+    config = change(PRESETS[preset][1], **settings)
+    words = shlex.split(command(config))
+    assert words[0] == "ansn-train"
+    assert parse(words[1:]) == config
+    if not settings:
+        assert words == ["ansn-train", preset, "--out", config.run.out]

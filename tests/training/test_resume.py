@@ -22,6 +22,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "random data and dropout": {"dropout": 0.2, "dequantise": True, "flip": True},
     "a covariance for each class": {"regions": "labels", "class_conditional": True},
+    "withheld labels": {"class_conditional": True, "label_dropout": 0.3, "dropout": 0.1},
+    "withheld labels of regions": {"regions": "labels", "class_conditional": True, "label_dropout": 0.3},
     "no average, forgetting": {"ema": 0.0, "forgetting": 0.99, "freeze_after": None, "weight_decay": 0.01},
     "frozen before": {"freeze_after": 300},
     "frozen after": {"freeze_after": 900, "gamma": 0.5, "root": "symmetric"},
@@ -80,7 +82,7 @@ def test_the_ladder_is_the_checkpoints_own(tmp_path: Path, monkeypatch: pytest.M
     """The largest geometric level is read off the data once, not again at each resumption."""
     run = trained(tmp_path / "run", ladder="geometric", steps=10)
     before = load_run(run).model.noise.levels
-    monkeypatch.setattr(build, "_langevin_top", lambda *_: 2 * before.maximum)
+    monkeypatch.setattr(build.levels, "tau_max_langevin", lambda *_: 2 * before.maximum)
     trained(run, ladder="geometric", steps=11)
     assert load_run(run).model.noise.levels == before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,13 @@ try:
     from ansn import _native as module  # type: ignore[attr-defined]
 except ImportError as error:
     module = None  # type: ignore[assignment]
-    missing: str | None = f"the C++ module ansn._native is not there ({error}); build it with `pip install -e .`"
+    built = importlib.util.find_spec("ansn._native") is not None
+    missing: str | None = (
+        f"the C++ module ansn._native cannot be loaded ({error}); build it anew with `pip install -e .`"
+        if built
+        else "the C++ module ansn._native is not there: it was not built, as without a C++17 compiler such as g++;"
+        " `ANSN_NATIVE=ON pip install -e .` builds it or says what is missing"
+    )
 else:
     missing = None
 
@@ -33,12 +41,3 @@ def address(tensor: Tensor | None) -> int:
 
 def why_not_cpu(tensor: Tensor, name: str = "x") -> str | None:
     return missing if tensor.is_cpu else f"{name} is on {tensor.device}, expected the CPU"
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
-
-
-def stride(coefficient: Tensor | None) -> int:
-    """0: one for all rows, 1: one for each."""
-    return 0 if coefficient is None or coefficient.ndim == 0 else 1

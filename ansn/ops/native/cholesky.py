@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _dispatch
+from ansn.ops._operands import contiguous, stride
 from ansn.ops.native import cuda_cholesky
-from ansn.ops.native._module import DTYPE, address, contiguous, module, stride, why_not_cpu
+from ansn.ops.native._module import DTYPE, address, module, why_not_cpu
 
 
 def _why_not_cholesky(matrix: Tensor) -> str | None:

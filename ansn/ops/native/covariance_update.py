@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _checks, _dispatch
-from ansn.ops.native._module import DTYPE, address, contiguous, module, why_not_cpu
+from ansn.ops._operands import contiguous
+from ansn.ops.native._module import DTYPE, address, module, why_not_cpu
 
 
 def _why_not_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *_: Any) -> str | None:

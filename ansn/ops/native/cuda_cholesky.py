@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ansn.ops.native._module import DTYPE, address, missing, module, stride
+from ansn.ops._operands import sort_rows, stride
+from ansn.ops.native._module import DTYPE, address, missing, module
 
 LARGEST = 128
 """The largest d; cuSOLVER, through the reference, has the rest."""
@@ -37,8 +38,7 @@ def why_not(matrix: Tensor) -> str | None:
 
 def _queued(matrix: Tensor, *args: Any) -> None:
     device = matrix.device
-    with torch.cuda.device(device):
-        module.small_cholesky_cuda(*args, device.index, torch.cuda.current_stream(device).cuda_stream)
+    module.small_cholesky_cuda(*args, device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
 def _serial(_matrix: Tensor, *args: Any) -> None:
@@ -48,14 +48,6 @@ def _serial(_matrix: Tensor, *args: Any) -> None:
 def _launch(matrix: Tensor) -> Callable[..., None]:
     """The GPU's; for matrices on the CPU the same text, lane after lane (tests)."""
     return _queued if matrix.is_cuda else _serial
-
-
-def rows_by_matrix(region: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``order`` ``[B]``, the rows sorted by region, and ``offsets`` ``[K + 1]``, where each region's begin; no
-    synchronisation."""
-    ordered, order = torch.sort(region, stable=True)
-    offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=region.device))
-    return order, offsets
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +82,7 @@ def cholesky_draw(
         out = torch.empty_like(x)
     else:
         out = torch.full_like(x, math.nan)
-        order, offsets = rows_by_matrix(region, count)
+        order, offsets = sort_rows(region, count)
     _launch(matrix)(
         matrix, matrix.data_ptr(), count, dim, factor.data_ptr() if with_factor else 0, info.data_ptr(),
         DTYPE[x.dtype], x.data_ptr(), out.data_ptr(), x.shape[0], b.data_ptr(), stride(b), address(order),

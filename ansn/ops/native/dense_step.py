@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ansn.ops.native._module import DTYPE, address, contiguous, module, stride
-
-
-class _Rows(NamedTuple):
-    """Rows of a batch grouped by region: ``order`` ``[B]`` and where each region starts in it, ``[K + 1]``."""
-
-    order: Tensor | None
-    first: Tensor | None
-
-
-def _grouped(region: Tensor | None, regions: int) -> _Rows:
-    if region is None or regions == 1:
-        return _Rows(None, None)
-    first = torch.zeros(regions + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(region, minlength=regions), 0, out=first[1:])
-    return _Rows(torch.argsort(region, stable=True), first)
+from ansn.ops._operands import contiguous, sort_rows, stride
+from ansn.ops.native._module import DTYPE, address, module
 
 
 def why_not_dense(factor: Tensor) -> str | None:
@@ -61,7 +45,7 @@ def dense_step(
     regions = factor.shape[0]
     # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
     c, a, b = contiguous(c), contiguous(a), contiguous(b)
-    groups = _grouped(region, regions)
+    order, offsets = (None, None) if region is None or regions == 1 else sort_rows(region, regions)
     row_stride, col_stride = matrix.stride(1), matrix.stride(2)
     if cols == 1:
         row_stride = col_stride = 1
@@ -69,6 +53,6 @@ def dense_step(
         DTYPE[out.dtype], out.data_ptr(), address(x), address(denoised), address(f), rows, cols,
         cols, cols, cols, cols, address(c), address(a), address(b), stride(c), stride(a), stride(b),
         matrix.data_ptr(), DTYPE[factor.dtype], row_stride, col_stride, matrix.stride(0), regions, triangle,
-        address(groups.order), address(groups.first), *counter, torch.get_num_threads(),
+        address(order), address(offsets), *counter, torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _dispatch
-from ansn.ops.native._module import DTYPE, address, contiguous, module, stride, why_not_cpu
+from ansn.ops._operands import contiguous, stride
+from ansn.ops.native._module import DTYPE, address, module, why_not_cpu
 
 
 def _why_not_loss(prediction: Tensor, target: Tensor | None, *_: Any) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansn.ops._operands import sort_rows
 from tests.ops.helpers import DTYPES, generator, randn
 from tests.ops.test_covariance_update import fresh, weighted
 from tests.tolerances import RATIO, rms_ratio
@@ -101,7 +102,7 @@ def test_every_tile_of_the_triangle_is_found_once():
 def test_rows_are_grouped(rows, count):
     """Each row once, in its region's block, in the batch's order; rows of no region in none."""
     region = torch.randint(-1, count + 1, (rows,), generator=generator(rows))
-    order, offsets = row_map.sort_rows(region, count)
+    order, offsets = sort_rows(region, count)
     blocks = row_map.block_map(offsets, rows, 16)
     found: dict[int, list[int]] = {}
     for k, first in blocks.T.tolist():

@@ -1,0 +1,213 @@
+"""`ansn-evaluate RUN`: measure a trained model against its data and write `evaluation.json` and `report.html`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from ansn.cli.common import guarded, parsed
+from ansn.config import SamplingConfig
+from ansn.errors import InputError
+from ansn.evaluation.measurement import Evaluation
+from ansn.sampling import METHODS
+from ansn.training import Run, load_run
+from ansn.training.checkpoint import write_atomic
+from ansn.training.distributed import choose_device
+from ansn.training.pictures import sampler_options
+
+if TYPE_CHECKING:
+    from ansn.evaluation.evaluate import Evaluated
+
+_DESCRIPTION = (
+    "Measure a run of ansn-train: distances to its training data in named feature spaces, beside what held-out data"
+    " gets (the floor), with intervals. Writes evaluation.json and report.html into the run's folder."
+    " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure, and on which samples."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that ansn-train wrote."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of samples. More than there are held-out rows are measured in blocks of as many, so that the floor has the
+    same number. By default the held-out rows' number or a multiple of it near 2000, at most 10000."""
+    data: str | None = None
+    """Folder that holds the files of a named data set; by default where they were in training."""
+    features: tuple[str, ...] = ()
+    """Spaces to measure in: pixels, pca, pca-K, classifier, inception; by default the classifier (or pca) and
+    pixels."""
+    metrics: tuple[str, ...] = ()
+    """What to measure: frechet, kernel, energy, sliced, manifold (precision, recall, density, coverage), modes,
+    memorisation, likelihood; by default all."""
+    method: str | None = None
+    """Sampler; by default and with --steps the run's own settings."""
+    steps: int | None = None
+    """Levels of the solvers, or Langevin steps a level."""
+    samples: Path | None = None
+    """A .npy file of ansn-sample to measure in place of drawing, [n, ...] in data units."""
+    sweep: tuple[str, ...] = ()
+    """Samplers, or all: also quality against evaluations and seconds."""
+    evaluations: tuple[int, ...] = (4, 6, 8, 12, 20, 40)
+    """Network evaluations a sample of the sweep."""
+    quick: bool = False
+    """At most 500 samples, 10 halves for the intervals, no likelihood."""
+    pairs: int = 5000
+    """Most rows on either side of what compares all pairs: kernel, energy, manifold, memorisation."""
+    halves: int = 40
+    """Random halves of the samples that each 95 % interval is made of."""
+    likelihood: int = 128
+    """Held-out rows for bits a dimension; 0 leaves it out."""
+    seed: int = 0
+    """Fixes samples and halves."""
+    batch_size: int = 256
+    """Samples at a time."""
+    cache: Path | None = None
+    """Folder of trained classifiers; by default $ANSN_CACHE, or ansn in the user's cache folder."""
+    out: Path | None = None
+    """Folder for evaluation.json and report.html; by default the run's."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    ema: bool = True
+    """Use the averaged weights."""
+    threads: int | None = None
+    """CPU threads; by default torch's."""
+
+
+def main() -> int:
+    """Entry point."""
+    arguments = parsed("ansn-evaluate", lambda: tyro.cli(Arguments, prog="ansn-evaluate", description=_DESCRIPTION))
+    return guarded("ansn-evaluate", lambda: _evaluate(arguments))
+
+
+def _evaluate(arguments: Arguments) -> None:
+    # Slow to import (scikit-learn), and --help needs none of it.
+    from ansn.evaluation.evaluate import METRICS, Settings, evaluate
+
+    for name, value in (("--steps", arguments.steps), ("--threads", arguments.threads)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}: got {value}, expected at least 1")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    run = load_run(arguments.run, ema=arguments.ema, device=choose_device(arguments.device))
+    sampling = _sampling(run, arguments)
+    settings = Settings(
+        n=arguments.n, features=arguments.features or None, metrics=arguments.metrics or METRICS, pairs=arguments.pairs,
+        halves=arguments.halves, likelihood=arguments.likelihood, sweep=arguments.sweep,
+        evaluations=arguments.evaluations, seed=arguments.seed, batch_size=arguments.batch_size,
+    )  # fmt: skip
+    if arguments.quick:
+        n = min(settings.n or 500, 500)
+        settings = dataclasses.replace(settings, n=n, halves=min(settings.halves, 10), likelihood=0)
+    samples = None if arguments.samples is None else _read(arguments.samples, run)
+    try:
+        found = evaluate(
+            run, settings, data=arguments.data, sampling=sampling, samples=samples, cache=arguments.cache,
+            command=shlex.join(["ansn-evaluate", *sys.argv[1:]]), progress=sys.stderr.isatty(), tell=_tell,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    print(table(found.evaluation))
+    for line in found.evaluation.left_out:
+        print(f"left out: {line}")
+    folder = arguments.out or run.path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "evaluation.json", found.evaluation.to_json())
+    except OSError as error:
+        raise InputError(f"--out: cannot write {folder / 'evaluation.json'} ({error.strerror})") from None
+    print(folder / "evaluation.json")
+    _tell("drawing the report")
+    way = None if samples is not None else {**sampler_options(sampling), "seed": arguments.seed}
+    print(*_report(folder, run, found, way), sep="\n")
+
+
+def table(evaluation: Evaluation) -> str:
+    """The measurements in aligned columns, a line each; then the rows of the sweep."""
+    rows = [["measurement", "value", "95 % interval", "floor", "n", "against", "features"]]
+    for m in evaluation.measurements:
+        interval = "" if m.low is None or m.high is None else f"{m.low:.4g} to {m.high:.4g}"
+        at = "" if m.floor_n == m.n else f" (n = {m.floor_n})"
+        floor = "" if m.floor is None else f"{m.floor:.4g}{at}"
+        against = f"{m.reference_n} of {m.reference}" if m.reference else ""
+        rows.append([m.name, f"{m.value:.4g}", interval, floor, str(m.n), against, m.features or ""])
+    told = _aligned(rows)
+    if evaluation.quality:
+        name, n, floor = (evaluation.quality[0][key] for key in ("name", "n", "floor"))
+        lines = [["sampler", "steps", "evaluations", "seconds", "value", "95 % interval"]]
+        for q in evaluation.quality:
+            known = q["value"] is not None
+            interval = f"{q['low']:.4g} to {q['high']:.4g}" if known else ""
+            value = f"{q['value']:.4g}" if known else "not finite"
+            lines.append([q["method"], str(q["steps"]), str(q["evaluations"]), f"{q['seconds']:.2f}", value, interval])
+        at = "" if floor is None else f", floor {floor:.4g}"
+        told += f"\n\n{name}, n = {n}{at}\n{_aligned(lines)}"
+    return told
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _report(folder: Path, run: Run, found: Evaluated, way: dict[str, Any] | None) -> list[Path]:
+    from ansn.evaluation.report import Shares, write_report
+    from ansn.evaluation.trajectory import record
+
+    shares = None
+    if found.shares is not None:
+        own, data, judge = found.shares
+        names = found.train.classes or tuple(map(str, range(len(data))))
+        shares = Shares(names, own, data, judge)
+    shown = 8 if run.info.kind == "image" else 200  # vectors are a cloud of points
+    trajectory = None if way is None else record(run, min(shown, len(found.samples)), **way)
+    return write_report(
+        folder, run, found.evaluation, samples=found.samples, train=found.train, trajectory=trajectory, shares=shares
+    )[:1]
+
+
+def _sampling(run: Run, arguments: Arguments) -> SamplingConfig:
+    """The run's own settings, or another method's defaults."""
+    own, name = run.config.sampling, arguments.method
+    if name is not None and name not in METHODS:
+        raise InputError(f"--method: got {name!r}, expected one of {', '.join(METHODS)}")
+    chosen = own if name in (None, own.method) else SamplingConfig(method=name)  # type: ignore[arg-type]
+    return chosen if arguments.steps is None else dataclasses.replace(chosen, sample_steps=arguments.steps)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _read(path: Path, run: Run) -> Tensor:
+    """Samples of a file in the model's own units."""
+    expected = f"expected float [n, {', '.join(map(str, run.info.shape))}]"
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else "is no .npy file of numbers"
+        raise InputError(f"--samples: cannot read {path} ({told})") from None
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape[1:] != tuple(run.info.shape):
+        got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
+        raise InputError(f"--samples: got {got} in {path}, {expected}")
+    x = torch.from_numpy(values.astype(np.float64))
+    if run.info.offset is not None and run.info.scale is not None:
+        offset, scale = (torch.tensor(v, dtype=torch.float64) for v in (run.info.offset, run.info.scale))
+        x = (x - offset) / scale
+    return x.float()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The sections that show data: samples, neighbours, the sampler's way, covariance and noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ansn import ops
+from ansn.evaluation.report import figures as draw
+from ansn.evaluation.report.page import BROKEN, Material, Picture, Section, Table, sentence
+from ansn.evaluation.trajectory import at_data_scale
+
+_SHOWN = 64  # images of the grid of samples
+_ROWS = 8  # samples beside their neighbours
+_WAYS = 3  # samples whose way is shown
+_LEVELS = 8
+_COLUMNS = 6  # of a table that shows rows of vectors
+
+
+def samples(m: Material) -> Section:
+    """Images as a grid, vectors over the data."""
+    s = Section("samples", "Samples")
+    finite = torch.isfinite(m.samples.flatten(1)).all(1)
+    if not bool(finite.all()):
+        s.missing.append(f"{int((~finite).sum())} of {len(finite)} samples hold values that are not finite.")
+    count = len(m.samples)
+    if m.pictorial:
+        shown = min(_SHOWN, count)
+        s.text.append(f"The first {shown} of {count:,} samples, none picked.")
+        low, high = _range(m.samples)
+        if low < -0.02 or high > 1.02:
+            s.text.append(f"Values lie in {low:.2g} to {high:.2g}; what is outside [0, 1] is clipped.")
+        columns = 8 if shown >= 8 else shown
+        alt = f"{shown} samples in a grid of {columns} columns"
+        image = draw.rendered_grid(m.samples[:shown], columns)
+        s.pictures.append(Picture("samples", alt, "Samples, in the order they were drawn.", image, pixels=True))
+        return s
+    x, behind = m.vectors(m.samples), _behind(m)
+    if behind is None:
+        s.missing.append("The training data was not at hand, so the samples are shown alone.")
+    most = draw.points_shown(len(m.columns))
+    shown = min(len(x), most)
+    over = "" if behind is None else f" over {min(len(behind), most):,} rows of the training data"
+    s.text.append(f"{shown:,} samples{over}, in the units of the data.")
+    names = m.columns
+    count = min(5, len(names))
+    kind = "Histogram" if count == 1 else "Scatter plot"
+    s.draw(
+        "samples", f"{kind} of {shown} samples{over}: columns {', '.join(names[:count])}",
+        f"{kind} of the columns against each other; the data is grey." if count > 1 else "The data is grey.",
+        lambda: draw.scatter(x, behind, names), wide=count > 2,
+    )  # fmt: skip
+    return s
+
+
+def neighbours(m: Material) -> Section:
+    """Samples beside the training rows they are nearest to: half of them the nearest of all, half the first."""
+    s = Section("neighbours", "Nearest training neighbours")
+    near = m.evaluation.neighbours
+    if near is None or not near["index"] or m.train is None:
+        s.missing.append("No neighbours were searched, or the training data was not at hand.")
+        return s
+    index, distance = torch.tensor(near["index"]), torch.tensor(near["distance"])
+    order = distance[:, 0].nan_to_num(math.inf).argsort(stable=True).tolist()
+    picked = order[: _ROWS // 2]
+    picked += [i for i in range(len(order)) if i not in picked][: _ROWS - len(picked)]
+    s.text.append(
+        f"A model that memorises gives back its training data. The first {min(_ROWS // 2, len(order))} rows are the"
+        f" samples that are nearest to the data among {len(order):,}; the others are the first ones drawn."
+        f" Distances are measured in {near['space']}."
+    )
+    k = min(5, index.shape[1])
+    rows = m.rows(index[picked, :k].flatten())
+    if not m.pictorial:
+        s.tables.append(_beside(m, picked, rows[::k], index[:, 0], distance[:, 0]))
+        return s
+    cells = torch.cat((m.samples[picked].unsqueeze(1), rows.reshape(len(picked), k, *rows.shape[1:])), 1)
+    below = [["", *(f"{float(d):#.3g}" for d in distance[i, :k])] for i in picked]
+    nearest = ", ".join(f"sample {i} at {float(distance[i, 0]):.3g}" for i in picked)
+    s.draw(
+        "neighbours", f"{len(picked)} samples, each beside its {k} nearest training images: {nearest}",
+        f"Each row: a sample, then its {k} nearest training images with their distance.",
+        lambda: draw.strip(cells, ["sample", *map(_ordinal, range(1, k + 1))], [f"#{i}" for i in picked], below),
+    )  # fmt: skip
+    return s
+
+
+def trajectory(m: Material) -> Section:
+    """x and D at some levels of the sampler's way, down to the sample."""
+    s = Section("trajectory", "The sampler's way")
+    way = m.trajectory
+    if way is None:
+        s.missing.append("No way was recorded.")
+        return s
+    tau = torch.tensor(way.tau)
+    s.text.append(
+        f"What {way.method} does from the first level to the sample: x is the state, D what the network makes of it."
+        " x is shrunk to the spread of the data, m + (x - m)/√(1 + τ²), so that it can be shown at every level."
+    )
+    x, d = at_data_scale(way.x, tau, _mean(m)), way.denoised
+    titles = [*(f"τ {t:.3g}" for t in way.tau), "sample"]
+    alt = f"State and denoised state of {way.method} at the levels {', '.join(f'{t:.3g}' for t in way.tau)}"
+    if m.pictorial:
+        ways = min(_WAYS, x.shape[1])
+        cells = torch.stack((torch.cat((x, way.samples[None])), torch.cat((d, way.samples[None]))))[:, :, :ways]
+        cells = cells.permute(2, 0, 1, *range(3, cells.ndim)).flatten(0, 1)  # [way and kind, level, ...]
+        s.draw(
+            "trajectory", alt, f"{ways} samples: x above, D(x, τ) below.",
+            lambda: draw.strip(cells, titles, ["x", "D"] * ways, together=2, inches=draw.WIDE), wide=True,
+        )  # fmt: skip
+        return s
+    few = torch.linspace(0, len(tau) - 1, min(4, len(tau))).round().long().tolist()
+    titles = [*(titles[i] for i in few), "sample"]
+    panels = [[m.vectors(v) for v in (*side[few], way.samples)] for side in (x, d)]
+    s.draw("trajectory", alt, f"{x.shape[1]} samples: x above, D(x, τ) below; the data is grey.",
+           lambda: draw.clouds(panels, titles, ["x", "D"], m.columns, _behind(m)), wide=True)  # fmt: skip
+    return s
+
+
+def covariance(m: Material) -> Section:
+    """Spectra of S and R, leading eigenvectors, draws of the noise."""
+    s = Section("covariance", "Covariance of the noise")
+    c, shape, names = m.run.model.noise.covariance, m.run.info.shape, m.run.info.columns
+    try:
+        values, noise, rows = draw.leading(c.covariance()[0].cpu(), c.noise_shape()[0].cpu())
+        condition, rank = float(c.condition_number()[0]), float(c.effective_rank()[0])
+        draws = draw.noise_draws(c, 0)
+        if not all(bool(torch.isfinite(v).all()) for v in (values, noise, rows, draws)):
+            raise ValueError("it holds values that are not finite")
+    except BROKEN as error:
+        s.missing.append(f"The covariance cannot be shown: {sentence(error)}")
+        return s
+    family = f"rho = {c.rho:g}" if c.gamma is None else f"gamma = {c.gamma:g}"
+    of = f" Shown is the first of {c.regions} regions." if c.regions > 1 else ""
+    s.text.append(
+        f"{c.structure.name.capitalize()}, {family}, learned from {float(c.count[0]):,.0f} data points."
+        f" The noise shape R has condition number {condition:.4g}; the data's covariance S has effective rank"
+        f" {rank:.1f} of {c.dim}.{of}"
+    )
+    s.draw(
+        "spectrum", f"Eigenvalues of R from {float(noise[-1]):.3g} down to {float(noise[0]):.3g}; of S from"
+        f" {float(values[-1]):.3g} to {float(values[0]):.3g}",
+        "Spectra of the data's covariance S and the noise shape R.", lambda: draw.spectrum(values, noise),
+    )  # fmt: skip
+    told = [str(i + 1) for i in range(len(rows))] if c.structure.name == "dense" else ["data", "noise"]
+    what = "Leading eigenvectors of S, which R shares" if c.structure.name == "dense" else "Standard deviations"
+    s.draw("directions", f"{what}, {len(rows)} pictures", f"{what}.",
+           lambda: draw.directions(rows, shape, "", told, names))  # fmt: skip
+    s.draw("draws", f"{len(draws)} draws of the noise", "Draws of the noise, L z, at τ = 1.",
+           lambda: draw.directions(draws, shape, "", [str(i + 1) for i in range(len(draws))], names))  # fmt: skip
+    return s
+
+
+def levels(m: Material) -> Section:
+    """Training data perturbed at several levels, by the run's noise and by isotropic noise of the same variance."""
+    s = Section("levels", "Noise at each level")
+    if m.train is None:
+        s.missing.append("The training data was not at hand, so there is nothing to perturb.")
+        return s
+    noise = m.run.model.noise
+    top, bottom = noise.levels.maximum, noise.levels.minimum
+    count = _LEVELS if m.pictorial else 5
+    # Below a tenth nothing is seen.
+    tau = torch.logspace(math.log10(top), math.log10(max(bottom, min(0.1, top))), count, dtype=torch.float64)
+    tau = tau if top > 1.01 * max(bottom, 0.1) else tau[:1]
+    n = 1 if m.pictorial else min(500, len(m.train))
+    x, labels = m.train.batch(torch.arange(n))
+    x = x.cpu()
+    region = None
+    if noise.covariance.regions > 1:
+        assert labels is not None
+        region = labels.cpu()
+    device = noise.tau.device
+    shown, plain = [], []
+    for t in tau.tolist():
+        own, _ = noise.perturb(x.to(device), None if region is None else region.to(device), tau=t, seed=0, step=0)
+        scale = noise.covariance.scale[0 if region is None else region.to(device)].cpu()
+        shown.append(own.cpu())
+        plain.append(ops.colored_step(x, b=(t * scale).expand(n), seed=0, row=0, step=0, stream=ops.PERTURB))
+    if not all(bool(torch.isfinite(v).all()) for v in shown):
+        s.missing.append("The noise cannot be shown: it holds values that are not finite.")
+        return s
+    s.text.append(
+        f"{'One training image' if m.pictorial else f'{n} training rows'} under the noise of this run and, below, under"
+        " isotropic noise of the same total variance, from the same random numbers; shrunk to the spread of the data."
+        f" The ladder goes from τ = {top:.3g} to {bottom:.3g}."
+    )
+    both = torch.stack([at_data_scale(torch.stack(v), tau, _mean(m)) for v in (shown, plain)])
+    titles, kinds = [f"τ {t:.3g}" for t in tau.tolist()], ["run", "isotropic"]
+    at = ", ".join(f"{t:.3g}" for t in tau.tolist())
+    alt = f"Perturbed data at the levels {at}, by the run's noise and by isotropic noise"
+    if m.pictorial:
+        s.draw("levels", alt, "Noise of the run above, isotropic noise below.",
+               lambda: draw.strip(both[:, :, 0], titles, kinds, inches=draw.WIDE), wide=True)  # fmt: skip
+    else:
+        panels = [[m.vectors(v) for v in side] for side in both]
+        s.draw("levels", alt, "Noise of the run above, isotropic noise below; the data is grey.",
+               lambda: draw.clouds(panels, titles, kinds, m.columns, _behind(m)), wide=True)  # fmt: skip
+    return s
+
+
+def _beside(m: Material, picked: list[int], rows: Tensor, index: Tensor, distance: Tensor) -> Table:
+    """Vectors and the nearest training row of each, a line each."""
+    names = m.columns[:_COLUMNS]
+    x, near = m.vectors(m.samples[picked]), m.vectors(rows)
+    lines = []
+    for j, i in enumerate(picked):
+        lines.append([f"sample {i}", "", *(f"{v:.4g}" for v in x[j, :_COLUMNS].tolist())])
+        told = [f"{v:.4g}" for v in near[j, :_COLUMNS].tolist()]
+        lines.append([f"training row {int(index[i])}", f"{float(distance[i]):.3g}", *told])
+    of = f" (the first {_COLUMNS} of {len(m.columns)} columns)" if len(m.columns) > _COLUMNS else ""
+    return Table(f"Samples and the training row nearest to each{of}", ["row", "distance", *names], lines, "numbers")
+
+
+def _behind(m: Material) -> Tensor | None:
+    if m.train is None:
+        return None
+    return m.vectors(m.rows(torch.arange(min(len(m.train), draw.MOST_POINTS))))
+
+
+def _mean(m: Material) -> Tensor:
+    """The data's mean over all regions, ``[*shape]``."""
+    c = m.run.model.noise.covariance
+    weight = (c.count / c.count.sum().clamp_min(1)).to(c.center.dtype)
+    return (weight @ c.center).cpu().reshape(m.run.info.shape)
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    seen = x[torch.isfinite(x)]
+    return (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
+
+
+def _ordinal(i: int) -> str:
+    return "nearest" if i == 1 else {2: "2nd", 3: "3rd"}.get(i, f"{i}th")

@@ -1,0 +1,325 @@
+"""Log-density of data under a model, by the probability flow and the change of variables along it.
+
+Along ``dx/dtau = (x - D)/tau`` (math section 3) the perturbed density obeys
+``d log p/dtau = -div = -(d - tr dD/dx)/tau`` (Chen et al. 2018, Theorem 1; Song et al. 2021, section 4.3); at the
+ladder's top it is the start of sampling, ``N(m, S + tau_1^2 R)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ansn import levels, ops
+from ansn.denoiser import Denoiser
+from ansn.likelihood.conditions import Hypothesis, conditions
+from ansn.likelihood.frame import Frame
+from ansn.likelihood.solvers import SOLVERS, integrated
+
+TRACES = ("hutchinson", "exact")
+PROBES = ("rademacher", "gaussian")
+BASES = ("spectral", "noise", "data")
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Log-densities of rows.
+
+    Attributes:
+        log_density: nats, float64 ``[B]``.
+        standard_error: of each, from the spread of its probes, ``[B]``: 0 for an exact trace, NaN for one probe.
+        estimates: the probes' independent ones, whose mean it is, float64 ``[P, B]``; P = 1 for an exact trace.
+        trace: "hutchinson" or "exact".
+        tau: the level of the density, which is that of the data perturbed by ``N(0, tau^2 R)``.
+        evaluations: of the network, a row. gradients: products with its Jacobian, a row.
+    """
+
+    log_density: Tensor
+    standard_error: Tensor
+    estimates: Tensor
+    trace: str
+    tau: float
+    evaluations: int
+    gradients: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a log-likelihood is computed, checked once: arguments as in :func:`log_likelihood`."""
+
+    taus: tuple[float, ...]  # ascending
+    trace: str
+    probes: int
+    probe: str
+    basis: str
+    solver: str
+    rtol: float
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        model: Denoiser,
+        taus: Tensor | None,
+        steps: int,
+        solver: str,
+        rtol: float,
+        trace: str,
+        probes: int,
+        probe: str,
+        basis: str,
+        seed: int,
+    ) -> Rule:
+        """Raises ValueError naming the argument."""
+        for name, value, known in (
+            ("solver", solver, SOLVERS), ("trace", trace, TRACES), ("probe", probe, PROBES), ("basis", basis, BASES)
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
+        for name, count in (("steps", steps), ("probes", probes)):
+            if count < 1:
+                raise ValueError(f"{name}: got {count}, expected at least 1")
+        if not rtol > 0:
+            raise ValueError(f"rtol: got {rtol}, expected > 0")
+        if taus is None:
+            ladder = model.noise.levels
+            if len(ladder) < 2:
+                raise ValueError("taus: the model has one level, expected a tensor [N] of levels to integrate between")
+            nodes = levels.karras(ladder.maximum, ladder.minimum, n=steps + 1).tau
+        else:
+            nodes = tuple(torch.as_tensor(taus).double().flatten().tolist())
+            if torch.as_tensor(taus).ndim != 1 or len(nodes) < 2:
+                raise ValueError("taus: expected a tensor [N] of at least two levels")
+            levels.Levels(nodes)  # finite, > 0, strictly decreasing
+        return cls(nodes[::-1], trace, probes, probe, basis, solver, rtol, seed)
+
+    @property
+    def count(self) -> int:
+        """Estimates of each row's log-density."""
+        return 1 if self.trace == "exact" else self.probes
+
+
+def log_likelihood(
+    model: Denoiser,
+    x: Tensor,
+    *,
+    region: Tensor | None = None,
+    y: Tensor | None = None,
+    taus: Tensor | None = None,
+    steps: int = 16,
+    solver: str = "rk4",
+    rtol: float = 1e-4,
+    trace: str = "hutchinson",
+    probes: int = 2,
+    probe: str = "rademacher",
+    basis: str = "spectral",
+    seed: int = 0,
+    row: int = 0,
+    batch_size: int = 256,
+) -> LogLikelihood:
+    r"""``log p(x)`` in nats, p the density that the model's probability flow carries ``N(m, S + tau_1^2 R)`` to.
+
+    p is the density at the lowest level, that of the data perturbed by ``N(0, tau_min^2 R)``. It integrates to one
+    whatever the network does. With u = ln tau, the frame ``x = m + W c``, ``R = W W^T``, ``S = W diag(l) W^T``, and
+    ``w_j = c_j / s_j``, ``s_j^2 = l_j + tau^2``, in which Gaussian data stands still::
+
+        dw/du = (l w / s - W^-1 (D - m)) / s
+        log p(x) = log N(w_1; 0, I) - sum_j ln s_j(tau_min) - ln |det W| + int (sum_j l_j / s_j^2 - tr dD/dx) du
+
+    Hutchinson's estimate of the trace is ``(W^-T z) . dD/dx (W z)``, ``E z z^T = I``, with the same z all along a
+    trajectory (FFJORD, Grathwohl et al. 2019). Any basis has the same mean; in this one a Gaussian's Jacobian is
+    diagonal, and Rademacher's z has no variance on a diagonal.
+
+    Args:
+        x: data ``[B, *shape]``, float32 or float64, in the model's units; the arithmetic is x's, sums are float64.
+        region: int64 ``[B]``. None with K > 1 regions: ``log sum_k w_k p_k(x)``, w the data's proportions; K times the
+            cost. Under Hutchinson's trace the noisy p_k add up to a little too much, by up to half the variance.
+        y: labels, int64 ``[B]``, of a class-conditional network: ``log p(x | y)``. Where there is one region a class,
+            label and region are the same and either tells both.
+        taus: levels between which to step, decreasing ``[N]``, N >= 2; by default ``steps + 1`` of them, Karras-spaced
+            between the ends of the ladder.
+        solver: ``"rk4"`` (order 4, 4 evaluations a step), ``"heun"`` (order 2, 2), both on those levels, or ``"rk45"``,
+            scipy's Dormand-Prince with its steps chosen for the batch's RMS error to stay within ``rtol`` (its results
+            depend on the batch within that).
+        trace: ``"hutchinson"`` or ``"exact"``, d gradients an evaluation.
+        probes: z's a row. probe: ``"rademacher"`` or ``"gaussian"``. basis: ``"spectral"`` is the above, ``"noise"``
+            has L for W and ``"data"`` the identity.
+        seed, row: row r of x draws the probes of ``(seed, row + r)``, whatever the batch.
+        batch_size: rows at a time, which bounds the memory.
+
+    The model is put into eval mode for the time of the call, and its parameters take no part in the gradients.
+    Raises TypeError or ValueError naming the argument.
+    """
+    rule = Rule.checked(model, taus, steps, solver, rtol, trace, probes, probe, basis, seed)
+    _check_rows(model, x)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    hypotheses = conditions(model, len(x), region, y)
+    flow = Flow(model, rule)
+    parts, evaluations = [], 0
+    for start in range(0, len(x), batch_size):
+        rows = slice(start, min(start + batch_size, len(x)))
+        part, spent = flow.estimates(x[rows], [h.of(rows) for h in hypotheses], row + start)
+        parts.append(part)
+        evaluations = max(evaluations, spent)
+    found = torch.cat(parts, 1)
+    gradients = evaluations * (x[0].numel() if trace == "exact" else probes)
+    return LogLikelihood(
+        found.mean(0), standard_error(found, trace), found, trace, rule.taus[0], evaluations, gradients
+    )
+
+
+def standard_error(found: Tensor, trace: str) -> Tensor:
+    """Of the mean of estimates ``[P, B]``: ``[B]``, 0 for an exact trace, NaN where there is one probe."""
+    if trace == "exact":
+        return torch.zeros_like(found[0])
+    return found.std(0) / math.sqrt(len(found)) if len(found) > 1 else torch.full_like(found[0], math.nan)
+
+
+def _check_rows(model: Denoiser, x: Tensor) -> None:
+    """Raises TypeError or ValueError unless x is finite ``[B, *shape]``, float32 or float64, B >= 1."""
+    shape = model.noise.covariance.shape
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: got {x.dtype}, expected float32 or float64")
+    if tuple(x.shape[1:]) != shape or x.ndim < 2 or not len(x):
+        raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, shape))}] with B >= 1")
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise ValueError(f"x: row {int((~finite).nonzero()[0])} holds a value that is not finite")
+
+
+class Flow:
+    """The probability flow of a model with the log-density along it, under one rule; frames are made once a region."""
+
+    def __init__(self, model: Denoiser, rule: Rule) -> None:
+        self.model, self.rule = model, rule
+        self._frames: dict[tuple[int, torch.dtype], Frame] = {}
+
+    def frame(self, region: int, dtype: torch.dtype) -> Frame:
+        if (region, dtype) not in self._frames:
+            self._frames[region, dtype] = Frame.of(self.model.noise.covariance, region, dtype)
+        return self._frames[region, dtype]
+
+    def estimates(self, x: Tensor, hypotheses: list[Hypothesis], row: int) -> tuple[Tensor, int]:
+        """Independent estimates of ``log sum_h w_h p_h(x)``, float64 ``[P, B]``, and the evaluations of each row."""
+        # Autograd refuses tensors made in inference mode.
+        with torch.inference_mode(False), torch.no_grad(), _at_rest(self.model):
+            x = x.to(self.model.noise.tau.device, copy=True)
+            probes = self._probes(x.flatten(1), row)
+            logs, evaluations = [], 0
+            for hypothesis in hypotheses:
+                found = torch.empty(self.rule.count, len(x), dtype=torch.float64, device=x.device)
+                spent = 0
+                for k, rows in _by_region(hypothesis.region, x):
+                    own = None if probes is None else probes[:, rows]
+                    found[:, rows], cost = self._region(x[rows], k, hypothesis.of(rows), own)
+                    spent = max(spent, cost)
+                logs.append(found + hypothesis.log_weight)
+                evaluations += spent
+            total = torch.stack(logs).logsumexp(0)
+        wrong = torch.isnan(total).any(0)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"x: the flow of row {row + int(wrong.nonzero()[0])} left the finite numbers; expected more steps, or a"
+                " model that is trained"
+            )
+        return total.cpu(), evaluations
+
+    def _probes(self, x: Tensor, row: int) -> Tensor | None:
+        """``z`` ``[P, B, d]``; None for an exact trace."""
+        rule = self.rule
+        if rule.trace == "exact":
+            return None
+        zero = torch.zeros_like(x)
+        z = torch.stack([
+            ops.colored_step(zero, b=1.0, seed=rule.seed, row=row, step=p, stream=ops.PROBES)
+            for p in range(rule.probes)
+        ])  # fmt: skip
+        return z if rule.probe == "gaussian" else torch.where(z < 0, -1.0, 1.0).to(x.dtype)
+
+    def _region(self, x: Tensor, k: int, known: Hypothesis, probes: Tensor | None) -> tuple[Tensor, int]:
+        """Estimates of rows that are all of region k, ``[P, b]``, and the evaluations."""
+        frame = self.frame(k, x.dtype)
+        extra = {} if known.y is None else {"y": known.y}
+        pairs = None if probes is None else self._pairs(frame, probes, known.region)
+
+        def slopes(u: float, w: Tensor) -> tuple[Tensor, Tensor]:
+            tau = math.exp(u)
+            s = frame.spread(tau)
+            there = (frame.mean + frame.outward(w * s)).reshape(x.shape)
+            with torch.enable_grad():
+                there.requires_grad_()
+                denoised = self.model(there, tau, known.region, **extra)
+                traces = _exact(denoised, there) if pairs is None else _hutchinson(denoised, there, *pairs)
+            pull = frame.inward(denoised.detach().flatten(1) - frame.mean)
+            gaussian = (frame.variances / s**2).double().sum()
+            return (frame.variances * w / s - pull) / s, gaussian - traces
+
+        us = [math.log(tau) for tau in self.rule.taus]
+        low = frame.spread(self.rule.taus[0])
+        w = frame.inward(x.flatten(1) - frame.mean) / low
+        w, gain, evaluations = integrated(slopes, w, us, self.rule.solver, self.rule.rtol)
+        # The frame at the top is that of the start: there w is normal by definition.
+        volume = frame.log_volume + low.double().log().sum() + 0.5 * w.shape[1] * math.log(2 * math.pi)
+        return gain - 0.5 * w.double().square().sum(1) - volume, evaluations
+
+    def _pairs(self, frame: Frame, z: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``A^-T z`` and ``A z`` of the rule's basis A, ``[P, b, d]`` each."""
+        if self.rule.basis == "data":
+            return z, z
+        if self.rule.basis == "spectral":
+            return frame.dual(z), frame.outward(z)
+        covariance = self.model.noise.covariance
+        dual = [covariance.whiten(one, region, transpose=True) for one in z]
+        return torch.stack(dual), torch.stack([covariance.color(one, region) for one in z])
+
+
+def _hutchinson(denoised: Tensor, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``left_p . dD/dx right_p``, float64 ``[P, b]``."""
+    return torch.stack([
+        (_pulled(denoised, x, a) * b).sum(1, dtype=torch.float64) for a, b in zip(left, right, strict=True)
+    ])  # fmt: skip
+
+
+def _exact(denoised: Tensor, x: Tensor) -> Tensor:
+    """``tr dD/dx``, float64 ``[1, b]``: one gradient a coordinate, so that the memory is that of one."""
+    unit = torch.zeros_like(x).flatten(1)
+    total = torch.zeros(1, len(x), dtype=torch.float64, device=x.device)
+    for j in range(unit.shape[1]):
+        unit[:, j] = 1.0
+        total += _pulled(denoised, x, unit)[:, j]
+        unit[:, j] = 0.0
+    return total
+
+
+def _pulled(denoised: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """``(dD/dx)^T v`` row by row, ``[b, d]``."""
+    return torch.autograd.grad(denoised, x, v.reshape(x.shape), retain_graph=True)[0].flatten(1)
+
+
+def _by_region(region: Tensor | None, x: Tensor) -> list[tuple[int, Tensor]]:
+    """Each region of the rows, and its rows, int64."""
+    if region is None:
+        return [(0, torch.arange(len(x), device=x.device))]
+    return [(k, (region == k).nonzero().squeeze(1)) for k in region.unique().tolist()]
+
+
+@contextmanager
+def _at_rest(model: Denoiser) -> Iterator[None]:
+    """Eval mode, and parameters that no graph is kept for."""
+    was_training = model.training
+    learning = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for p in learning:
+            p.requires_grad_()

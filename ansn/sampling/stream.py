@@ -1,0 +1,246 @@
+"""Many samples to a file or a folder, in bounded memory, by any number of processes; a stopped draw goes on.
+
+A batch goes to disk as soon as it is drawn, into ``OUT.part`` (:mod:`ansn.sampling.part`), which becomes the output
+when all is there. Sample i is a function of (seed, i) alone, so the rest can be cut into batches, and dealt to
+processes, in any way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ansn.errors import InputError
+from ansn.evaluation import figures
+from ansn.sampling.driver import Draw, label_rows
+from ansn.sampling.part import Part, spans
+from ansn.training.distributed import any_rank
+
+SUFFIXES = (".png", ".npy", ".csv")
+COMMIT_SECONDS = 1.0
+"""At most so much work is lost by a killed process, beside the batch at hand."""
+_CHUNK = 16384  # rows of a table that are text at a time
+
+
+def to_disk(
+    draw: Draw,
+    n: int,
+    out: str | os.PathLike[str],
+    *,
+    batch_size: int = 256,
+    y: int | Tensor | None = None,
+    store: str = "float32",
+    units: Callable[[Tensor], Tensor] | None = None,
+    columns: Sequence[str] | None = None,
+    resume: bool = True,
+    progress: bool = False,
+) -> Path:
+    """Draw samples ``0 .. n - 1`` to ``out``; memory is a few batches, whatever n. Returns the path.
+
+    Under `torchrun` the processes share the rows, and the folder of ``out`` must be one that all of them see.
+    A stopped draw leaves ``OUT.part``; the same call goes on with it, whatever its batch size and number of
+    processes (at the same batch size the result is the same to the byte). ``out`` is complete or not there.
+
+    Args:
+        draw: what to draw; each process has its own.
+        out: by its ending: ``.npy``, ``[n, *shape]``; ``.csv``, a table, a row each; ``.png``, one picture of all
+            samples (drawn in memory); none: a folder of ``000000.png`` and on, images in [0, 1] of 1 or 3 channels.
+        batch_size: samples at a time, of each process.
+        y: labels, a number or int64 ``[n]``.
+        store: of a ``.npy``: ``"float32"``, or ``"uint8"`` for images in [0, 1], clipped, times 255 and rounded.
+        units: from samples to what is stored, such as :meth:`ansn.Run.to_data_units`.
+        columns: names of a table's columns.
+        resume: go on with what is there; False starts over.
+        progress: show a bar, on stderr, in process 0.
+
+    Raises InputError for an output that cannot be, settings other than those of the unfinished draw, or a disk
+    that refuses; ValueError naming another argument; KeyboardInterrupt, saying what is kept.
+    """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n, batch_size: got {n}, {batch_size}, expected at least 1")
+    path, labels = Path(out), label_rows(y, n)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    shape = draw.source.noise.covariance.shape
+    _check(path, shape, store, columns)
+    images = path.suffix not in SUFFIXES
+    kept = {".csv": "float64", ".npy": store}.get(path.suffix, "uint8" if images else "float32")
+    part = Part(path, n, shape, kept, images=images, rank=rank)
+    settings = _settings(draw, n, labels, kept) if rank == 0 else {}
+    with _telling(part, path):
+        _agreed(draw, lambda: part.prepare(settings, resume=resume) if rank == 0 else None)
+        # Everyone reads what is missing before anyone adds to it: the blocks are dealt out alike.
+        part.open()
+        missing = ~part.done()
+        _agreed(draw, lambda: None)
+        blocks = cut(missing, batch_size)
+        # One batch that one process draws shows its steps instead.
+        steps = progress and rank == 0 and len(blocks) == 1
+        with _bar(n, int(n - missing.sum()), progress and rank == 0 and not steps) as moved:
+            _draw(draw, part, blocks[rank::world], labels, units, moved, steps)
+        _wait(part)
+        if rank == 0:
+            _finish(part, path, columns)
+    return path
+
+
+def cut(missing: NDArray[np.bool_], batch_size: int) -> list[tuple[int, int]]:
+    """Blocks ``(row, rows)`` of the rows that are missing, none across a multiple of ``batch_size``: a draw that
+    goes on makes the batches that it would have made."""
+    return [
+        (row, min(stop, (row // batch_size + 1) * batch_size) - row)
+        for start, stop in spans(missing)
+        for row in sorted({start, *range(-(-start // batch_size) * batch_size, stop, batch_size)})
+    ]
+
+
+def _check(path: Path, shape: Sequence[int], store: str, columns: Sequence[str] | None) -> None:
+    """Raises InputError for an output that cannot hold such samples or is in the way."""
+    image = len(shape) == 3 and shape[0] in (1, 3)
+    if path.suffix == ".csv" and len(shape) != 1:
+        raise InputError(f"--out: got {path}, but the samples are of shape {list(shape)}; expected .png or .npy")
+    if path.suffix not in SUFFIXES and not image:
+        raise InputError(f"--out: got folder {path}, but samples of shape {list(shape)} are no grey or RGB images")
+    if path.suffix not in SUFFIXES and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--out: {path} is there and holds something; expected a new or an empty folder")
+    if store not in ("float32", "uint8"):
+        raise ValueError(f"store: got {store!r}, expected 'float32' or 'uint8'")
+    if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3):
+        raise ValueError(f"store: got 'uint8' for {path}, expected a .npy of images")
+    if columns is not None and len(shape) == 1 and len(columns) != shape[0]:
+        raise ValueError(f"columns: got {len(columns)}, expected {shape[0]}")
+
+
+def _settings(draw: Draw, n: int, labels: Tensor | None, kept: str) -> dict[str, Any]:
+    """What two draws must have in common for their rows to be of one kind."""
+    told = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:12]
+    return {"n": n, "numbers": kept, **draw.settings, "labels": told, "model": draw.fingerprint()[:12]}
+
+
+def _draw(
+    draw: Draw,
+    part: Part,
+    blocks: list[tuple[int, int]],
+    labels: Tensor | None,
+    units: Callable[[Tensor], Tensor] | None,
+    moved: Callable[[int, Part], None],
+    steps: bool,
+) -> None:
+    """This process's blocks into the part."""
+    last = time.monotonic()
+    try:
+        for row, x in draw.batches(blocks, labels, progress=steps):
+            part.write(row, _numbers(x if units is None else units(x), part.dtype))
+            if time.monotonic() - last > COMMIT_SECONDS:
+                part.commit()
+                last = time.monotonic()
+            moved(len(x), part)
+    finally:
+        part.commit()
+
+
+def _numbers(x: Tensor, dtype: str) -> NDArray[Any]:
+    values = x.numpy()
+    if dtype != "uint8":
+        return values.astype(dtype, copy=False)
+    broken = np.isnan(values)
+    if broken.any():
+        warnings.warn("some samples hold values that are no numbers; they are stored as 0", stacklevel=4)
+        values = np.where(broken, 0.0, values)
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+# -- several processes -------------------------------------------------------------------------------------------
+
+
+def _agreed(draw: Draw, act: Callable[[], None]) -> None:
+    """Do it, and wait for the others; if one fails it tells, and the others end quietly."""
+    error: Exception | None = None
+    try:
+        act()
+    except Exception as caught:
+        error = caught
+    failed = any_rank(error is not None, draw.source.noise.tau.device)
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+
+
+def _wait(part: Part) -> None:
+    """Until every process's rows are there. By the journals, not a barrier: one process may be hours behind
+    another, and a collective gives up after minutes. (Whoever started us ends us if another process fails.)"""
+    while dist.is_initialized() and part.folder.exists() and not part.done().all():
+        time.sleep(0.2)
+
+
+@contextmanager
+def _telling(part: Part, path: Path) -> Iterator[None]:
+    """An interruption and a disk that refuses say in one line what is kept."""
+
+    def kept() -> str:
+        count = int(part.done().sum())
+        return f"; {count} of {part.n} samples are kept in {part.folder}, the same command goes on" if count else ""
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted{kept()}") from None
+    except OSError as error:
+        raise InputError(f"--out: cannot write {path} ({error.strerror or error}){kept()}") from None
+    finally:
+        part.close()
+
+
+@contextmanager
+def _bar(n: int, done: int, show: bool) -> Iterator[Callable[[int, Part], None]]:
+    """A bar over all processes' samples, with images a second and the time left; gives what moves it on."""
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("samples"), MofNCompleteColumn(), BarColumn(bar_width=24), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as shown:
+        task, begun = shown.add_task("", total=n, completed=done, rate=""), time.monotonic()
+
+        def moved(rows: int, part: Part) -> None:
+            if show:
+                now = int((part.done() | part.mine).sum())
+                speed = (now - done) / max(time.monotonic() - begun, 1e-9)
+                shown.update(task, completed=now, rate=f"{speed:.3g} a second")
+
+        yield moved
+
+
+# -- the end -----------------------------------------------------------------------------------------------------
+
+
+def _finish(part: Part, out: Path, columns: Sequence[str] | None) -> None:
+    """Put the output in its place; the part is gone after it."""
+    rows, written = part.data, part.folder / f"written{out.suffix}"
+    if out.suffix == ".csv":
+        _write_table(np.load(rows, mmap_mode="r"), written, columns)
+        rows = written
+    elif out.suffix == ".png":
+        figures.save_samples(torch.from_numpy(np.load(rows)), written, names=columns)
+        rows = written
+    os.replace(rows, out)
+    part.remove()
+
+
+def _write_table(values: NDArray[Any], path: Path, columns: Sequence[str] | None) -> None:
+    names = columns or [f"x{j}" for j in range(values.shape[1])]
+    with path.open("w") as file:
+        file.write(",".join(names) + "\n")
+        for row in range(0, len(values), _CHUNK):
+            np.savetxt(file, values[row : row + _CHUNK], delimiter=",", fmt="%.9g")

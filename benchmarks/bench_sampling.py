@@ -1,0 +1,58 @@
+"""Drawing end to end, noise to samples: the network called as it is, compiled, in bfloat16, and a loop in plain torch.
+
+Times are for a batch of ROWS: samples a second are ROWS over them (``samples_per_s`` in pytest-benchmark's JSON).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
+from ansn.sampling import Draw
+
+ROWS, STEPS = 64, 6
+NETWORKS = {
+    "MLP of the digits": lambda: networks.MLP((1, 8, 8)),
+    "U-Net 16x16": lambda: networks.build("unet", (1, 16, 16), width=16, multipliers=(1, 2)),
+}
+
+
+def _model(name: str) -> Denoiser:
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    shape = (1, 8, 8) if "MLP" in name else (1, 16, 16)
+    for parameter in network.parameters():  # a new network's last layer is 0
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    covariance = AdaptiveCovariance(shape).update(torch.rand(1000, *shape)).freeze()
+    return Denoiser(network, NoiseModel(covariance, levels.karras(6.0, 0.01)))
+
+
+def _loop(model: Denoiser, taus: list[float]) -> Tensor:
+    """Heun as a user writes it: torch's own normals, numbers for levels."""
+    covariance = model.noise.covariance
+    x = torch.randn(ROWS, covariance.dim) @ covariance.factor[0].mT * taus[0] + covariance.center
+    x = x.reshape(ROWS, *covariance.shape)
+    for tau, following in zip(taus, [*taus[1:], 0.0], strict=True):
+        slope = (x - model(x, tau)) / tau
+        guess = x + (following - tau) * slope
+        if following:
+            slope = 0.5 * (slope + (guess - model(guess, following)) / following)
+        x = x + (following - tau) * slope
+    return x
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sampling(against, benchmark, name: str) -> None:
+    model = _model(name)
+    plain = Draw(model, "heun", STEPS)
+    draws = {"ansn": plain, "compile": Draw(model, "heun", STEPS, compile=True)}
+    draws["bfloat16"] = Draw(model, "heun", STEPS, dtype=torch.bfloat16)
+    draws["compile bfloat16"] = Draw(model, "heun", STEPS, compile=True, dtype=torch.bfloat16)
+    contenders = {which: lambda draw=draw: draw.batch(0, ROWS) for which, draw in draws.items()}
+    taus = plain.taus.tolist()
+    against(f"{name}, {ROWS} by Heun, {STEPS} levels", contenders | {"eager loop": lambda: _loop(model, taus)})
+    if benchmark.stats:
+        benchmark.extra_info["samples_per_s"] = ROWS / benchmark.stats["median"]

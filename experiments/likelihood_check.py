@@ -1,0 +1,340 @@
+"""Is the log-likelihood right, and what does it cost? Closed forms, the kinds of probes, and bits/dim of digits.
+
+Three tables, a CSV file each:
+
+* `likelihood_solvers.csv`: error in nats a dimension against evaluations, with exact traces, on a Gaussian (condition
+  number 1e4) and a mixture of five. The model knows their mean and covariance, as it would from data.
+* `likelihood_probes.csv`: standard deviation of one probe's estimate, nats a dimension, for every kind of probe.
+* `likelihood_digits.csv`: bits a dimension of training and held-out digits, isotropic noise against shaped.
+
+    python experiments/likelihood_check.py
+
+The tables are printed as Markdown at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+import ansn
+from ansn.cli.common import guarded
+from ansn.data import Dataset
+from ansn.errors import InputError
+from ansn.likelihood.flow import BASES, PROBES
+from ansn.machine import cpu_name
+from ansn.presets import PRESETS
+from ansn.training import train
+from ansn.training.checkpoint import write_atomic
+
+_NAME = "likelihood_check"
+_SOLVERS: dict[str, list[dict[str, Any]]] = {
+    "rk4": [{"steps": n} for n in (4, 8, 16, 32)],
+    "heun": [{"steps": n} for n in (8, 16, 32, 64)],
+    "rk45": [{"rtol": rtol} for rtol in (1e-2, 1e-3, 1e-4, 1e-5)],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Log-likelihood by the flow: closed forms, probes, digits."""
+
+    dims: tuple[int, ...] = (2, 16, 64)
+    """Dimensions of the closed forms."""
+    rows: int = 16
+    """Points of each closed form, drawn from it."""
+    rho: float = 0.5
+    """Anisotropy of the noise in the closed forms."""
+    rhos: tuple[float, ...] = (0.0, 0.5)
+    """Anisotropies of the digits' noise."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Digits: one training run for each."""
+    steps: int = 500
+    """Digits: training steps of the digits preset on dequantised data; 0 leaves the digits out."""
+    images: int = 300
+    """Digits: images of each split that are scored."""
+    probes: int = 2
+    """Digits: probes of each image."""
+    threads: int | None = None
+    """CPU threads; by default torch's."""
+    out: Path = Path(__file__).parent / "results"
+    """Folder of the CSV files, which are replaced."""
+
+
+Row = dict[str, Any]
+
+
+class MixtureMean(nn.Module):
+    """``E[x | x~]`` of ``sum_c w_c N(m_c, S_c)`` under noise ``tau^2 R``, where a network would stand.
+
+    ``means`` ``[C, d]``, ``covariances`` ``[C, d, d]``, ``weights`` ``[C]``, ``r`` ``[d, d]``, float64.
+    """
+
+    conditioning = "log"
+
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, r: Tensor) -> None:
+        super().__init__()
+        self.means, self.covariances, self.weights, self.r = means, covariances, weights, r
+
+    def components(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+        """``log w_c N(x; m_c, P_c)`` ``[B, C]`` and ``P_c^-1 (x - m_c)`` ``[C, d, B]``, ``P_c = S_c + tau^2 R``."""
+        factor = torch.linalg.cholesky(self.covariances + tau**2 * self.r)
+        away = (x.unsqueeze(0) - self.means.unsqueeze(1)).mT
+        solved = torch.cholesky_solve(away, factor)
+        logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
+        square = (away * solved).sum(1)
+        return (self.weights.log()[:, None] - 0.5 * (square + logdet + x.shape[1] * math.log(2 * math.pi))).mT, solved
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        logs, solved = self.components(x, math.exp(4 * float(level[0])))
+        means = self.means[:, :, None] + self.covariances @ solved
+        return torch.einsum("bc,cdb->bd", logs.softmax(1), means)
+
+    def log_density(self, x: Tensor, tau: float) -> Tensor:
+        """Of the perturbed density, ``[B]``."""
+        return self.components(x, tau)[0].logsumexp(1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        owner = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
+        return self.means[owner] + (torch.linalg.cholesky(self.covariances)[owner] @ z).squeeze(2)
+
+
+def target(kind: str, dim: int, rho: float) -> ansn.Denoiser:
+    """The exact denoiser of a closed form under noise of anisotropy rho, with the ladder's usual ends."""
+    generator = torch.Generator().manual_seed(dim)
+    count, ends = (1, (1e-3, 10.0)) if kind == "gaussian" else (5, (0.01, 0.2))
+    means = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+    spectrum = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), dim, dtype=torch.float64)
+    bases = torch.linalg.qr(torch.randn(count, dim, dim, generator=generator, dtype=torch.float64))[0]
+    covariances = bases * spectrum @ bases.mT
+    weights = torch.arange(count, 0, -1, dtype=torch.float64) / (count * (count + 1) / 2)
+    mean = weights @ means
+    away = means - mean
+    s = torch.einsum("c,cij->ij", weights, covariances) + torch.einsum("c,ci,cj->ij", weights, away, away)
+    r = rho * s + (1 - rho) * s.diagonal().mean() * torch.eye(dim, dtype=torch.float64)
+    double = {"dtype": torch.float64, "factor_dtype": torch.float64}
+    covariance = ansn.AdaptiveCovariance(dim, rho=1.0, eps=0.0, initial=r, **double).freeze()
+    covariance.initial.copy_(s)
+    covariance.center.copy_(mean)
+    ladder = ansn.levels.karras(max(ansn.levels.tau_max_flow(dim), 6.0), 0.01)
+    network = MixtureMean(means, covariances, weights, r)
+    return ansn.Denoiser(network, ansn.NoiseModel(covariance, ladder), precondition=False)
+
+
+def closed_form(kind: str, dim: int, settings: Settings) -> tuple[ansn.Denoiser, Tensor, Tensor]:
+    """A denoiser, points of its data and their log-densities at the ladder's end."""
+    model = target(kind, dim, settings.rho)
+    assert isinstance(model.network, MixtureMean)
+    x = model.network.sample(settings.rows, torch.Generator().manual_seed(0))
+    return model, x, model.network.log_density(x, model.noise.levels.minimum)
+
+
+def solvers(settings: Settings, tell: Callable[[Row], None]) -> None:
+    """Error against evaluations, exact traces."""
+    for kind in ("gaussian", "mixture"):
+        for dim in settings.dims:
+            model, x, truth = closed_form(kind, dim, settings)
+            for solver, choices in _SOLVERS.items():
+                for choice in choices:
+                    begun = time.perf_counter()
+                    found = ansn.log_likelihood(model, x, trace="exact", solver=solver, **choice)
+                    off = (found.log_density - truth) / dim
+                    tell({
+                        "target": kind, "dim": dim, "solver": solver, "steps": choice.get("steps", ""),
+                        "rtol": choice.get("rtol", ""), "evaluations": found.evaluations, "bias": float(off.mean()),
+                        "mean_error": float(off.abs().mean()), "max_error": float(off.abs().max()), "rows": len(x),
+                        "rho": settings.rho, "tau_max": model.noise.levels.maximum, "tau_min": found.tau,
+                        "seconds": round(time.perf_counter() - begun, 2),
+                    })  # fmt: skip
+
+
+def probes(settings: Settings, tell: Callable[[Row], None]) -> None:
+    """Standard deviation of one probe, for every kind."""
+    for kind in ("gaussian", "mixture"):
+        for dim in settings.dims:
+            model, x, _ = closed_form(kind, dim, settings)
+            for row in spreads(model, x):
+                tell({"target": kind, "dim": dim, "rho": settings.rho, **row})
+
+
+def spreads(model: ansn.Denoiser, x: Tensor, count: int = 8) -> list[Row]:
+    """Root mean square over rows of one probe's standard deviation, nats a dimension."""
+    rows = []
+    for basis in BASES:
+        for probe in PROBES:
+            found = ansn.log_likelihood(model, x, basis=basis, probe=probe, probes=count)
+            sd = float(found.estimates.var(0).mean().sqrt()) / x[0].numel()
+            rows.append({"basis": basis, "probe": probe, "sd": sd, "rows": len(x), "probes": count})
+    return rows
+
+
+def digits(settings: Settings, tell: Callable[[Row], None], tell_probes: Callable[[Row], None]) -> None:
+    """Bits a dimension of the digits preset under two shapes of the noise; and its probes' spread."""
+    splits = {s: ansn.load_dataset("digits", split=s, dequantise=True) for s in ("train", "test")}
+    for seed in settings.seeds:
+        for rho in settings.rhos:
+            with tempfile.TemporaryDirectory() as folder:
+                model = _trained(settings, rho, seed, folder)
+            for split, data in splits.items():
+                tell(_scored(model, data, settings) | {"seed": seed, "rho": rho, "split": split})
+            if seed == settings.seeds[0]:
+                x, _ = splits["test"].batch(torch.arange(min(64, settings.images)))
+                for row in spreads(model, x):
+                    tell_probes({"target": "digits", "dim": 64, "rho": rho, **row})
+
+
+def _trained(settings: Settings, rho: float, seed: int, folder: str) -> ansn.Denoiser:
+    preset = PRESETS["digits"][1]
+    config = dataclasses.replace(
+        preset,
+        data=dataclasses.replace(preset.data, dequantise=True),
+        noise=dataclasses.replace(preset.noise, rho=rho),
+        optim=dataclasses.replace(preset.optim, steps=settings.steps),
+        sampling=dataclasses.replace(preset.sampling, samples=0),
+        run=dataclasses.replace(preset.run, out=folder, seed=seed, threads=settings.threads),
+    )
+    train(config)
+    return ansn.load_run(folder).model
+
+
+def _scored(model: ansn.Denoiser, data: Dataset, settings: Settings) -> Row:
+    begun = time.perf_counter()
+    index = data.order(0, 0)[: settings.images]
+    found = ansn.bits_per_dim(model, data, index, probes=settings.probes)
+    return {
+        "bits_per_dim": found.value, "error": found.error, "probe_error": found.probe_error, "n": found.n,
+        "training_steps": settings.steps, "probes": settings.probes, "evaluations": found.evaluations,
+        "dequantisation": found.dequantisation, "tau_min": found.tau,
+        "seconds": round(time.perf_counter() - begun, 2), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "cpu": cpu_name(),
+    }  # fmt: skip
+
+
+def solver_table(rows: list[Row]) -> str:
+    """Markdown: mean (largest) error in nats a dimension."""
+    targets = list(dict.fromkeys((row["target"], row["dim"]) for row in rows))
+    lines = [
+        "| | " + " | ".join(f"{kind}, d = {dim}" for kind, dim in targets) + " |",
+        "| --- |" + " --- |" * len(targets),
+    ]
+    for solver, choices in _SOLVERS.items():
+        for choice in choices:
+            name, value = next(iter(choice.items()))
+            own = {(r["target"], r["dim"]): r for r in rows if r["solver"] == solver and r[name] == value}
+            spent = sorted({r["evaluations"] for r in own.values()})
+            told = f"{spent[0]}" if len(spent) == 1 else f"{spent[0]} to {spent[-1]}"
+            cells = [f"{own[t]['mean_error']:.1e} ({own[t]['max_error']:.1e})" for t in targets]
+            lines.append(f"| {solver}, {name} {value:g}: {told} evaluations | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def probe_table(rows: list[Row]) -> str:
+    """Markdown: standard deviation of one probe, nats a dimension."""
+    targets = list(dict.fromkeys((row["target"], row["dim"], row["rho"]) for row in rows))
+    names = [f"{kind}, d = {dim}, rho = {rho:g}" for kind, dim, rho in targets]
+    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(targets)]
+    for basis in BASES:
+        for probe in PROBES:
+            own = {
+                (r["target"], r["dim"], r["rho"]): r["sd"] for r in rows if (r["basis"], r["probe"]) == (basis, probe)
+            }
+            lines.append(f"| {basis}, {probe} | " + " | ".join(f"{own[t]:.2g}" for t in targets) + " |")
+    return "\n".join(lines)
+
+
+def digits_table(rows: list[Row]) -> str:
+    """Markdown: mean over the seeds (each seed)."""
+    lines = ["| | training | held out |", "| --- | --- | --- |"]
+    for rho in dict.fromkeys(row["rho"] for row in rows):
+        cells = []
+        for split in ("train", "test"):
+            values = [r["bits_per_dim"] for r in rows if (r["rho"], r["split"]) == (rho, split)]
+            cells.append(f"**{sum(values) / len(values):.3f}** ({' / '.join(f'{v:.3f}' for v in values)})")
+        lines.append(f"| rho = {rho:g} | {cells[0]} | {cells[1]} |")
+    errors, probe_errors = ([row[name] for row in rows] for name in ("error", "probe_error"))
+    lines += [
+        "",
+        f"Bits a dimension, {rows[0]['n']} images a split; standard error over the images {min(errors):.3f} to"
+        f" {max(errors):.3f}, of which the probes make {min(probe_errors):.3f} to {max(probe_errors):.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def run(settings: Settings) -> list[str]:
+    """The tables, one after the other; the CSV files are rewritten after each row."""
+    _check(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    rows: dict[str, list[Row]] = {"solvers": [], "probes": [], "digits": []}
+
+    def teller(name: str) -> Callable[[Row], None]:
+        def tell(row: Row) -> None:
+            rows[name].append(row)
+            write_csv(rows[name], settings.out / f"likelihood_{name}.csv")
+            print(
+                ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                file=sys.stderr,
+            )
+
+        return tell
+
+    solvers(settings, teller("solvers"))
+    probes(settings, teller("probes"))
+    if settings.steps:
+        digits(settings, teller("digits"), teller("probes"))
+    tables = [solver_table(rows["solvers"]), probe_table(rows["probes"])]
+    return [*tables, digits_table(rows["digits"])] if settings.steps else tables
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """The rows with a header; the file is complete at every moment."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.getvalue())
+    except OSError as error:
+        raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
+
+
+def _check(settings: Settings) -> None:
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("dims", settings.dims, bool(settings.dims) and min(settings.dims) >= 2, "one or more, each at least 2"),
+        ("rows", settings.rows, settings.rows >= 1, "at least 1"),
+        ("rho", settings.rho, 0 <= settings.rho <= 1, "a number in [0, 1]"),
+        ("rhos", settings.rhos, bool(settings.rhos) and all(0 <= v <= 1 for v in settings.rhos), "numbers in [0, 1]"),
+        ("seeds", settings.seeds, bool(settings.seeds) and min(settings.seeds) >= 0, "one or more, each 0 or more"),
+        ("steps", settings.steps, settings.steps >= 0, "0 or more"),
+        ("images", settings.images, settings.images >= 2, "at least 2"),
+        ("probes", settings.probes, settings.probes >= 2, "at least 2"),
+        ("threads", settings.threads, settings.threads is None or settings.threads >= 1, "at least 1"),
+    ]
+    for name, value, good, expected in rules:
+        if not good:
+            raise InputError(f"--{name}: got {value}, expected {expected}")
+
+
+def main() -> int:
+    """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
+    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    return guarded(_NAME, lambda: print("\n\n".join(run(settings))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

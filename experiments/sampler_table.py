@@ -1,0 +1,232 @@
+"""Which sampler, with how many evaluations? Frechet distance of every sampler at every budget, one trained model.
+
+    python experiments/sampler_table.py
+    python experiments/sampler_table.py --preset mnist --data PATH --train-steps 1500 --samples 1000
+
+A preset is trained (or its run gone on with) and sampled by every method with at most so many network evaluations a
+sample. All start from the same points. Rows go to a CSV file as they come; the table is printed as Markdown at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from ansn import load_dataset
+from ansn.cli.common import guarded
+from ansn.data import Dataset
+from ansn.errors import InputError
+from ansn.evaluation import ClassifierFeatures, everything, frechet_distance, frechet_floor
+from ansn.machine import cpu_name
+from ansn.presets import PRESETS
+from ansn.sampling import METHODS, Draw
+from ansn.training import Run, load_run, train
+from ansn.training.checkpoint import write_atomic
+
+_NAME = "sampler_table"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Frechet distance of every sampler at several numbers of network evaluations."""
+
+    preset: Literal["digits", "mnist", "fashion-mnist"] = "digits"
+    """What to train; a labelled data set, whose classifier gives the features."""
+    data: Path | None = None
+    """Folder that holds the files of the data set."""
+    run: Path | None = None
+    """Folder of the run, made or gone on with; by default runs/sampler-table-PRESET."""
+    train_steps: int | None = None
+    """Training steps; by default the preset's."""
+    methods: tuple[str, ...] = tuple(name for name in METHODS if name != "paper")
+    """Samplers; Algorithm 1 as printed needs isotropic noise."""
+    schedules: tuple[str, ...] = ("few_steps",)
+    """Spacings of the levels, for all but Langevin."""
+    start: float | None = None
+    """Level to start at, data standard deviations; by default the run's own, chosen from the data."""
+    evaluations: tuple[int, ...] = (4, 6, 8, 12, 20, 40, 1000)
+    """Most network evaluations a sample."""
+    langevin: int = 1000
+    """Langevin is run with this number and more only, the others with fewer only."""
+    samples: int = 450
+    """Samples for each seed."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Seeds of sampling."""
+    floor_n: int = 450
+    """Images in a distance and in its floor; the first test images, and blocks of the samples."""
+    threads: int | None = None
+    """CPU threads; by default torch's."""
+    out: Path | None = None
+    """CSV file to write, replaced if it is there; by default results/sampler_table_PRESET.csv beside this file."""
+
+
+Row = dict[str, Any]
+
+
+def trained(settings: Settings) -> tuple[Run, Dataset, Dataset]:
+    """The run, and the data's two splits."""
+    preset = PRESETS[settings.preset][1]
+    folder = settings.run or Path("runs") / f"sampler-table-{settings.preset}"
+    root = None if settings.data is None else str(settings.data)
+    config = replace(
+        preset,
+        data=replace(preset.data, data=root),
+        optim=replace(preset.optim, steps=settings.train_steps or preset.optim.steps),
+        run=replace(preset.run, out=str(folder), threads=settings.threads),
+    )
+    train(config)
+    splits = [load_dataset(config.data.dataset, root=root, split=split) for split in ("train", "test")]
+    run = load_run(folder)
+    if settings.start is not None:
+        try:
+            run.model.noise.levels = replace(run.model.noise.levels, start=settings.start)
+        except ValueError as error:
+            raise InputError(f"--{error}") from None
+    return run, splits[0], splits[1]
+
+
+def measured(settings: Settings) -> list[Row]:
+    """All distances; the CSV file is rewritten after each."""
+    _check(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    run, data, held_out = trained(settings)
+    features = ClassifierFeatures.of(data, held_out)
+    target = features(everything(data))
+    floor = frechet_floor(target, features(everything(held_out)[: settings.floor_n]))
+    print(f"features: {features}; levels {run.model.noise.levels}", file=sys.stderr)
+    rows: list[Row] = []
+    for method, schedule, budget in _cells(settings):
+        try:
+            draw = Draw.within(run.model, method, budget, schedule=schedule)
+        except ValueError:
+            continue  # not one step within the budget
+        for seed in settings.seeds:
+            draw = Draw.within(run.model, method, budget, schedule=schedule, seed=seed)
+            began = time.perf_counter()
+            x = torch.cat([draw.batch(row, n).cpu() for row, n in _blocks(settings.samples, settings.floor_n)])
+            seconds = time.perf_counter() - began
+            blocks = features(x).reshape(-1, settings.floor_n, target.shape[1])
+            values = [frechet_distance(block, target) for block in blocks]
+            rows.append(
+                {
+                    "method": method, "schedule": schedule if draw.method.flow else "ladder", "budget": budget,
+                    "evaluations": draw.evaluations, "levels": len(draw.taus), "tau_1": float(draw.taus[0]),
+                    "tau_N": float(draw.taus[-1]), "seed": seed, "fd": sum(values) / len(values),
+                    "n": settings.floor_n, "blocks": len(values), "floor": floor, "floor_n": settings.floor_n,
+                    "samples": len(x), "seconds": round(seconds, 3), "train_steps": run.step,
+                    "reference": f"train ({len(target)})", "features": str(features),
+                    "threads": torch.get_num_threads(), "torch": torch.__version__, "cpu": cpu_name(),
+                }
+            )  # fmt: skip
+            write_csv(rows, settings.out or Path(__file__).parent / "results" / f"{_NAME}_{settings.preset}.csv")
+        told = _mean(rows[-len(settings.seeds) :])
+        print(f"{method}  {schedule}  {draw.evaluations}  {told}", file=sys.stderr, flush=True)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: the distances, and beneath them those over the distances of the sampler of most evaluations."""
+    first = rows[0]
+    note = (
+        f"Frechet distance of {first['n']} samples (mean over {first['blocks']} blocks a seed) to {first['reference']}"
+        f" in features of {first['features']}: mean over {len({row['seed'] for row in rows})} seeds of sampling"
+        f" +- their standard deviation; in brackets seconds for {first['samples']} samples. Floor, {first['floor_n']}"
+        f" held-out images: {first['floor']:.2f}. {first['train_steps']} training steps; {first['threads']} threads,"
+        f" torch {first['torch']}, {first['cpu']}."
+    )
+    most = max(rows, key=lambda row: row["evaluations"])
+    reference = {row["seed"]: row["fd"] for row in rows if _cell(row) == _cell(most)}
+    paired = f"Over the distance of {most['method']} with {most['evaluations']} evaluations from the same starts:"
+    return "\n".join(
+        [*_lines(rows, _mean), "", note, "", paired, "", *_lines(rows, lambda found: _ratio(found, reference))]
+    )
+
+
+def _lines(rows: list[Row], text: Callable[[list[Row]], str]) -> list[str]:
+    budgets = sorted({row["budget"] for row in rows})
+    lines = [f"| evaluations | {' | '.join(map(str, budgets))} |", "| --- |" + " --- |" * len(budgets)]
+    for method, schedule in dict.fromkeys((row["method"], row["schedule"]) for row in rows):
+        cells = [[row for row in rows if _cell(row) == (method, schedule, budget)] for budget in budgets]
+        lines.append(f"| {method}, {schedule} | {' | '.join(text(found) if found else '' for found in cells)} |")
+    return lines
+
+
+def _cell(row: Row) -> tuple[str, str, int]:
+    return row["method"], row["schedule"], row["budget"]
+
+
+def _mean(found: list[Row]) -> str:
+    seconds = sorted(row["seconds"] for row in found)[len(found) // 2]
+    return f"{_spread([row['fd'] for row in found])} ({seconds:.1f} s)"
+
+
+def _ratio(found: list[Row], reference: dict[int, float]) -> str:
+    return _spread([row["fd"] / reference[row["seed"]] for row in found])
+
+
+def _spread(values: list[float]) -> str:
+    told = torch.tensor(values)
+    return f"{float(told.mean()):.2f}" + (f" +- {float(told.std()):.2f}" if len(values) > 1 else "")
+
+
+def _cells(settings: Settings) -> list[tuple[str, str, int]]:
+    cells = []
+    for method in settings.methods:
+        flow = METHODS[method].flow
+        for schedule in settings.schedules if flow else settings.schedules[:1]:
+            cells += [(method, schedule, n) for n in settings.evaluations if (n < settings.langevin) == flow]
+    return cells
+
+
+def _blocks(n: int, size: int) -> list[tuple[int, int]]:
+    return [(row, size) for row in range(0, n, size)]
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """The rows with a header; the file is complete at every moment."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.getvalue())
+    except OSError as error:
+        raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
+
+
+def _check(settings: Settings) -> None:
+    unknown = [name for name in settings.methods if name not in METHODS]
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("methods", " ".join(unknown), not unknown, f"names from {', '.join(METHODS)}"),
+        ("evaluations", settings.evaluations, min(settings.evaluations, default=0) >= 1, "numbers of at least 1"),
+        ("seeds", settings.seeds, min(settings.seeds, default=-1) >= 0, "one or more, each 0 or more"),
+        ("floor-n", settings.floor_n, settings.floor_n >= 2, "at least 2"),
+        (
+            "samples", settings.samples, settings.samples > 0 and settings.samples % settings.floor_n == 0,
+            f"a multiple of --floor-n {settings.floor_n}",
+        ),
+    ]  # fmt: skip
+    for name, value, good, expected in rules:
+        if not good:
+            raise InputError(f"--{name}: got {value}, expected {expected}")
+
+
+def main() -> int:
+    """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
+    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    return guarded(_NAME, lambda: print(table(measured(settings))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

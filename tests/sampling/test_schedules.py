@@ -1,0 +1,92 @@
+"""Schedules: spacing, ends, and one found for a model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
+from ansn.sampling import Draw, dpmpp_2m, schedules
+from tests.oracles import ExactDenoiser, Mixture, fixed_covariance, gaussian, noise_model, randn, spd
+
+D = 3
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+def test_levels_decrease_from_the_top_to_the_bottom(name, n):
+    taus = schedules.SCHEDULES[name](6.0, 0.01, n)
+    assert taus.dtype == torch.float64
+    assert taus.shape == (n,)
+    assert float(taus[0]) == pytest.approx(6.0, rel=1e-12)
+    assert bool((taus.diff() < 0).all())
+    if n > 1 and name != "few_steps":
+        assert float(taus[-1]) == pytest.approx(0.01, rel=1e-12)
+
+
+def test_spacings():
+    np.testing.assert_allclose(np.diff(schedules.log_linear(8.0, 0.02, 9).log()), -math.log(400) / 8, rtol=1e-10)
+    np.testing.assert_allclose(np.diff(schedules.polynomial(8.0, 0.02, 9, p=1.0)), -7.98 / 8, rtol=1e-10)
+    roots = schedules.polynomial(8.0, 0.02, 9, p=3.0) ** (1 / 3)
+    np.testing.assert_allclose(np.diff(roots), (0.02 ** (1 / 3) - 2.0) / 8, rtol=1e-10)
+    assert schedules.karras(8.0, 0.02, 9).tolist() == list(levels.karras(8.0, 0.02, n=9).tau)
+
+
+@pytest.mark.parametrize(("n", "last"), [(2, 1.0), (4, 0.25), (8, 0.0625), (20, 0.01), (100, 0.01)])
+def test_few_steps_end_higher(n, last):
+    assert float(schedules.few_steps(2.0, 0.01, n)[-1]) == pytest.approx(last)
+
+
+def exact() -> ExactDenoiser:
+    target = Mixture(randn(4, D, seed=1) * 1.5, 0.05 * torch.stack([spd(D, k) for k in range(4)]))
+    return ExactDenoiser(noise_model(fixed_covariance(spd(D, 9)), (6.0, 1.0, 0.01)), target)
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_the_optimised_one_is_nearer_to_the_end_of_the_flow_on_draws_it_has_not_seen(n):
+    model = exact()
+    taus = schedules.optimised(model, n, 6.0, 0.01, seed=1)
+    assert taus.shape == (n,)
+    assert float(taus[0]) == pytest.approx(6.0, rel=1e-12)
+    assert float(taus[-1]) >= 0.01 - 1e-12
+    assert bool((taus.diff() < 0).all())
+    x = model.noise.prior(400, 6.0, seed=2)
+    end = dpmpp_2m(model, x, schedules.karras(6.0, 0.005, 300))
+
+    def deviation(levels: torch.Tensor) -> float:
+        return float((dpmpp_2m(model, x, levels) - end).square().mean(1).sqrt().mean())
+
+    others = [schedule(6.0, 0.01, n) for schedule in schedules.SCHEDULES.values()]
+    assert deviation(taus) < min(deviation(other) for other in others)
+
+
+def test_the_optimised_one_is_a_function_of_its_arguments():
+    model = exact()
+    taus = schedules.optimised(model, 4, 6.0, 0.01, rows=8)
+    assert torch.equal(schedules.optimised(model, 4, 6.0, 0.01, rows=8), taus)
+    assert torch.equal(Draw(model, steps=4, schedule="optimised").taus, schedules.optimised(model, 4, 6.0, 0.01))
+    assert schedules.optimised(model, 1, 6.0, 0.01).tolist() == [6.0]
+    with pytest.raises(ValueError, match=r"^n, rows: got 0, 64, expected at least 1$"):
+        schedules.optimised(model, 0, 6.0, 0.01)
+
+
+def test_the_optimised_one_knows_classes_and_regions_and_restores_the_mode():
+    x = torch.rand(90, D, generator=torch.Generator().manual_seed(0))
+    covariance = AdaptiveCovariance(D, 3).update(x, torch.arange(90) % 3).freeze()
+    network = networks.MLP((D,), hidden=8, blocks=1, num_classes=3)
+    model = Denoiser(network, NoiseModel(covariance, levels.karras(4.0, 0.05))).train()
+    assert schedules.optimised(model, 3, 4.0, 0.05, rows=6).shape == (3,)
+    assert model.training
+
+
+def test_a_gaussian_needs_no_high_levels():
+    """The start is exact at any level there, and the flow's error falls with it."""
+    model = ExactDenoiser(noise_model(fixed_covariance(D), (6.0, 0.01)), gaussian(torch.zeros(D), torch.eye(D)))
+    rms = {}
+    for top in (6.0, 1.0):
+        out = dpmpp_2m(model, model.noise.prior(2000, top, seed=1), schedules.few_steps(top, 0.01, 6))
+        rms[top] = abs(float(out.square().mean()) - 1.0)
+    assert rms[1.0] < 0.05
