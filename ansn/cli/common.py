@@ -26,8 +26,12 @@ def parsed(name: str, parse: Callable[[], T]) -> T:
     try:
         with contextlib.redirect_stderr(told):
             return parse()
+    except BrokenPipeError:  # --help into `head`
+        _flush()
+        raise SystemExit(0) from None
     except SystemExit as end:
         if not end.code:  # --help
+            _flush()
             raise
         print(f"{name}: error: {_unboxed(told.getvalue())}; see {name} --help", file=sys.stderr)
         raise SystemExit(2) from None
@@ -56,6 +60,7 @@ def guarded(name: str, command: Callable[[], None]) -> int:
             current_backend()  # what ANSN_BACKEND and ANSN_CPU_ISA say must be usable
             native.check_isa()
             command()
+            _flush()
     except (InputError, MemoryError, BackendError) as error:
         _tell(f"{name}: error: {' '.join(str(error).split())}")
         return 2
@@ -68,14 +73,23 @@ def guarded(name: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         _tell(f"{name}: {error or 'interrupted'}")
         return 130
-    except BrokenPipeError:  # the reader of our output went away
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        _flush()
     except OSError as error:  # a full disk, say: what was there before is still there
         where = f"{error.filename}: " if error.filename else ""
         _tell(f"{name}: error: {where}{error.strerror or error}")
         return 2
     return 0
+
+
+def _flush() -> None:
+    """Print what is printed. Where its reader went away the rest goes nowhere: Python's own flush, at the exit, would
+    tell a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _warn(name: str, message: Warning | str) -> None:

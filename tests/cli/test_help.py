@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
+import subprocess
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from ansn import config
 from ansn.cli import evaluate, info, sample
 from ansn.presets import PRESETS
-from tests.cli.helpers import call, succeeded
+from tests.cli.helpers import call, command_line, environment, succeeded
 
 
 def field_docs(module: ModuleType, kind: Any) -> dict[str, str]:
@@ -72,3 +74,17 @@ def test_help_of_a_preset_has_its_defaults() -> None:
     assert "the paper's settings on MNIST, literally" in told
     assert "(default: 200000)" in told
     assert "(default: runs/paper-mnist)" in told
+
+
+@pytest.mark.parametrize(("command", "arguments"), [("sample", ["--help"]), ("info", [])])
+def test_a_reader_that_goes_away_is_no_mistake(command: str, arguments: list[str]) -> None:
+    """`ansn-sample --help | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            command_line(command, *arguments), env=environment(), stdout=writer, stderr=subprocess.PIPE, timeout=300
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
