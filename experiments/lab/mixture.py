@@ -1,0 +1,61 @@
+"""Gaussian mixtures under correlated noise: density, posterior mean and whitened score in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Mixture:
+    """``p(x) = sum_c w_c N(m_c, S_c)``, float64: means ``[C, d]``, covariances ``[C, d, d]``, weights ``[C]``."""
+
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
+        self.means, self.covariances = means.double(), covariances.double()
+        count = len(self.means)
+        self.weights = torch.full((count,), 1.0 / count, dtype=torch.float64) if weights is None else weights.double()
+
+    @property
+    def dim(self) -> int:
+        return self.means.shape[1]
+
+    def mean(self) -> Tensor:
+        """``[d]``."""
+        return self.weights @ self.means
+
+    def covariance(self) -> Tensor:
+        """Of the whole mixture, ``[d, d]``."""
+        away = self.means - self.mean()
+        return torch.einsum("c,cij->ij", self.weights, self.covariances) + (self.weights * away.T) @ away
+
+    def sample(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Points float64 ``[n, d]`` and the components they are of, int64 ``[n]``."""
+        generator = torch.Generator().manual_seed(seed)
+        owner = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        return self.means[owner] + torch.einsum("bij,bj->bi", torch.linalg.cholesky(self.covariances)[owner], z), owner
+
+    def log_density(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """``log p_Sigma(x)``, ``[B]``, of the mixture under noise of covariance ``sigma`` ``[d, d]`` or ``[B, d, d]``."""
+        return self._components(x, sigma)[0].logsumexp(1)
+
+    def responsibilities(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Posterior weights of the components, ``[B, C]``."""
+        return self._components(x, sigma)[0].softmax(1)
+
+    def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``E[x | x~] = sum_c r_c (m_c + S_c (S_c + Sigma)^-1 (x~ - m_c))``, ``[B, d]``; ``sigma`` as above."""
+        logs, solved = self._components(x, sigma)
+        each = self.means + torch.einsum("cij,bcj->bci", self.covariances, solved)
+        return (logs.softmax(1).unsqueeze(2) * each).sum(1)
+
+    def _components(self, x: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``log w_c N(x; m_c, P_c)`` ``[B, C]`` and ``P_c^-1 (x - m_c)`` ``[B, C, d]``, ``P_c = S_c + Sigma``."""
+        total = self.covariances if sigma is None else self.covariances + sigma.double().unsqueeze(-3)
+        factor = torch.linalg.cholesky(total)
+        away = (x.double().unsqueeze(1) - self.means).unsqueeze(3)
+        solved = torch.cholesky_solve(away, factor.expand(len(x), -1, -1, -1))
+        logdet = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        square = (away * solved).sum((2, 3))
+        return self.weights.log() - 0.5 * (square + logdet + self.dim * math.log(2 * math.pi)), solved.squeeze(3)

@@ -1,0 +1,108 @@
+"""What seeds say: means with t intervals, paired differences, when a falling curve reaches a value, and Markdown tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n seeds and the half-width of its 95 % interval (Student's t; infinite for one seed)."""
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves out 0, else 0."""
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+    def show(self, digits: int = 3) -> str:
+        if not math.isfinite(self.mean):
+            return "-"
+        half = f" ± {self.half:.{max(digits - 1, 1)}g}" if math.isfinite(self.half) else ""
+        return f"{self.mean:.{digits}g}{half}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Of independent values, one a seed. Raises ValueError for none."""
+    if not len(values):
+        raise ValueError("values: got none, expected one for each seed")
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) == 1:
+        return Estimate(float(x[0]), math.inf, 1)
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return Estimate(float(x.mean()), half, len(x))
+
+
+def select(rows: Sequence[Row], **settings: Any) -> list[Row]:
+    """Rows of these settings."""
+    return [row for row in rows if all(row.get(name) == value for name, value in settings.items())]
+
+
+def by_seed(rows: Sequence[Row], column: str) -> dict[int, float]:
+    """The column of each seed. Raises ValueError where a seed has two."""
+    out: dict[int, float] = {}
+    for row in rows:
+        if row["seed"] in out:
+            raise ValueError(f"rows: seed {row['seed']} is there twice, expected one row a seed")
+        out[row["seed"]] = math.nan if row[column] is None else float(row[column])
+    return out
+
+
+def paired(
+    rows: Sequence[Row], control: Sequence[Row], column: str, of: Callable[[float, float], float] | None = None
+) -> Estimate:
+    """Mean over the seeds that both have of ``of(value, control's)``, by default the difference."""
+    ours, theirs = by_seed(rows, column), by_seed(control, column)
+    apart = of or (lambda a, b: a - b)
+    return estimate([apart(ours[seed], theirs[seed]) for seed in ours if seed in theirs])
+
+
+def log_ratio(a: float, b: float) -> float:
+    """``ln(a / b)``: its mean's exponential is a geometric mean of ratios."""
+    return math.log(a / b)
+
+
+def ratio(found: Estimate, digits: int = 2) -> str:
+    """A mean of :func:`log_ratio` as a ratio with its interval."""
+    if not math.isfinite(found.half):
+        return f"{math.exp(found.mean):.{digits}f}"
+    return f"{math.exp(found.mean):.{digits}f} ({math.exp(found.low):.{digits}f} to {math.exp(found.high):.{digits}f})"
+
+
+def reached(at: Sequence[float], values: Sequence[float], target: float) -> float:
+    """Where a curve first comes down to ``target``, between two points by the logarithm of ``at``; inf if it does not.
+
+    ``at`` ascends and is > 0. A curve that begins below has reached it at the first point.
+    """
+    for i, value in enumerate(values):
+        if value <= target:
+            if i == 0 or not math.isfinite(values[i - 1]):
+                return at[i]
+            share = (values[i - 1] - target) / (values[i - 1] - value)
+            return math.exp(math.log(at[i - 1]) + share * (math.log(at[i]) - math.log(at[i - 1])))
+    return math.inf
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    shown = ["| " + " | ".join(str(value) for value in line) + " |" for line in lines]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *shown])

@@ -1,0 +1,261 @@
+"""Paired training: one problem under one shape of the noise, with everything else equal.
+
+Runs of one seed share first weights, data order, levels' normals and white noise; only the shape (and what the options
+change) differs. The controls are shapes like the others: isotropic, per pixel, isotropic on whitened data, fixed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+import ansn
+from ansn.data import Dataset, iterate
+from ansn.evaluation import frechet_distance
+from ansn.evaluation.discrepancy import energy_distance
+from experiments.lab.problems import Problem
+
+CONTROLS = ("rho=0", "diagonal", "whitened", "fixed rho=0.5")
+FAMILY = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
+SPECTRAL = ("gamma=0.25", "gamma=0.5")
+DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and floors are made from
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One training run. ``shape``: ``rho=R`` or ``gamma=G`` (learned online), either with ``fixed`` before it (from the
+    whole data set at the start), ``diagonal`` (rho = 0.5 of the pixels' variances alone) or ``whitened`` (isotropic
+    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set)."""
+
+    shape: str = "rho=0"
+    seed: int = 0
+    steps: int = 1000
+    lr: float = 1e-3
+    batch_size: int = 128
+    metric: str = "pixel"
+    ema: float = 0.995
+    root: str = "cholesky"
+    freeze_after: int = 50_000
+    warmup: int = 2
+    forgetting: float = 1.0
+    log_mean: float | None = None
+    log_std: float | None = None
+    tau_max: float | None = None
+
+
+class Frame:
+    """``u = L^-1 (x - m)`` with ``L L^T = S``, or nothing at all: where the network works and the noise is added."""
+
+    def __init__(self, x: Tensor | None = None) -> None:
+        self.mean: Tensor | None = None
+        if x is not None:
+            flat = x.flatten(1).double()
+            self.mean = flat.mean(0)
+            self.factor = torch.linalg.cholesky(torch.cov(flat.T))
+
+    @property
+    def log_volume(self) -> float:
+        """``ln |det L|``: what a log-density in the frame is above that of the data."""
+        return 0.0 if self.mean is None else float(self.factor.diagonal().log().sum())
+
+    def into(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            return x
+        away = (x.flatten(1).double() - self.mean).T
+        return torch.linalg.solve_triangular(self.factor, away, upper=False).T.reshape(x.shape).to(x.dtype)
+
+    def back(self, u: Tensor) -> Tensor:
+        if self.mean is None:
+            return u
+        return (self.mean + u.flatten(1).double() @ self.factor.T).reshape(u.shape).to(u.dtype)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run at one of its steps. ``model``: averaged weights, in the coordinates of ``frame``; ``seconds``: of training
+    so far, the covariance's part included; ``loss``: mean since the step before."""
+
+    step: int
+    seconds: float
+    loss: float
+    model: ansn.Denoiser
+    frame: Frame
+
+    def sample(self, n: int, method: str = "dpmpp_2m", evaluations: int = 12, seed: int = 0, **options: Any) -> Tensor:
+        """``n`` samples in data units with at most so many network evaluations each."""
+        draw = ansn.sampling.Draw.within(self.model, method, evaluations, seed=seed, **options)
+        parts = [draw.batch(row, min(512, n - row)) for row in range(0, n, 512)]
+        return self.frame.back(torch.cat(parts))
+
+    def log_likelihood(self, x: Tensor, steps: int, probes: int = 2) -> Tensor:
+        """Nats, ``[B]``, of data ``x``, by Heun's method on the flow."""
+        found = ansn.log_likelihood(self.model, self.frame.into(x), solver="heun", steps=steps, probes=probes)
+        return found.log_density - self.frame.log_volume
+
+
+def one_copy(data: Dataset) -> Tensor:
+    """All rows, dequantised once and for all where the data set is."""
+    return data.batch(torch.arange(len(data)), seed=DATA_SEED)[0]
+
+
+def noise_model(problem: Problem, setup: Setup) -> tuple[ansn.NoiseModel, Frame]:
+    """The shape's covariance (empty where it learns online), its ladder with the flow's start from the data, and the
+    frame it lives in."""
+    x = one_copy(problem.train)
+    frame, options = Frame(x if setup.shape == "whitened" else None), _family(setup.shape)
+    x = frame.into(x)
+    floor = problem.train.quantisation if frame.mean is None else 0.0
+
+    def covariance(**more: Any) -> ansn.AdaptiveCovariance:
+        return ansn.AdaptiveCovariance(problem.shape, eps_floor=floor, root=setup.root, **options, **more)
+
+    seen = covariance().update(x[:8192]).freeze()
+    start = ansn.levels.tau_start(x[:1000], seen)
+    top = setup.tau_max or max(ansn.levels.tau_max_flow(problem.dim), start)
+    ladder = ansn.levels.karras(top, 0.01)
+    told = {"start": min(start, ladder.maximum), "log_mean": setup.log_mean, "log_std": setup.log_std}
+    ladder = replace(ladder, **{name: value for name, value in told.items() if value is not None})
+    if setup.shape.startswith("fixed"):
+        learned = covariance()
+        for part in x.split(4096):
+            learned.update(part)
+        learned.freeze()
+    else:
+        learned = covariance(warmup=setup.warmup, forgetting=setup.forgetting)
+    return ansn.NoiseModel(learned, ladder, seed=setup.seed), frame
+
+
+def fit(problem: Problem, setup: Setup, at: tuple[int, ...] | None = None) -> Iterator[Trained]:
+    """Train, and give the run at each step of ``at`` (ascending; by default the last). A loss that is no number ends
+    the run, and with it the iteration."""
+    at = at or (setup.steps,)
+    noise, frame = noise_model(problem, setup)
+    torch.manual_seed(setup.seed)
+    network = problem.network()
+    model = ansn.Denoiser(network, noise)
+    optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
+    average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
+    total, since, seconds, begun = 0.0, 0, 0.0, time.perf_counter()
+    for step, x, _ in iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
+        x = frame.into(x)
+        noise.update(x)
+        if noise.covariance.seen >= setup.freeze_after:
+            noise.covariance.freeze()
+        perturbed, level = noise.perturb(x, step=step)
+        loss = ansn.dsm_loss(model, x, perturbed, level, setup.metric)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = setup.lr * min(1.0, (step + 1) / 50)
+        optimizer.step()
+        average.update_parameters(network)
+        total, since = total + float(loss.detach()), since + 1
+        if not math.isfinite(total):
+            return
+        if step + 1 in at:
+            seconds += time.perf_counter() - begun
+            averaged = ansn.Denoiser(average.module, noise).eval()
+            yield Trained(step + 1, seconds, total / since, averaged, frame)
+            total, since, begun = 0.0, 0, time.perf_counter()
+
+
+@torch.no_grad()
+def held_out_loss(trained: Trained, problem: Problem, metric: str = "pixel", seed: int = 10_000) -> float:
+    """Loss on the held-out rows, four draws of level and noise each. Comparable under one shape only."""
+    x = trained.frame.into(one_copy(problem.test))
+    model, values = trained.model, []
+    for step in range(4):
+        perturbed, level = model.noise.perturb(x, seed=seed, step=step)
+        values.append(float(ansn.dsm_loss(model, x, perturbed, level, metric)))
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def excess_loss(trained: Trained, problem: Problem, seed: int = 10_000) -> float:
+    """``1/2 E ||f - f*||^2 / d`` over the held-out rows and the training levels: the whitened loss above its floor,
+    where the data's density is known. Comparable between shapes (each in its own whitened units)."""
+    assert problem.density is not None
+    noise, frame = trained.model.noise, trained.frame
+    u = frame.into(one_copy(problem.test))
+    perturbed, level = noise.perturb(u, seed=seed, step=0)
+    f = trained.model.f(perturbed, level.tau)
+    r = noise.covariance.noise_shape()[0].double()
+    r = r if r.ndim == 2 else torch.diag(r)
+    if frame.mean is not None:  # noise of the data: L z
+        r = frame.factor @ r @ frame.factor.T
+    x, sigma = frame.back(perturbed).double(), level.tau.double().square()[:, None, None] * r
+    parts = [problem.density.denoised(x[i : i + 500], sigma[i : i + 500]) for i in range(0, len(x), 500)]
+    best = frame.into(torch.cat(parts)).to(u.dtype)
+    exact = noise.covariance.whiten(best - perturbed) / level.tau.to(u.dtype)[:, None]
+    return 0.5 * float((f - exact).square().mean())
+
+
+def judge(
+    trained: Trained, problem: Problem, seed: int, evaluations: int = 12, method: str = "dpmpp_2m"
+) -> dict[str, float]:
+    """Distances of as many samples as there are held-out rows to the training rows, and the mean held-out negative
+    log-likelihood a dimension, nats. A run that has diverged has inf."""
+    x = trained.sample(len(problem.test), method, evaluations, seed=seed)
+    if not bool(torch.isfinite(x).all()):
+        return dict.fromkeys(("fd", "fd_columns", "energy", "nll"), math.inf)
+    train = reference(problem)
+    held = one_copy(problem.test)[: problem.likelihood_rows]
+    nll = -float(trained.log_likelihood(held, problem.likelihood_steps).mean()) / problem.dim
+    return {
+        "fd": frechet_distance(problem.features(x), problem.features(train)),
+        "fd_columns": frechet_distance(problem.columns(x), problem.columns(train)),
+        "energy": energy_distance(problem.columns(x), problem.columns(train[:4000])),
+        "nll": nll,
+    }
+
+
+def floors(problem: Problem) -> dict[str, float]:
+    """What as many rows of the data itself have: the held-out rows against the training rows."""
+    test, train = one_copy(problem.test), reference(problem)
+    return {
+        "fd_floor": frechet_distance(problem.features(test), problem.features(train)),
+        "fd_columns_floor": frechet_distance(problem.columns(test), problem.columns(train)),
+        "energy_floor": energy_distance(problem.columns(test), problem.columns(train[:4000])),
+    }
+
+
+def reference(problem: Problem) -> Tensor:
+    """Training rows that distances are taken to: at most 10,000."""
+    return one_copy(problem.train)[:10_000]
+
+
+def tuned(
+    problem: Problem, setup: Setup, grid: tuple[float, ...], key: Callable[[Trained], float] | None = None
+) -> float:
+    """The learning rate of ``grid`` whose run has the lowest held-out loss, under a seed that no result uses."""
+    found = {}
+    for lr in grid:
+        for trained in fit(problem, replace(setup, lr=lr, seed=setup.seed)):
+            found[lr] = (key or partial(held_out_loss, problem=problem, metric=setup.metric))(trained)
+    return min(found, key=lambda lr: found[lr])
+
+
+def _family(shape: str) -> dict[str, Any]:
+    if shape == "whitened":
+        return {"rho": 0.0}
+    if shape == "diagonal":
+        return {"structure": "diagonal", "rho": 0.5}
+    name, _, value = shape.removeprefix("fixed ").partition("=")
+    if name not in ("rho", "gamma"):
+        raise ValueError(f"shape: got {shape!r}, expected rho=R, gamma=G, fixed rho=R, diagonal or whitened")
+    return {name: float(value)}
+
+
+def _average(decay: float, averaged: Any, current: Any, count: Tensor) -> None:
+    # Grows to its value, so that weights from before the first steps are forgotten.
+    torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
