@@ -1,1 +1,1 @@
-"""What the claims share: cells run side by side, paired statistics, problems, paired training, and the page of results."""
+"""What the claims share: cells run side by side, paired statistics, problems, paired training, the page of results."""

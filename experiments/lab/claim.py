@@ -1,4 +1,4 @@
-"""A claim as a program: cells, which are independent runs of settings, the rows they give, and the section made of these.
+"""A claim as a program: cells, which are independent runs, the rows they give, and the section made of these.
 
 Rows go to a CSV file as cells end, and cells that are there are not run again: an interrupted claim goes on where it
 was. When the last is in, the file is copied beside the others under ``experiments/results`` and ``docs/results.md`` is

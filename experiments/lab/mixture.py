@@ -37,7 +37,7 @@ class Mixture:
         return self.means[owner] + torch.einsum("bij,bj->bi", torch.linalg.cholesky(self.covariances)[owner], z), owner
 
     def log_density(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """``log p_Sigma(x)``, ``[B]``, of the mixture under noise of covariance ``sigma`` ``[d, d]`` or ``[B, d, d]``."""
+        """``log p_Sigma(x)``, ``[B]``, under noise of covariance ``sigma``, ``[d, d]`` or ``[B, d, d]``."""
         return self._components(x, sigma)[0].logsumexp(1)
 
     def responsibilities(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:

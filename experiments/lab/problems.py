@@ -111,7 +111,7 @@ def _mnist(root: Path) -> Problem:
     some = train.select(torch.arange(10_000))  # enough for features; all 60,000 are learned from
     return Problem(
         "mnist", train, test.select(torch.arange(2000)),
-        lambda: ansn.networks.UNet((1, 14, 14), width=16, blocks=1, multipliers=(1, 2)),
+        lambda: ansn.networks.UNet(1, width=16, blocks=1, multipliers=(1, 2)),
         ClassifierFeatures.of(some, test.select(torch.arange(2000)), (128, 64)), PixelFeatures((1, 14, 14), "mnist14"),
         likelihood_rows=64, likelihood_steps=8,
     )  # fmt: skip
@@ -130,7 +130,7 @@ def _table() -> Problem:
     splits = [_vectors("table", (part - mean) / deviation) for part in (train, test)]
     shape = splits[0].shape
     return Problem(
-        "table", *splits, lambda: ansn.networks.MLP(shape, 256, 2),
+        "table", *splits, lambda: ansn.networks.MLP(shape, 128, 2),
         WhitenedFeatures(everything(splits[0]), name="table"), PixelFeatures(shape, "table"), likelihood_rows=142,
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ def fields(n: int, seed: int, points: int = 64, power: float = 3.0, bend: float 
 
 
 def _fields() -> Problem:
-    train, test = _vectors("fields", fields(8000, 0)), _vectors("fields", fields(2000, 1))
+    train, test = _vectors("fields", fields(8000, 0)), _vectors("fields", fields(1000, 1))
     return Problem(
         "fields", train, test, lambda: ansn.networks.MLP((64,), 256, 2),
         WhitenedFeatures(everything(train), name="fields"), PixelFeatures((64,), "fields"),
@@ -171,8 +171,8 @@ def anisotropic(dim: int = 16, count: int = 5, condition: float = 1000.0, seed: 
 
 def _mixture() -> Problem:
     density = anisotropic()
-    splits = [_vectors("mixture", *density.sample(n, seed)) for n, seed in ((8000, 1), (2000, 2))]
+    splits = [_vectors("mixture", *density.sample(n, seed)) for n, seed in ((8000, 1), (1000, 2))]
     return Problem(
-        "mixture", *splits, lambda: ansn.networks.MLP((density.dim,), 256, 2),
+        "mixture", *splits, lambda: ansn.networks.MLP((density.dim,), 128, 2),
         WhitenedFeatures(everything(splits[0]), name="mixture"), PixelFeatures((density.dim,), "mixture"), density,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What seeds say: means with t intervals, paired differences, when a falling curve reaches a value, and Markdown tables."""
+"""What seeds say: means with t intervals, paired differences, when a falling curve reaches a value, Markdown."""
 
 from __future__ import annotations
 
