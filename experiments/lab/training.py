@@ -34,7 +34,8 @@ DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and f
 class Setup:
     """One training run. ``shape``: ``rho=R`` or ``gamma=G`` (learned online), either with ``fixed`` before it (from the
     whole data set at the start), ``diagonal`` (rho = 0.5 of the pixels' variances alone) or ``whitened`` (isotropic
-    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set)."""
+    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``labels``: ``network`` tells a class-conditional
+    network the class, ``regions`` also shapes the noise of each class by its own covariance (math section 6)."""
 
     shape: str = "rho=0"
     seed: int = 0
@@ -50,6 +51,7 @@ class Setup:
     log_mean: float | None = None
     log_std: float | None = None
     tau_max: float | None = None
+    labels: str = ""
 
 
 class Frame:
@@ -90,10 +92,13 @@ class Trained:
     model: ansn.Denoiser
     frame: Frame
 
-    def sample(self, n: int, method: str = "dpmpp_2m", evaluations: int = 12, seed: int = 0, **options: Any) -> Tensor:
-        """``n`` samples in data units with at most so many network evaluations each."""
+    def sample(
+        self, n: int, method: str = "dpmpp_2m", evaluations: int = 12, seed: int = 0, y: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """``n`` samples in data units with at most so many network evaluations each; ``y``: classes, int64 ``[n]``."""
         draw = ansn.sampling.Draw.within(self.model, method, evaluations, seed=seed, **options)
-        parts = [draw.batch(row, min(512, n - row)) for row in range(0, n, 512)]
+        parts = [draw.batch(row, min(512, n - row), _rows(y, row + 512, row)) for row in range(0, n, 512)]
         return self.frame.back(torch.cat(parts))
 
     def log_likelihood(self, x: Tensor, steps: int, probes: int = 2) -> Tensor:
@@ -115,19 +120,22 @@ def noise_model(problem: Problem, setup: Setup) -> tuple[ansn.NoiseModel, Frame]
     x = frame.into(x)
     floor = problem.train.quantisation if frame.mean is None else 0.0
 
-    def covariance(**more: Any) -> ansn.AdaptiveCovariance:
-        return ansn.AdaptiveCovariance(problem.shape, eps_floor=floor, root=setup.root, **options, **more)
+    region = problem.train.labels if setup.labels == "regions" else None
+    regions = 1 if region is None else problem.train.num_classes
 
-    seen = covariance().update(x[:8192]).freeze()
-    start = ansn.levels.tau_start(x[:1000], seen)
+    def covariance(**more: Any) -> ansn.AdaptiveCovariance:
+        return ansn.AdaptiveCovariance(problem.shape, regions, eps_floor=floor, root=setup.root, **options, **more)
+
+    seen = covariance().update(x[:8192], _rows(region, 8192)).freeze()
+    start = ansn.levels.tau_start(x[:1000], seen, region=_rows(region, 1000))
     top = setup.tau_max or max(ansn.levels.tau_max_flow(problem.dim), start)
     ladder = ansn.levels.karras(top, 0.01)
     told = {"start": min(start, ladder.maximum), "log_mean": setup.log_mean, "log_std": setup.log_std}
     ladder = replace(ladder, **{name: value for name, value in told.items() if value is not None})
     if setup.shape.startswith("fixed"):
         learned = covariance()
-        for part in x.split(4096):
-            learned.update(part)
+        for row in range(0, len(x), 4096):
+            learned.update(x[row : row + 4096], _rows(region, row + 4096, row))
         learned.freeze()
     else:
         learned = covariance(warmup=setup.warmup, forgetting=setup.forgetting)
@@ -145,13 +153,14 @@ def fit(problem: Problem, setup: Setup, at: tuple[int, ...] | None = None) -> It
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
     total, since, seconds, begun = 0.0, 0, 0.0, time.perf_counter()
-    for step, x, _ in iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
-        x = frame.into(x)
-        noise.update(x)
+    for step, x, y in iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
+        x, told = frame.into(x), {"y": y} if setup.labels else {}
+        region = y if setup.labels == "regions" else None
+        noise.update(x, region)
         if noise.covariance.seen >= setup.freeze_after:
             noise.covariance.freeze()
-        perturbed, level = noise.perturb(x, step=step)
-        loss = ansn.dsm_loss(model, x, perturbed, level, setup.metric)
+        perturbed, level = noise.perturb(x, region, step=step)
+        loss = ansn.dsm_loss(model, x, perturbed, level, setup.metric, **told)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -172,11 +181,13 @@ def fit(problem: Problem, setup: Setup, at: tuple[int, ...] | None = None) -> It
 @torch.no_grad()
 def held_out_loss(trained: Trained, problem: Problem, metric: str = "pixel", seed: int = 10_000) -> float:
     """Loss on the held-out rows, four draws of level and noise each. Comparable under one shape only."""
-    x = trained.frame.into(one_copy(problem.test))
+    x, y = trained.frame.into(one_copy(problem.test)), problem.test.labels
     model, values = trained.model, []
+    told = {"y": y} if model.num_classes else {}
+    region = y if model.noise.covariance.regions > 1 else None
     for step in range(4):
-        perturbed, level = model.noise.perturb(x, seed=seed, step=step)
-        values.append(float(ansn.dsm_loss(model, x, perturbed, level, metric)))
+        perturbed, level = model.noise.perturb(x, region, seed=seed, step=step)
+        values.append(float(ansn.dsm_loss(model, x, perturbed, level, metric, **told)))
     return float(np.mean(values))
 
 
@@ -254,6 +265,10 @@ def _family(shape: str) -> dict[str, Any]:
     if name not in ("rho", "gamma"):
         raise ValueError(f"shape: got {shape!r}, expected rho=R, gamma=G, fixed rho=R, diagonal or whitened")
     return {name: float(value)}
+
+
+def _rows(labels: Tensor | None, stop: int, start: int = 0) -> Tensor | None:
+    return None if labels is None else labels[start:stop]
 
 
 def _average(decay: float, averaged: Any, current: Any, count: Tensor) -> None:
