@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,7 +35,8 @@ class Setup:
     """One training run. ``shape``: ``rho=R`` or ``gamma=G`` (learned online), either with ``fixed`` before it (from the
     whole data set at the start), ``diagonal`` (rho = 0.5 of the pixels' variances alone) or ``whitened`` (isotropic
     noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``labels``: ``network`` tells a class-conditional
-    network the class, ``regions`` also shapes the noise of each class by its own covariance (math section 6)."""
+    network the class, ``regions`` also shapes the noise of each class by its own covariance (math section 6).
+    ``decay``: share of the steps, the last ones, over which the learning rate falls to 0."""
 
     shape: str = "rho=0"
     seed: int = 0
@@ -52,6 +53,12 @@ class Setup:
     log_std: float | None = None
     tau_max: float | None = None
     labels: str = ""
+    decay: float = 0.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: it rises over the first 50."""
+        left = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
+        return self.lr * max(min(1.0, (step + 1) / 50, left), 0.0)
 
 
 class Frame:
@@ -84,13 +91,15 @@ class Frame:
 @dataclass(frozen=True)
 class Trained:
     """A run at one of its steps. ``model``: averaged weights, in the coordinates of ``frame``; ``seconds``: of training
-    so far, the covariance's part included; ``loss``: mean since the step before."""
+    so far, the covariance's part included; ``loss``: mean since the step before; ``latest``: the weights as they are,
+    which go on learning when the iteration goes on."""
 
     step: int
     seconds: float
     loss: float
     model: ansn.Denoiser
     frame: Frame
+    latest: ansn.Denoiser
 
     def sample(
         self, n: int, method: str = "dpmpp_2m", evaluations: int = 12, seed: int = 0, y: Tensor | None = None,
@@ -142,18 +151,29 @@ def noise_model(problem: Problem, setup: Setup) -> tuple[ansn.NoiseModel, Frame]
     return ansn.NoiseModel(learned, ladder, seed=setup.seed), frame
 
 
-def fit(problem: Problem, setup: Setup, at: tuple[int, ...] | None = None) -> Iterator[Trained]:
+def fit(
+    problem: Problem,
+    setup: Setup,
+    at: tuple[int, ...] | None = None,
+    *,
+    made: tuple[ansn.NoiseModel, Frame] | None = None,
+    batches: Iterable[tuple[int, Tensor, Tensor | None]] | None = None,
+) -> Iterator[Trained]:
     """Train, and give the run at each step of ``at`` (ascending; by default the last). A loss that is no number ends
-    the run, and with it the iteration."""
+    the run, and with it the iteration.
+
+    ``made``: noise and frame in place of :func:`noise_model`'s. ``batches``: ``(step, x, labels)`` in place
+    of the training rows'.
+    """
     at = at or (setup.steps,)
-    noise, frame = noise_model(problem, setup)
+    noise, frame = made or noise_model(problem, setup)
     torch.manual_seed(setup.seed)
     network = problem.network()
     model = ansn.Denoiser(network, noise)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
     total, since, seconds, begun = 0.0, 0, 0.0, time.perf_counter()
-    for step, x, y in iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
+    for step, x, y in batches or iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
         x, told = frame.into(x), {"y": y} if setup.labels else {}
         region = y if setup.labels == "regions" else None
         noise.update(x, region)
@@ -165,7 +185,7 @@ def fit(problem: Problem, setup: Setup, at: tuple[int, ...] | None = None) -> It
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = setup.lr * min(1.0, (step + 1) / 50)
+            group["lr"] = setup.rate(step)
         optimizer.step()
         average.update_parameters(network)
         total, since = total + float(loss.detach()), since + 1
@@ -174,7 +194,7 @@ def fit(problem: Problem, setup: Setup, at: tuple[int, ...] | None = None) -> It
         if step + 1 in at:
             seconds += time.perf_counter() - begun
             averaged = ansn.Denoiser(average.module, noise).eval()
-            yield Trained(step + 1, seconds, total / since, averaged, frame)
+            yield Trained(step + 1, seconds, total / since, averaged, frame, model)
             total, since, begun = 0.0, 0, time.perf_counter()
 
 
