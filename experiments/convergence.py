@@ -218,8 +218,8 @@ MLP 256 x 2 (mixture and table 128 x 2), on MNIST a U-Net of width 16 that works
 held-out loss under seed {TUNING_SEED} at half of the steps. Samples: DPM-Solver++(2M), 12 evaluations, as many as there
 are held-out rows (MNIST 1000), start of the flow chosen from the data for each shape. Frechet distance in the hidden
 layer of a classifier (digits, MNIST) or in whitened coordinates (others), against the training rows; energy distance in
-bare coordinates; likelihood by the probability flow (Heun, two probes). `fixed` takes the covariance from the whole data
-set beforehand, all others learn it while training; `diagonal` is rho = 0.5 of the pixels' variances; `whitened` is
+bare coordinates; likelihood by the probability flow (Heun, two probes). `fixed` takes the covariance from all the data
+beforehand, all others learn it while training; `diagonal` is rho = 0.5 of the pixels' variances; `whitened` is
 isotropic noise on whitened data."""
 
 

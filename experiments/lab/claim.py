@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,23 +91,32 @@ def complete(claim: Claim, settings: Settings) -> Path:
     # In the order of the cells, whoever ended first; rows of other settings go.
     found = {_key(cell): [row for row in rows if _of(row, cell)] for cell in cells}
     missing = [cell for cell in cells if not found[_key(cell)]]
-    began, total = time.monotonic(), len(missing)
+    began = time.monotonic()
+    for done, (cell, new) in enumerate(_ran(claim, missing, settings), 1):
+        found[_key(cell)] = [cell | row | _machine() for row in new]
+        write(path, [row for cell in cells for row in found[_key(cell)]])
+        told = " ".join(f"{name}={value}" for name, value in cell.items())
+        print(f"{claim.name} {done}/{len(missing)} {told} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
+    return path
+
+
+def _ran(claim: Claim, cells: list[Cell], settings: Settings) -> Iterator[tuple[Cell, list[Row]]]:
+    """Cells and their rows as they end: in this process for one job, else in so many others."""
+    if settings.jobs == 1:
+        torch.set_num_threads(1)
+        yield from ((cell, claim.run(cell, settings)) for cell in cells)
+        return
     # Inherited by the processes: threads beside threads on the same cores cost far more than they give.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(settings.jobs, context, _ready) as pool:
-        waiting = {pool.submit(claim.run, cell, settings): cell for cell in missing}
+        waiting = {pool.submit(claim.run, cell, settings): cell for cell in cells}
         try:
-            for done, future in enumerate(concurrent.futures.as_completed(waiting), 1):
-                cell = waiting[future]
-                found[_key(cell)] = [cell | row | _machine() for row in future.result()]
-                write(path, [row for cell in cells for row in found[_key(cell)]])
-                told = " ".join(f"{name}={value}" for name, value in cell.items())
-                print(f"{claim.name} {done}/{total} {told} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
+            for future in concurrent.futures.as_completed(waiting):
+                yield waiting[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return path
 
 
 def publish(claim: Claim, settings: Settings) -> Section:

@@ -1,0 +1,292 @@
+"""What the claims share: statistics, cells that go on where they were, closed forms, paired runs, the page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ansn import levels
+from ansn.errors import InputError
+from experiments.lab import page
+from experiments.lab.claim import Cell, Claim, Row, Section, Settings, complete, publish, read, write
+from experiments.lab.mixture import Mixture
+from experiments.lab.problems import anisotropic, fields, problem
+from experiments.lab.statistics import Estimate, estimate, log_ratio, paired, ratio, reached, table
+from experiments.lab.training import Frame, Setup, excess_loss, fit, floors, judge, noise_model, one_copy, tuned
+from tests import oracles
+
+# -- statistics --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12))
+def test_interval_is_students(values: list[float]) -> None:
+    found = estimate(values)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
+    sem = np.std(values, ddof=1) / math.sqrt(len(values))
+    if sem > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), sem)
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert estimate([2.0]) == Estimate(2.0, math.inf, 1)
+    assert estimate([2.0]).sign == 0
+    assert "±" not in estimate([2.0]).show()
+    with pytest.raises(ValueError, match="values"):
+        estimate([])
+
+
+def test_sign_is_what_the_interval_says() -> None:
+    assert [Estimate(m, 1.0, 5).sign for m in (2.0, -2.0, 0.5)] == [1, -1, 0]
+
+
+def test_pairs_are_of_one_seed_and_remove_what_seeds_share() -> None:
+    rows = [{"seed": s, "fd": 10.0 * s + 1.0} for s in (3, 0, 1)]
+    control = [{"seed": s, "fd": 10.0 * s} for s in (0, 1, 2, 3)]
+    found = paired(rows, control, "fd")
+    assert (found.mean, found.half, found.n) == (pytest.approx(1.0), pytest.approx(0.0), 3)
+    halved = paired([{"seed": s, "fd": r["fd"] / 2} for s, r in enumerate(rows)], rows[::1], "fd", log_ratio)
+    assert halved.n == 2, "seeds that both have"
+    with pytest.raises(ValueError, match="seed 0 is there twice"):
+        paired(control + control, control, "fd")
+
+
+def test_ratio_is_a_geometric_mean() -> None:
+    assert ratio(estimate([math.log(2), math.log(8)])).startswith("4.00 (")
+
+
+@given(st.floats(0.2, 5.0), st.floats(0.3, 3.0))
+def test_a_power_law_is_reached_where_it_is(scale: float, power: float) -> None:
+    at = [50.0, 100.0, 200.0, 400.0]
+    values = [scale * -power * math.log(x) for x in at]  # a line in the logarithm of `at`: exact
+    target = scale * -power * math.log(150.0)
+    assert reached(at, values, target) == pytest.approx(150.0)
+    assert reached(at, values, values[-1] - 1) == math.inf
+    assert reached(at, values, values[0] + 1) == 50.0
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+# -- cells -------------------------------------------------------------------------------------------------------
+
+LOG = "ran.txt"
+
+
+def some_cells(settings: Settings) -> list[Cell]:
+    return [{"value": v, "name": "a"} for v in (3, 1, 2)]
+
+
+def squares(cell: Cell, settings: Settings) -> list[Row]:
+    with (settings.out / LOG).open("a") as file:
+        file.write(f"{cell['value']}\n")
+    if (settings.out / f"fail{cell['value']}").exists():
+        raise InputError("this one fails")
+    return [{"seed": s, "square": cell["value"] ** 2 + 0.5 * s, "none": None} for s in (0, 1)]
+
+
+def told(rows: list[Row], folder: Path) -> Section:
+    return Section(
+        "Squares?", f"sum {sum(row['square'] for row in rows):g}", "Of numbers.", [("All", table(["x"], []))]
+    )
+
+
+SQUARES = Claim("squares", some_cells, squares, told)
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_are_in_the_order_of_the_cells_and_are_kept(tmp_path: Path, jobs: int) -> None:
+    settings = Settings(quick=True, jobs=jobs, out=tmp_path)
+    (tmp_path / "fail1").touch()
+    with pytest.raises(InputError, match="this one fails"):
+        complete(SQUARES, Settings(quick=True, jobs=1, out=tmp_path))
+    (tmp_path / "fail1").unlink()
+    before = (tmp_path / LOG).read_text().split()
+    rows = read(complete(SQUARES, settings))
+    assert [(row["value"], row["seed"]) for row in rows] == [(v, s) for v in (3, 1, 2) for s in (0, 1)]
+    assert rows[1]["square"] == 9.5
+    assert rows[0]["none"] is None
+    assert rows[0]["cpu"]
+    again = (tmp_path / LOG).read_text().split()[len(before) :]
+    assert "3" in before
+    assert "3" not in again, "what was done is not done again"
+    complete(SQUARES, settings)
+    assert (tmp_path / LOG).read_text().split() == before + again
+    section = publish(SQUARES, settings)
+    assert section.answer == "sum 29.5"
+    assert "Squares?" in page.markdown("squares", section)
+
+
+def test_no_resume_starts_over(tmp_path: Path) -> None:
+    for resume in (True, False):
+        complete(SQUARES, Settings(quick=True, jobs=1, out=tmp_path, resume=resume))
+    assert len((tmp_path / LOG).read_text().split()) == 6
+
+
+def test_bad_jobs_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--jobs: got 0"):
+        complete(SQUARES, Settings(jobs=0, out=tmp_path))
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    rows: list[Row] = [{"a": 1, "b": "x", "c": 0.125}, {"a": 2, "b": None, "c": math.inf, "d": 1e-12}]
+    write(tmp_path / "r.csv", rows)
+    assert read(tmp_path / "r.csv") == [{"a": 1, "b": "x", "c": 0.125, "d": None}, {**rows[1]}]
+
+
+# -- problems ----------------------------------------------------------------------------------------------------
+
+
+def test_mixture_is_the_oracle(tmp_path: Path) -> None:
+    means, covariances = oracles.randn(3, 4), torch.stack([oracles.spd(4, seed=s) for s in range(3)])
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    ours, oracle = Mixture(means, covariances, weights), oracles.Mixture(means, covariances, weights)
+    x, sigma = oracles.randn(7, 4, seed=1), torch.stack([oracles.spd(4, seed=10 + s) for s in range(7)])
+    torch.testing.assert_close(ours.log_density(x, sigma), oracle.log_density(x, sigma), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(ours.denoised(x, sigma), oracle.denoised(x, sigma), rtol=1e-11, atol=1e-11)
+    one = sigma[:1].expand(7, -1, -1)
+    torch.testing.assert_close(ours.denoised(x, sigma[0]), oracle.denoised(x, one), rtol=1e-11, atol=1e-11)
+    drawn, owner = ours.sample(20_000)
+    assert oracles.covariance_within_five_sigma(drawn - ours.mean(), ours.covariance())
+    assert oracles.five_sigma((owner == 0).double()[:, None], 0.5)
+
+
+def test_anisotropic_has_its_condition() -> None:
+    values = torch.linalg.eigvalsh(anisotropic(8, condition=100.0).covariances[0])
+    assert float(values[-1] / values[0]) == pytest.approx(100.0)
+
+
+def test_fields_have_unit_variance_and_their_spectrum() -> None:
+    g = fields(20_000, 0, bend=0.0)
+    assert float(g.square().mean()) == pytest.approx(1.0, abs=0.03)
+    power = torch.fft.rfft(g).abs().square().mean(0)
+    slope = np.polyfit(np.log(np.arange(1, 32)), power[1:32].log().numpy(), 1)[0]
+    assert slope == pytest.approx(-3.0, abs=0.05)
+    assert float(power[0]) < 1e-12
+    skew = fields(20_000, 0).pow(3).mean()
+    assert float(skew) > 0.5, "not Gaussian"
+
+
+def test_rows_of_a_problem_can_be_few() -> None:
+    assert len(problem("digits", rows=200).train) == 200
+    with pytest.raises(ValueError, match="rows"):
+        problem("digits", rows=10**6)
+    with pytest.raises(InputError, match="--data"):
+        problem("mnist")
+    with pytest.raises(ValueError, match="problem"):
+        problem("cats")
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+def test_frame_whitens_and_its_volume_is_the_densitys() -> None:
+    x = oracles.randn(5000, 3) @ oracles.spd(3) + 2.0
+    frame = Frame(x)
+    u = frame.into(x)
+    torch.testing.assert_close(torch.cov(u.T), torch.eye(3, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(frame.back(u), x)
+    normal = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.T))
+    white = torch.distributions.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    torch.testing.assert_close(white.log_prob(u) - frame.log_volume, normal.log_prob(x))
+    nothing = Frame()
+    assert nothing.into(x) is x
+    assert nothing.log_volume == 0.0
+
+
+@pytest.mark.parametrize("shape", ["rho=0.5", "gamma=0.5", "diagonal", "whitened", "fixed rho=1"])
+def test_runs_of_one_seed_are_paired(shape: str) -> None:
+    """Same first weights and data, another shape: after one step only the output layer, zero before, has moved."""
+    learned = problem("mixture")
+    run, control = (next(fit(learned, Setup(s, seed=3, steps=1))) for s in (shape, "rho=0"))
+    assert run.model.noise.covariance.seen == (8000 if shape.startswith("fixed") else 128)
+    for (name, ours), theirs in zip(
+        run.model.network.named_parameters(), control.model.network.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs) != name.startswith("output"), name
+    r, plain = (t.model.noise.covariance.noise_shape() for t in (run, control))
+    assert r.shape != plain.shape or not torch.allclose(r, plain)
+
+
+def test_a_fixed_shape_knows_all_data_from_the_start() -> None:
+    learned = problem("mixture")
+    noise, _ = noise_model(learned, Setup("fixed rho=1"))
+    x = one_copy(learned.train).double()
+    s = torch.cov(x.T)
+    eps = 1e-3 * s.diagonal().mean()
+    torch.testing.assert_close(
+        noise.covariance.noise_shape()[0], s + eps * torch.eye(16, dtype=torch.float64), rtol=1e-5, atol=1e-6
+    )
+    assert noise.covariance.frozen
+
+
+def test_judge_and_floors_and_excess() -> None:
+    learned = problem("mixture")
+    trained = next(fit(learned, Setup("rho=0.5", steps=3)))
+    found, floor = judge(trained, learned, 0, evaluations=4), floors(learned)
+    assert found["fd"] > floor["fd_floor"] > 0
+    assert all(math.isfinite(v) for v in found.values())
+    assert excess_loss(trained, learned) > 0
+
+
+@pytest.mark.parametrize("shape", ["rho=0.5", "whitened"])
+def test_excess_loss_of_the_best_denoiser_is_zero(shape: str) -> None:
+    learned = problem("mixture")
+    trained = next(fit(learned, Setup(shape, steps=2)))
+    density, noise, frame = learned.density, trained.model.noise, trained.frame
+    assert density is not None
+    r = noise.covariance.noise_shape()[0]
+    r = r if frame.mean is None else frame.factor @ r @ frame.factor.T
+
+    def f(x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+        sigma = tau.double().square()[:, None, None] * r
+        best = frame.into(density.denoised(frame.back(x), sigma)).float()
+        return noise.covariance.whiten(best - x) / tau[:, None]
+
+    assert excess_loss(replace(trained, model=SimpleNamespace(noise=noise, f=f)), learned) < 1e-8  # type: ignore
+
+
+def test_the_rate_of_the_lowest_held_out_loss_is_taken() -> None:
+    learned = problem("mixture")
+    assert tuned(learned, Setup("rho=0.5", steps=30), (1e-9, 2e-3)) == 2e-3
+
+
+def test_a_shape_that_is_none_is_told() -> None:
+    with pytest.raises(ValueError, match="shape: got 'tau=3'"):
+        noise_model(problem("mixture"), Setup("tau=3"))
+
+
+def test_the_ladder_starts_where_the_data_says() -> None:
+    noise, _ = noise_model(problem("mixture"), Setup("rho=0.5"))
+    seen = noise_model(problem("mixture"), Setup("fixed rho=0.5"))[0].covariance
+    assert noise.levels.start == pytest.approx(
+        levels.tau_start(one_copy(problem("mixture").train)[:1000], seen), rel=0.02
+    )
+
+
+# -- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_what_its_rows_say(tmp_path: Path) -> None:
+    """docs/results.md and the CSV files beside it are of one making."""
+    assert page.PAGE.read_text() == page.page(figures=tmp_path)
+
+
+def test_every_claim_can_be_run() -> None:
+    settings: dict[str, Any] = {"quick": True}
+    for name in page.CLAIMS:
+        claim = page.claim(name)
+        assert claim.name == name
+        assert claim.cells(Settings(**settings))
+        assert len(claim.cells(Settings())) >= len(claim.cells(Settings(**settings)))
