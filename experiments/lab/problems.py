@@ -119,7 +119,7 @@ def _mnist(root: Path) -> Problem:
     )  # fmt: skip
 
 
-def _vectors(name: str, x: np.ndarray | Tensor, labels: Tensor | None = None) -> Dataset:
+def vectors(name: str, x: np.ndarray | Tensor, labels: Tensor | None = None) -> Dataset:
     return Dataset(torch.as_tensor(x, dtype=torch.float32), name=name, labels=labels)
 
 
@@ -129,7 +129,7 @@ def _table() -> Problem:
     x = np.log(load_breast_cancer().data + 1e-2)
     train, test = (x[split_at(len(x), 142, s)] for s in ("train", "test"))
     mean, deviation = train.mean(0), train.std(0)
-    splits = [_vectors("table", (part - mean) / deviation) for part in (train, test)]
+    splits = [vectors("table", (part - mean) / deviation) for part in (train, test)]
     shape = splits[0].shape
     return Problem(
         "table", *splits, lambda: ansn.networks.MLP(shape, 128, 2),
@@ -152,7 +152,7 @@ def fields(n: int, seed: int, points: int = 64, power: float = 3.0, bend: float 
 
 
 def _fields() -> Problem:
-    train, test = _vectors("fields", fields(8000, 0)), _vectors("fields", fields(1000, 1))
+    train, test = vectors("fields", fields(8000, 0)), vectors("fields", fields(1000, 1))
     return Problem(
         "fields", train, test, lambda: ansn.networks.MLP((64,), 256, 2),
         WhitenedFeatures(everything(train), name="fields"), PixelFeatures((64,), "fields"),
@@ -173,7 +173,7 @@ def anisotropic(dim: int = 16, count: int = 5, condition: float = 1000.0, seed: 
 
 def _mixture() -> Problem:
     density = anisotropic()
-    splits = [_vectors("mixture", *density.sample(n, seed)) for n, seed in ((8000, 1), (1000, 2))]
+    splits = [vectors("mixture", *density.sample(n, seed)) for n, seed in ((8000, 1), (1000, 2))]
     return Problem(
         "mixture", *splits, lambda: ansn.networks.MLP((density.dim,), 128, 2),
         WhitenedFeatures(everything(splits[0]), name="mixture"), PixelFeatures((density.dim,), "mixture"), density,

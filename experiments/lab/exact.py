@@ -1,0 +1,67 @@
+"""Mixtures in closed form under the package's own noise and samplers: what is left of an error is the sampler's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ansn
+from experiments.lab.mixture import Mixture
+
+
+def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovariance:
+    """A frozen covariance that has learned each part's mean and covariance exactly, one region a part.
+
+    It has seen the 2 d points ``m +- sqrt(d - 1/2) L_j``, L_j the columns of a factor of S: their mean is m and their
+    unbiased covariance S. ``options``: of :class:`ansn.AdaptiveCovariance`.
+    """
+    dim = parts[0].dim
+    covariance = ansn.AdaptiveCovariance(dim, len(parts), eps_floor=0.0, **options)
+    rows = []
+    for part in parts:
+        away = math.sqrt(dim - 0.5) * torch.linalg.cholesky(part.covariance()).T
+        rows.append(part.mean() + torch.cat((away, -away)))
+    region = torch.arange(len(parts)).repeat_interleave(2 * dim) if len(parts) > 1 else None
+    return covariance.update(torch.cat(rows), region).freeze()
+
+
+class ExactDenoiser(ansn.Denoiser):
+    """``E[x | x~]`` of a mixture, or of the part that is known to have been drawn (region k), where a trained network
+    would stand. Matrices of a level are made once."""
+
+    def __init__(self, noise: ansn.NoiseModel, parts: list[Mixture]) -> None:
+        super().__init__(nn.Identity(), noise, precondition=False)
+        self.parts = parts
+        shape = noise.covariance.noise_shape().double()
+        self._shape = shape if shape.ndim == 3 else torch.diag_embed(shape)
+        self._levels: dict[tuple[int, float], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
+        """As :class:`ansn.Denoiser`; ``sigma`` one level for all rows."""
+        tau, flat = float(sigma), x.double()
+        if region is None:
+            return self._part(0, tau, flat).to(x.dtype)
+        out = torch.empty_like(flat)
+        for k in range(len(self.parts)):
+            rows = region == k
+            out[rows] = self._part(k, tau, flat[rows])
+        return out.to(x.dtype)
+
+    def _part(self, k: int, tau: float, x: Tensor) -> Tensor:
+        part = self.parts[k]
+        if (k, tau) not in self._levels:
+            total = part.covariances + tau**2 * self._shape[k]
+            factor = torch.linalg.cholesky(total)
+            eye = torch.eye(part.dim, dtype=torch.float64).expand_as(factor)
+            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+            gain = part.covariances @ inverse.mT @ inverse
+            constant = part.weights.log() - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+            self._levels[k, tau] = inverse, gain, constant
+        inverse, gain, constant = self._levels[k, tau]
+        away = x.unsqueeze(0) - part.means.unsqueeze(1)  # [C, B, d]
+        logs = constant.unsqueeze(1) - 0.5 * (away @ inverse.mT).square().sum(2)
+        each = part.means.unsqueeze(1) + away @ gain.mT
+        return (logs.softmax(0).unsqueeze(2) * each).sum(0)
