@@ -140,7 +140,8 @@ def verdicts(rows: Sequence[Row], shape: str, metric: str, late: bool) -> dict[s
             if isinstance(found, str):
                 sign, told = -1, f"{name} ({found})"
             else:
-                sign, told = found.sign, f"{name} ({ratio(found, 1)} times)"
+                reach = "" if math.isinf(found.half) else f", {math.exp(found.low):.1f} to {math.exp(found.high):.1f}"
+                sign, told = found.sign, f"{name} ({math.exp(found.mean):.1f} times{reach})"
         out["better" if sign > 0 else "worse" if sign < 0 else "level"].append(told)
     return out
 
