@@ -9,7 +9,7 @@ NATIVE_SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu"
 TRAIN ?= digits
 TESTS ?=
 
-.PHONY: help setup train test test-slow lint types sanitize valgrind benchmark scaling clean
+.PHONY: help setup train test test-slow lint types sanitize valgrind benchmark scaling evidence evidence-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,12 @@ benchmark: $(STAMP) ## throughput of the operations against torch eager and torc
 
 scaling: $(STAMP) ## time against d, B, K and threads: benchmarks/results/scaling.csv and plots
 	$(BIN)/python -m benchmarks.scaling
+
+evidence: $(STAMP) ## every claim measured anew, an hour on two cores; DATA=folder of MNIST's files adds MNIST
+	$(BIN)/python -m experiments.evidence $(if $(DATA),--data $(DATA))
+
+evidence-quick: $(STAMP) ## the same in small, under five minutes: shows that everything runs, proves nothing
+	$(BIN)/python -m experiments.evidence --quick
 
 clean: ## remove what was built, but no run
 	rm -rf $(VENV) build ansn/_native*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
