@@ -384,8 +384,8 @@ def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list
         rising = [runs[0]["shape"] for runs in ends if 2 * sum(row["step"] == last for row in runs) > len(runs)]
         if rising:
             out.append(
-                f"{_label(plan)}: still best at the last step, {last}, in most seeds, so that a longer run might do more"
-                f" for them: {', '.join(rising)}."
+                f"{_label(plan)}: still best at the last step, {last}, in most seeds, so that a longer run might do"
+                f" more for them: {', '.join(rising)}."
             )
     checked = [abs(row["integration"]) for row in rows if row.get("integration") is not None]
     widest = max(row["footing"] for row in rows)
