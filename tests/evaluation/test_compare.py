@@ -159,6 +159,16 @@ def test_below_fifty_thousand_nothing_says_fid() -> None:
     assert "fid" not in told.lower()
 
 
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.03), (1.0, 0.97, 1.0)])
+def test_a_share_of_none_or_all_is_not_certain(value: float, low: float, high: float) -> None:
+    """Every half has the same; of 100 rows that leaves 3 % (0.95^(1/100) is 0.0295 from 1)."""
+    rows = np.full((100, 1), value)
+    (m,) = measure([Number("share", high=1.0)], lambda r: [float(r.mean())], rows, rows[:50], FEW)
+    assert (m.value, m.low, m.high) == (value, pytest.approx(low), pytest.approx(high))
+    (m,) = measure([Number("mean")], lambda r: [float(r.mean())], rows, None, FEW)
+    assert m.low == m.high == value  # of a number without an end nothing is known
+
+
 def test_measure_takes_any_statistic() -> None:
     rows = normal(400, 0, 1)
     (found,) = measure([Number("mean", low=-9.0)], lambda r: [r.mean()], rows, normal(400, 1, 1), Resampling(200))
