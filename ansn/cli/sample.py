@@ -42,6 +42,9 @@ class Arguments:
     with all below, the run's own settings."""
     steps: int | None = None
     """Levels of the solvers, or Langevin steps a level."""
+    schedule: Literal["few_steps", "karras", "log_linear", "polynomial", "optimised"] = "few_steps"
+    """Spacing of the levels, of the solvers; optimised finds it for the model first, in as many evaluations as some
+    3000 samples."""
     step_eps: float | None = None
     """Langevin: the paper's step size."""
     start: Literal["gaussian", "uniform"] | None = None
@@ -125,7 +128,8 @@ def _options(arguments: Arguments, run: Run) -> dict[str, Any]:
         given |= {"guidance": arguments.guidance, "guidance_interval": arguments.guidance_interval}
     options |= {k: v for k, v in given.items() if v is not None}
     return options | {
-        "dtype": getattr(torch, arguments.dtype), "compile": arguments.compile, "cuda_graph": arguments.cuda_graph
+        "schedule": arguments.schedule, "dtype": getattr(torch, arguments.dtype), "compile": arguments.compile,
+        "cuda_graph": arguments.cuda_graph,
     }  # fmt: skip
 
 

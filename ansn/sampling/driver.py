@@ -5,6 +5,7 @@ What a sample is depends on (seed, its number) alone, so whoever makes batches m
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import math
@@ -119,7 +120,7 @@ class Draw:
                 )
         steps = self.method.steps if steps is None else steps
         # On the host: what reads a level must not wait for a GPU, and a sampler takes them over once.
-        self.taus = (taus if taus is not None else _schedule(model, self.method.flow, steps, schedule)).cpu()
+        self.taus = (taus if taus is not None else _schedule(model, self.method, steps, schedule, options)).cpu()
         self.start = start or self.method.start
         self.options = options if self.method.flow else options | {"steps": steps}
         self.settings: dict[str, Any] = {
@@ -241,7 +242,8 @@ def sample(
         taus: levels to use instead, decreasing ``[N]``.
         schedule: spacing of the levels between the ladder's start and its end, for all but Langevin: ``"few_steps"``,
             ``"karras"``, ``"log_linear"``, ``"polynomial"``, a function ``(top, bottom, n)``, or ``"optimised"``
-            (:func:`ansn.sampling.schedules.optimised`, which costs some evaluations: keep its result as ``taus``).
+            (:func:`ansn.sampling.schedules.optimised` for this solver, for 2M where it draws noise; it costs some
+            evaluations: keep its result as ``taus``).
         start: ``"gaussian"`` or ``"uniform"``, see :meth:`NoiseModel.prior`; the default of ``"paper"`` is
             uniform, else gaussian.
         batch_size: samples at a time; the images do not depend on it beyond rounding.
@@ -273,9 +275,11 @@ def sample(
     return torch.cat([x for _, x in drawn])
 
 
-def _schedule(model: Denoiser, flow: bool, n: int, schedule: str | Schedule) -> Tensor:
+def _schedule(
+    model: Denoiser, method: Method, n: int, schedule: str | Schedule, options: dict[str, Any]
+) -> Tensor:
     ladder = model.noise.levels
-    if flow:
+    if method.flow:
         if n < 1:
             raise ValueError(f"steps: got {n}, expected at least 1")
         if isinstance(schedule, str) and schedule not in (*SCHEDULES, "optimised"):
@@ -286,7 +290,9 @@ def _schedule(model: Denoiser, flow: bool, n: int, schedule: str | Schedule) -> 
         if len(ladder) == 1:
             return model.noise.tau[:1]
         if schedule == "optimised":
-            return optimised(model, n, top, ladder.minimum)
+            # For the solver itself; the noise of a stochastic one would hide how far it is from the flow.
+            solver = dpmpp_2m if method.noisy else functools.partial(method.function, **options)
+            return optimised(model, n, top, ladder.minimum, sampler=solver)
         return (SCHEDULES[schedule] if isinstance(schedule, str) else schedule)(top, ladder.minimum, n)
     if ladder.training == "ladder":
         return model.noise.tau

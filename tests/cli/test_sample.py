@@ -76,6 +76,15 @@ def test_any_batch_size_draws_the_same(request: pytest.FixtureRequest, tmp_path:
     assert np.abs(few - x[64][:5]).max() < BATCH_INVARIANCE
 
 
+def test_the_schedule(digits: Path, tmp_path: Path) -> None:
+    """By name, and found for the model."""
+    model = load_run(digits).model
+    for name in ("karras", "optimised"):
+        x = drawn(digits, tmp_path / name, "-n", 3, "--steps", 3, "--schedule", name)
+        np.testing.assert_array_equal(x, ansn.sample(model, 3, steps=3, schedule=name).numpy())
+        assert not np.array_equal(x, ansn.sample(model, 3, steps=3).numpy())
+
+
 def test_labels(classes: Path, tmp_path: Path) -> None:
     options = ("-n", 12, "--steps", 3)
     in_turn = drawn(classes, tmp_path, *options)

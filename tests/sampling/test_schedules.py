@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
-from ansn.sampling import Draw, dpmpp_2m, schedules
+from ansn.sampling import Draw, dpmpp_2m, heun, schedules
 from tests.oracles import ExactDenoiser, Mixture, fixed_covariance, gaussian, noise_model, randn, spd
 
 D = 3
@@ -68,6 +68,11 @@ def test_the_optimised_one_is_a_function_of_its_arguments():
     taus = schedules.optimised(model, 4, 6.0, 0.01, rows=8)
     assert torch.equal(schedules.optimised(model, 4, 6.0, 0.01, rows=8), taus)
     assert torch.equal(Draw(model, steps=4, schedule="optimised").taus, schedules.optimised(model, 4, 6.0, 0.01))
+    own = schedules.optimised(model, 4, 6.0, 0.01, sampler=heun)
+    assert torch.equal(Draw(model, "heun", 4, schedule="optimised").taus, own)
+    assert torch.equal(
+        Draw(model, "heun_churn", 4, schedule="optimised").taus, schedules.optimised(model, 4, 6.0, 0.01)
+    )
     assert schedules.optimised(model, 1, 6.0, 0.01).tolist() == [6.0]
     with pytest.raises(ValueError, match=r"^n, rows: got 0, 64, expected at least 1$"):
         schedules.optimised(model, 0, 6.0, 0.01)
