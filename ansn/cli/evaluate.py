@@ -35,6 +35,9 @@ _DESCRIPTION = (
 )
 
 
+_SWEPT = 1000  # samples of a sweep that was not asked for
+
+
 @dataclass(frozen=True)
 class Arguments:
     """What to measure, and on which samples."""
@@ -59,7 +62,8 @@ class Arguments:
     samples: Path | None = None
     """A .npy file of ansn-sample to measure in place of drawing, [n, ...] in data units."""
     sweep: tuple[str, ...] = ()
-    """Samplers, or all: also quality against evaluations and seconds."""
+    """Samplers, all or none: also quality against evaluations and seconds, of as many samples. By default the sampler
+    of the samples, with at most 1000; with --quick and --samples none."""
     evaluations: tuple[int, ...] = (4, 6, 8, 12, 20, 40)
     """Network evaluations a sample of the sweep."""
     quick: bool = False
@@ -103,9 +107,10 @@ def _evaluate(arguments: Arguments) -> None:
         torch.set_num_threads(arguments.threads)
     run = load_run(arguments.run, ema=arguments.ema, device=choose_device(arguments.device))
     sampling = _sampling(run, arguments)
+    swept, most = _sweep(arguments, sampling.method)
     settings = Settings(
         n=arguments.n, features=arguments.features or None, metrics=arguments.metrics or METRICS, pairs=arguments.pairs,
-        halves=arguments.halves, likelihood=arguments.likelihood, sweep=arguments.sweep,
+        halves=arguments.halves, likelihood=arguments.likelihood, sweep=swept, swept=most,
         evaluations=arguments.evaluations, seed=arguments.seed, batch_size=arguments.batch_size,
     )  # fmt: skip
     if arguments.quick:
@@ -185,6 +190,14 @@ def _sampling(run: Run, arguments: Arguments) -> SamplingConfig:
         raise InputError(f"--method: got {name!r}, expected one of {', '.join(METHODS)}")
     chosen = own if name in (None, own.method) else SamplingConfig(method=name)  # type: ignore[arg-type]
     return chosen if arguments.steps is None else dataclasses.replace(chosen, sample_steps=arguments.steps)
+
+
+def _sweep(arguments: Arguments, own: str) -> tuple[tuple[str, ...], int | None]:
+    """The samplers to sweep, and the most samples of it."""
+    if arguments.sweep:
+        return (() if arguments.sweep == ("none",) else arguments.sweep), None
+    few_levels = METHODS[own].flow  # Langevin has no row at so few evaluations
+    return ((own,) if few_levels and not arguments.quick and arguments.samples is None else ()), _SWEPT
 
 
 def _tell(line: str) -> None:

@@ -44,7 +44,7 @@ class Settings:
     measured in blocks (:func:`ansn.evaluation.compare.measure`), so that the floor has the same n. features:
     spaces, None for the data's default. metrics: of METRICS. pairs: most rows on either side of what compares all
     pairs. halves: for the intervals. likelihood: held-out rows for bits a dimension. sweep: samplers to compare at
-    ``evaluations``. seed: of samples and halves.
+    ``evaluations``, with at most ``swept`` samples (None: n). seed: of samples and halves.
     """
 
     n: int | None = None
@@ -55,6 +55,7 @@ class Settings:
     likelihood: int = 128
     sweep: tuple[str, ...] = ()
     evaluations: tuple[int, ...] = EVALUATIONS
+    swept: int | None = None
     seed: int = 0
     batch_size: int = 256
 
@@ -175,8 +176,8 @@ class _Work:
             return []
         return list(
             sweep(
-                self.run, settings.sweep, settings.evaluations, space, train, h, len(x), resampling=self.resampling,
-                seed=settings.seed, batch_size=settings.batch_size, tell=self.tell,
+                self.run, settings.sweep, settings.evaluations, space, train, h, min(len(x), settings.swept or len(x)),
+                resampling=self.resampling, seed=settings.seed, batch_size=settings.batch_size, tell=self.tell,
             )
         )  # fmt: skip
 

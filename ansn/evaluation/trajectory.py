@@ -66,7 +66,7 @@ def record(run: Run, n: int, *, states: int = 7, seed: int = 0, **options: Any) 
         raise ValueError("method: its sampler told its callback of no step, expected one that does")
     index = torch.linspace(0, len(kept) - 1, min(states, len(kept)), dtype=torch.float64).round().long().tolist()
     tau, x, denoised = zip(*(kept[i] for i in index), strict=True)
-    method = str(options.get("method", "heun"))
+    method = str(options.get("method", "dpmpp_2m"))
     return Trajectory(tuple(tau), torch.stack(x), torch.stack(denoised), samples, method)
 
 

@@ -143,6 +143,17 @@ def test_sweep(digits: Path, tmp_path: Path) -> None:
     assert "sampler  steps  evaluations  seconds  value" in outcome.out
 
 
+def test_the_runs_own_sampler_is_swept_unless_told_otherwise(digits: Path, tmp_path: Path) -> None:
+    options = ("-n", 40, "--features", "pca-8", "--metrics", "frechet", "--halves", 4, "--evaluations", 4, 6)
+    found = evaluated(digits, tmp_path, *options)[1]
+    assert [(q["method"], q["evaluations"]) for q in found.quality] == [("dpmpp_2m", 4), ("dpmpp_2m", 6)]
+    assert {q["drawn"] for q in found.quality} == {40}
+    own = evaluated(digits, tmp_path, *options, "--method", "heun")[1]
+    assert [(q["method"], q["evaluations"]) for q in own.quality] == [("heun", 3), ("heun", 5)]
+    for without in (("--sweep", "none"), ("--quick",), ("--method", "langevin", "--steps", 1)):
+        assert evaluated(digits, tmp_path, *options, *without)[1].quality == ()
+
+
 def test_samples_that_are_not_finite_are_left_out_and_told(digits: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((40, 1, 8, 8))
     x[3] = np.inf

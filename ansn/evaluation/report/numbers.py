@@ -66,7 +66,7 @@ def cost(m: Material) -> Section:
     s = Section("cost", "Quality against cost")
     rows = [row for row in m.evaluation.quality if math.isfinite(_value(row, "value"))]
     if not rows:
-        s.missing.append("No sampler was tried at several numbers of evaluations.")
+        s.missing.append("No sampler was tried at several numbers of evaluations; ansn-evaluate --sweep does it.")
         return s
     floor = next((_value(row, "floor") for row in rows if math.isfinite(_value(row, "floor"))), None)
     what = str(rows[0].get("name", "distance"))
