@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kFewRows = 8;
 // Below this many elements of scatter (tens of microseconds) a second thread costs more than it saves.
 constexpr int64_t kSerialTriangle = 1 << 17;
-constexpr int kAbreast = 8;                // rows of scatter that are walked at once
+constexpr int kAbreast = 4;                // rows of scatter that are walked at once
 constexpr int64_t kPrefetchBytes = 32768;  // how far ahead of them scatter is fetched, into the second-level cache
 constexpr int64_t kRowCost = 16;           // of a row, in elements, besides its elements
 
@@ -68,10 +68,11 @@ void welford_rows(const cpu::CovarianceUpdate& p, const Region& g, T* __restrict
 }
 
 // Rows i .. i + rows - 1 of scatter, columns [0, i + 1): C <- decay C + sum_r a_r[i..] a_r^T. The rows are walked abreast,
-// one vector of each: as many streams from memory as rows, and a_r is loaded once for all. `below` is what is fetched
-// meanwhile, as many rows of `reach` columns each: prefetchers stop at every diagonal.
+// one vector of each: as many streams from memory as rows, and a_r is loaded once for all; with more of them their addresses
+// leave the registers. What lies `ahead` elements on is fetched meanwhile, as many rows of `reach` columns each: prefetchers
+// stop at every diagonal. i is a multiple of rows.
 template <class T, int kRank, int kRows>
-void rows_abreast(T* C, int64_t cols, const T* a, T decay, int64_t i, const T* below, int64_t reach) {
+void rows_abreast(T* C, int64_t cols, const T* a, T decay, int64_t i, int64_t ahead, int64_t reach) {
   using P = Panel<T>;
   using Vector = typename P::Vector;
   using Unaligned = typename P::Unaligned;
@@ -90,16 +91,17 @@ void rows_abreast(T* C, int64_t cols, const T* a, T decay, int64_t i, const T* b
   };
   int64_t j = 0;
   for (; j + kLanes <= i + 1; j += kLanes) {
-    const bool fetch = j % kLine == 0 && j < reach;
 #pragma GCC unroll 8
     for (int q = 0; q < kRows; ++q) {
-      if (fetch) __builtin_prefetch(below + q * cols + j, 0, 2);
       Unaligned* c = (Unaligned*)(C + q * cols + j);
+      if (j % kLine == 0) __builtin_prefetch((const T*)c + ahead, 0, 2);
       *c = updated(*c, q, a + j);
     }
   }
-  for (int64_t f = ceil_divide(j, kLine) * kLine; f < reach; f += kLine)
-    for (int q = 0; q < kRows; ++q) __builtin_prefetch(below + q * cols + f, 0, 2);
+  for (int64_t f = ceil_divide(j, kLine) * kLine; f < reach; f += kLine) {
+#pragma GCC unroll 8
+    for (int q = 0; q < kRows; ++q) __builtin_prefetch(C + q * cols + f + ahead, 0, 2);
+  }
   if (cols < kLanes) {
     for (int q = 0; q < kRows; ++q) {
       for (int64_t k = 0; k <= i + q; ++k) {
@@ -118,16 +120,17 @@ void rows_abreast(T* C, int64_t cols, const T* a, T decay, int64_t i, const T* b
     const Vector old = *c;
     *c = changes ? updated(old, q, a + start) : old;
   };
+  for (; j < i + kRows && j + kLanes <= cols; j += kLanes) {
+    const Lane from_diagonal = lane - (int)(i - j);
 #pragma GCC unroll 8
-  for (int q = 0; q < kRows; ++q) {
-    for (int64_t k = j; k <= i + q; k += kLanes) {
-      if (k + kLanes <= cols) {
-        masked(q, k, lane <= (int)(i + q - k < kLanes ? i + q - k : kLanes));
-      } else {  // the vector would leave the row
-        const int64_t start = cols - kLanes;
-        masked(q, start, (lane >= (int)(k - start)) & (lane <= (int)(i + q - start)));
-      }
+    for (int q = 0; q < kRows; ++q) {
+      if (kLanes < kRows && j > i + q) continue;  // beyond this row's diagonal
+      masked(q, j, from_diagonal <= q);
     }
+  }
+  if (j < i + kRows) {  // the vector would leave the row: its last one, of which the lanes below j are done
+    const int64_t start = cols - kLanes;
+    for (int q = 0; q < kRows; ++q) masked(q, start, (lane >= (int)(j - start)) & (lane <= (int)(i + q - start)));
   }
 }
 
@@ -135,19 +138,13 @@ void rows_abreast(T* C, int64_t cols, const T* a, T decay, int64_t i, const T* b
 template <class T, int kRank>
 void triangle_rows(T* scatter, int64_t cols, const T* a, T decay, int64_t first, int64_t last) {
   const int64_t ahead = ceil_divide(ceil_divide(kPrefetchBytes, cols * (int64_t)sizeof(T)), kAbreast) * kAbreast;
-  for (int64_t i = first; i < last; ) {
-    T* const C = scatter + i * cols;
-    // The rows that many below; past the last row, those of the matrix which follows in memory.
-    const int64_t target = i + ahead < cols ? i + ahead : (i + ahead) % cols;
-    const T* const below = C + ahead * cols;
-    if (i + kAbreast <= last) {
-      rows_abreast<T, kRank, kAbreast>(C, cols, a, decay, i, below, target + 1);
-      i += kAbreast;
-    } else {
-      rows_abreast<T, kRank, 1>(C, cols, a, decay, i, below, target + 1);
-      ++i;
-    }
+  int64_t target = (first + ahead) % cols;  // past the last row it is one of the matrix which follows in memory
+  int64_t i = first;
+  for (; i + kAbreast <= last; i += kAbreast) {
+    rows_abreast<T, kRank, kAbreast>(scatter + i * cols, cols, a, decay, i, ahead * cols, target + 1);
+    target = target + kAbreast < cols ? target + kAbreast : target + kAbreast - cols;
   }
+  for (; i < last; ++i) rows_abreast<T, kRank, 1>(scatter + i * cols, cols, a, decay, i, ahead * cols, 0);
 }
 
 template <class T>
@@ -179,8 +176,9 @@ inline int64_t row_of_work(int64_t work, int64_t cols) {
 }
 
 // The mean and the first row of a region that comes soon: single lines, which the triangles have pushed out of the cache.
+// Inline, because GCC takes a function that only fetches for one without effect and drops its calls.
 template <class T, class X>
-void fetch_region(const cpu::CovarianceUpdate& p, const Region& g) {
+__attribute__((always_inline)) inline void fetch_region(const cpu::CovarianceUpdate& p, const Region& g) {
   if (g.rows == 0) return;
   const char* mean = (const char*)g.mean;
   const char* x = (const char*)row_of<X>(p, g, 0);
