@@ -55,18 +55,17 @@ def dsm_loss(
     if metric == "pixel":
         scale = covariance.scale if region is None or covariance.regions == 1 else covariance.scale[region]
         weight = (1.0 + tau * tau) / (tau * scale) ** 2
-        rows = ops.dsm_loss(model(perturbed, tau, region, **extra), x.to(perturbed.dtype), weight=weight)
-    elif metric == "whitened" and model.prediction == "whitened":
-        rows = ops.dsm_loss(
-            model.f(perturbed, tau, region, **extra),
-            weight=0.5, seed=level.seed, row=level.row, step=level.step, stream=ops.PERTURB,
+        clean = x.to(perturbed.dtype)
+        return ops.dsm_loss(model(perturbed, tau, region, **extra), clean, weight=weight, reduction=reduction)
+    if metric == "whitened" and model.prediction == "whitened":
+        return ops.dsm_loss(
+            model.f(perturbed, tau, region, **extra), weight=0.5, reduction=reduction,
+            seed=level.seed, row=level.row, step=level.step, stream=ops.PERTURB,
         )  # fmt: skip
-    else:
-        residual = model(perturbed, tau, region, **extra) - x.to(perturbed.dtype)
-        whitened = covariance.whiten(residual, region)
-        power = 1
-        if metric == "paper":
-            whitened, power = covariance.whiten(whitened, region, transpose=True), 2
-        zero = whitened.detach().new_zeros(whitened.shape)
-        rows = ops.dsm_loss(whitened, zero, weight=0.5 / tau ** (2 * power))
-    return rows.mean() if reduction == "mean" else rows
+    residual = model(perturbed, tau, region, **extra) - x.to(perturbed.dtype)
+    whitened = covariance.whiten(residual, region)
+    power = 1
+    if metric == "paper":
+        whitened, power = covariance.whiten(whitened, region, transpose=True), 2
+    zero = whitened.detach().new_zeros(whitened.shape)
+    return ops.dsm_loss(whitened, zero, weight=0.5 / tau ** (2 * power), reduction=reduction)

@@ -31,21 +31,36 @@ def _(prediction: Tensor, target: Tensor | None, *_args: Any) -> tuple[Tensor, T
     return loss, torch.empty_like(prediction, memory_format=torch.contiguous_format)
 
 
+def _is_one(scale: Tensor) -> bool:
+    """Whether it is the mean itself that is differentiated: the gradient is then right as it is, and a pass is saved
+    that takes longer than the operation. Only where a look is free: on a GPU it would wait, and a graph has no values.
+    """
+    if torch.compiler.is_compiling() or type(scale) is not Tensor or not scale.is_cpu:
+        return False
+    return scale.ndim == 0 and float(scale) == 1.0
+
+
 class _DsmLoss(torch.autograd.Function):
-    """The gradient is made in the forward pass, so that backward only scales it."""
+    """The gradient is made in the forward pass, that of the mean with the mean's share already in it."""
 
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, *args: Any) -> Tensor:
-        loss, gradient = torch.ops.ansn.dsm_loss(prediction, *args)
+    def forward(
+        ctx: Any, prediction: Tensor, target: Tensor | None, weight: Tensor, mean: bool, *counter: int
+    ) -> Tensor:
+        if mean:
+            weight = weight / prediction.shape[0]
+        loss, gradient = torch.ops.ansn.dsm_loss(prediction, target, weight, *counter)
         ctx.save_for_backward(gradient)
-        return loss
+        return loss.sum() if mean else loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        # In the loss's precision: a loss scale alone may be more than float16 holds.
-        return (gradient * grads[0].unsqueeze(1)).to(gradient.dtype), *([None] * 6)
+        if not _is_one(grads[0]):
+            # In the loss's precision: a loss scale alone may be more than float16 holds.
+            gradient = (gradient * grads[0].reshape(-1, 1)).to(gradient.dtype)
+        return gradient, *([None] * 7)
 
 
 def dsm_loss(
@@ -53,6 +68,7 @@ def dsm_loss(
     target: Tensor | None = None,
     *,
     weight: float | Tensor = 1.0,
+    reduction: str = "none",
     seed: int = 0,
     row: int = 0,
     step: int = 0,
@@ -65,10 +81,16 @@ def dsm_loss(
         target: prediction's shape, data, which may not require grad. None: ``t = -z``, regenerated from the counters
             with which :func:`ansn.ops.colored_step` drew it, which gives ``w ||f + z||^2 / d``.
         weight: number or tensor ``[]`` or ``[B]``, dimensionless.
+        reduction: ``"none"``, or ``"mean"`` over the rows, whose gradient needs no second pass where the loss itself is
+            differentiated.
         seed, row, step, stream: counters of ``z`` (math section 7).
 
-    Returns ``[B]``, float32 (float64 for float64 input); differentiable once, in ``prediction``.
+    Returns ``[B]``, or ``[]`` for the mean, float32 (float64 for float64 input); differentiable once, in
+    ``prediction``.
+    Raises TypeError or ValueError naming the argument.
     """
+    if reduction not in ("none", "mean"):
+        raise ValueError(f"reduction: got {reduction!r}, expected 'none' or 'mean'")
     _checks.batched("prediction", prediction)
     if target is not None:
         _checks.like("target", target, prediction, "prediction")
@@ -80,4 +102,7 @@ def dsm_loss(
         raise ValueError(f"weight: got {weight}, expected a number or tensor that is not zero")
     flat = _checks.flat(prediction)
     flat_target = None if target is None else _checks.flat(target)
-    return _DsmLoss.apply(flat, flat_target, w, seed, row, step, stream)
+    # float16 may not hold a gradient that has the mean's share but not yet the loss scale; no rows have no mean.
+    fused = reduction == "mean" and flat.dtype != torch.float16 and rows > 0
+    loss = _DsmLoss.apply(flat, flat_target, w, fused, seed, row, step, stream)
+    return loss.mean() if reduction == "mean" and not fused else loss

@@ -89,6 +89,61 @@ def test_a_loss_scale_that_float16_does_not_hold(scale):
     assert error_ratio(prediction.grad, expected) <= RATIO["dsm_loss"][torch.float16]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_the_mean_is_that_of_the_rows(dtype, rows):
+    """Value and gradient on every back end, differentiated itself (no second pass then) and scaled, twice over."""
+    prediction, weight = randn(rows, 7, dtype=dtype), torch.linspace(0.5, 2.0, rows)
+    residual = prediction.double().numpy() + oracle.noise(3, 2, rows, 7, 1, ops.PERTURB)
+    value = np.mean(weight.double().numpy() * np.mean(residual**2, axis=1))
+    slope = 2 * weight.double().numpy()[:, None] * residual / (7 * rows)
+    options = {"weight": weight, "reduction": "mean", "seed": 3, "row": 2, "step": 1}
+    for name in back_ends("dsm_loss"):
+        leaf = prediction.clone().requires_grad_()
+        loss = on(name, lambda: ops.dsm_loss(leaf, **options))  # noqa: B023
+        if loss is None:
+            continue
+        assert loss.shape == ()
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert error_ratio(loss.detach(), value) <= RATIO["dsm_loss"][loss.dtype]
+        for scale in (1.0, 3.0, 1.0, -0.5):
+            (gradient,) = torch.autograd.grad(loss, leaf, torch.tensor(scale, dtype=loss.dtype), retain_graph=True)
+            assert gradient.dtype == dtype
+            assert error_ratio(gradient, scale * slope) <= RATIO["dsm_loss"][dtype]
+
+
+def test_the_gradient_of_the_mean_is_kept_for_a_second_backward():
+    """It is handed out as it is: a leaf gets its own, and a write into the one kept is an error, not a wrong one."""
+    leaf = randn(4, 6).requires_grad_()
+    loss = ops.dsm_loss(leaf, seed=1, reduction="mean")
+    loss.backward(retain_graph=True)
+    once = leaf.grad.clone()
+    leaf.grad.mul_(7.0)
+    leaf.grad = None
+    loss.backward(retain_graph=True)
+    assert torch.equal(leaf.grad, once)
+    (kept,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    kept.mul_(7.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaf)
+
+
+def test_the_mean_of_no_rows_is_that_of_torch():
+    leaf = torch.empty(0, 4, requires_grad=True)
+    loss = ops.dsm_loss(leaf, reduction="mean")
+    assert loss.isnan()
+    assert torch.autograd.grad(loss, leaf)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("scale", [2.0**17, 2.0**24])
+def test_the_mean_s_share_does_not_underflow_float16(scale):
+    """Gradients that only the loss scale brings into float16's range."""
+    prediction = (randn(512, 64) * 1e-4).half().requires_grad_()
+    (scale * ops.dsm_loss(prediction, torch.zeros(512, 64).half(), reduction="mean")).backward()
+    expected = scale * 2.0 / (64 * 512) * prediction.detach().double().numpy()
+    assert error_ratio(prediction.grad, expected) <= RATIO["dsm_loss"][torch.float16]
+
+
 def test_a_second_derivative_is_refused():
     """The gradient was made in the forward pass and does not know how it depends on the prediction."""
     prediction = randn(2, 3).requires_grad_()
@@ -122,6 +177,7 @@ P = torch.zeros(3, 4)
         ("weight", ValueError, {"weight": torch.ones(4)}),
         ("weight", ValueError, {"weight": 0}),
         ("weight", TypeError, {"weight": "heavy"}),
+        ("reduction", ValueError, {"reduction": "sum"}),
         ("seed", ValueError, {"seed": -1}),
         ("step", ValueError, {"step": -1}),
     ],
