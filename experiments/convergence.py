@@ -184,7 +184,7 @@ def section(rows: list[Row], folder: Path) -> Section:
             " but one (geometric mean over seeds, 95 % interval; above 1 is faster)",
             table(["shape", *targets], lines),
         ))  # fmt: skip
-    tables.append(("The same in seconds of training, the covariance's included, Frechet distance", table(
+    tables.append(("The same in processor seconds of training (one thread), the covariance's included, Frechet distance", table(
         ["shape", *problems(rows)],
         [[shape, *(speedup(rows, name, shape, "fd", "seconds") for name in problems(rows))]
          for shape in dict.fromkeys(row["shape"] for row in rows) if shape != CONTROL],
@@ -261,7 +261,7 @@ def _curves(rows: Sequence[Row], folder: Path, metric: str, at: str = "step") ->
             axis.set_yscale("log")
         axis.set_xscale("log")
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("training steps" if at == "step" else "seconds of training")
+        axis.set_xlabel("training steps" if at == "step" else "processor seconds of training")
     axes[0].legend(fontsize=7)
     axes[0].set_ylabel(METRICS[metric].split(",")[0])
     told = f"{METRICS[metric]} against {'steps' if at == 'step' else 'seconds'} of training, bands 95 %"

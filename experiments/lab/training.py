@@ -90,8 +90,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run at one of its steps. ``model``: averaged weights, in the coordinates of ``frame``; ``seconds``: of training
-    so far, the covariance's part included; ``loss``: mean since the step before; ``latest``: the weights as they are,
+    """A run at one of its steps. ``model``: averaged weights, in the coordinates of ``frame``; ``seconds``: of
+    training so far, by the processor's time of its one thread, the covariance's part included; ``loss``: mean since the step before; ``latest``: the weights as they are,
     which go on learning when the iteration goes on."""
 
     step: int
@@ -172,7 +172,7 @@ def fit(
     model = ansn.Denoiser(network, noise)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
-    total, since, seconds, begun = 0.0, 0, 0.0, time.perf_counter()
+    total, since, seconds, begun = 0.0, 0, 0.0, time.process_time()
     for step, x, y in batches or iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
         x, told = frame.into(x), {"y": y} if setup.labels else {}
         region = y if setup.labels == "regions" else None
@@ -192,10 +192,10 @@ def fit(
         if not math.isfinite(total):
             return
         if step + 1 in at:
-            seconds += time.perf_counter() - begun
+            seconds += time.process_time() - begun
             averaged = ansn.Denoiser(average.module, noise).eval()
             yield Trained(step + 1, seconds, total / since, averaged, frame, model)
-            total, since, begun = 0.0, 0, time.perf_counter()
+            total, since, begun = 0.0, 0, time.process_time()
 
 
 @torch.no_grad()
