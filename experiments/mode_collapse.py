@@ -1,0 +1,862 @@
+"""Does noise shaped like the data keep modes that isotropic noise loses?
+
+    python -m experiments.mode_collapse
+
+Three kinds of cells, in 8 dimensions and a random basis. ``exact``: the package's samplers on the closed-form denoiser
+of two, eight or rotated components, so that what is lost is lost by levels and steps. ``transport``: Langevin and the
+flow started with everything in one mode, against the mixing rate of the Fokker-Planck generator. ``learned``: the same
+densities learned by a small network, under every control, judged beside exact samples of the same number.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal, solve_banded
+from scipy.optimize import brentq
+from scipy.stats import norm
+from torch import Tensor
+
+import ansn
+from ansn.evaluation import PixelFeatures
+from ansn.evaluation.discrepancy import Distance, sliced_to
+from experiments.lab import figure
+from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
+from experiments.lab.exact import ExactDenoiser, known_covariance
+from experiments.lab.mixture import Mixture
+from experiments.lab.problems import Problem, vectors
+from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
+from experiments.lab.training import Setup, Trained, fit, tuned
+
+DIM = 8
+N = 1000  # samples of a seed
+BOTTOM, LOW = 0.01, 1e-4  # last level of the ladders
+RUNGS, PER_RUNG = 10, 100  # of annealed Langevin: NCSN's and the paper's budget
+ALPHA = 0.2  # the paper's dimensionless step, 2e-5 / 0.01^2
+STEPS, EIGHT_STEPS, RATES, TUNING_SEED = 600, 900, (5e-4, 1e-3), 1000
+OUTSIDE = 1e-3  # share of a component that lies outside of its box
+EXACT_SHAPES = ("rho=0", "diagonal", "rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1", "whitened")
+FEW_SHAPES = ("rho=0", "rho=0.5", "rho=1", "whitened")
+CONTROL = "rho=0"
+
+VARIANTS = {
+    **{s: Setup(s) for s in ("rho=0", "diagonal", "whitened", "fixed rho=0.5")},
+    **{s: Setup(s) for s in ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")},
+    "rho=0 lower levels": Setup("rho=0", log_mean=-2.0),
+    "rho=1 whitened metric": Setup("rho=1", metric="whitened"),
+    "rho=0 told": Setup("rho=0", labels="network"),
+    "rho=0.5 regions": Setup("rho=0.5", labels="regions"),
+    "rho=1 regions": Setup("rho=1", labels="regions"),
+}
+_ADAPTED = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
+_ALL = tuple(VARIANTS)[:11]
+_ROTATED = ("rho=0", "rho=0.5", "rho=1", "rho=0 told", "rho=0.5 regions", "rho=1 regions")
+
+
+# -- densities ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A mixture; ``halves``: half of the vector between two modes, for each pair of directions that separates them;
+    ``within``: the modes' common covariance, None where they have none."""
+
+    density: Mixture
+    halves: tuple[Tensor, ...] = ()
+    within: Tensor | None = None
+
+
+def basis(dim: int = DIM, seed: int = 0) -> Tensor:
+    """A random orthonormal basis, columns, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
+
+
+@cache
+def scene(modes: str, half: float, ratio: float, share: float) -> Scene:
+    """``two``: ``share N(h e, W) + (1 - share) N(-h e, W)``, W of deviation ``half / ratio`` along e and 1 elsewhere.
+    ``eight``: all signs of ``h (e_1, e_2 / 5, e_3 / 25)``, deviations a ``ratio``-th of these along e_1 to e_3.
+    ``rotated``: four of mean 0, deviations ``half`` in two directions each of their own and ``half / ratio`` in the
+    others, so that the whole covariance is a multiple of the identity."""
+    q = basis()
+    if modes == "rotated":
+        spread = torch.full((4, DIM), (half / ratio) ** 2, dtype=torch.float64)
+        for c in range(4):
+            spread[c, 2 * c : 2 * c + 2] = half**2
+        return Scene(Mixture(torch.zeros(4, DIM), torch.einsum("ij,cj,kj->cik", q, spread, q)))
+    sizes = [half] if modes == "two" else [half, half / 5, half / 25]
+    deviations = torch.ones(DIM, dtype=torch.float64)
+    deviations[: len(sizes)] = torch.tensor(sizes, dtype=torch.float64) / ratio
+    within = q * deviations.square() @ q.T
+    halves = tuple(size * q[:, j] for j, size in enumerate(sizes))
+    both = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    signs = torch.cartesian_prod(*[both] * len(halves)).reshape(-1, len(halves))
+    weights = torch.where(signs == 1.0, share, 1.0 - share).prod(1)
+    return Scene(Mixture(signs @ torch.stack(halves), within.expand(len(signs), -1, -1), weights), halves, within)
+
+
+# -- what theory says --------------------------------------------------------------------------------------------
+
+
+def critical(share: float) -> float:
+    """Least squared Mahalanobis distance from the centre at which ``q N(-m, P) + share N(m, P)`` has two modes.
+
+    Along m, in units of m, stationary points solve ``t = tanh(beta t + h)``, ``h = ln(share / q) / 2``, beta the
+    squared distance. There are three iff ``beta > 1`` and ``|h| <= beta t_s - artanh t_s``, where
+    ``t_s = sqrt(1 - 1 / beta)``; so 1 for equal weights, 2.22 for 0.8 to 0.2.
+    """
+    h = abs(0.5 * math.log(share / (1.0 - share)))
+
+    def spare(beta: float) -> float:
+        t = math.sqrt(1.0 - 1.0 / beta)
+        return beta * t - math.atanh(t) - h
+
+    return 1.0 if h == 0.0 else float(brentq(spare, 1.0 + 1e-9, 2.0 + 2.0 * h))
+
+
+def merge_level(half: Tensor, within: Tensor, shape: Tensor, share: float = 0.5) -> float:
+    """Level above which noise ``tau^2 R`` makes one mode of two: ``a^T (W + tau^2 R)^-1 a = critical(share)``; 0 if
+    they are one without noise. Where a is an eigenvector: ``tau^2 = (a^2 / critical - w^2) / r``."""
+    least = critical(share)
+
+    def excess(log_tau: float) -> float:
+        return float(half @ torch.linalg.solve(within + math.exp(2.0 * log_tau) * shape, half)) - least
+
+    low, high = -30.0, 30.0
+    return 0.0 if excess(low) <= 0.0 else math.exp(brentq(excess, low, high))
+
+
+def mixing_rate(half: float, width: float, r: float, tau: float, share: float = 0.5, cells: int = 800) -> float:
+    """Second eigenvalue of Langevin's generator at one level, along the line between two modes, per unit of
+    ``alpha`` times steps.
+
+    A step of size alpha is time alpha of ``dy = tau^2 r / 2 (ln p_tau)' ds + tau sqrt(r) dW``, so the memory of where
+    one began is ``exp(-alpha T lambda)`` after T steps. Finite volumes: jumps between cells i and i + 1 at rate
+    ``tau^2 r / (2 h^2) sqrt(p_{i+1} / p_i)`` and back, reversible for any h. A single Gaussian of deviation s has
+    ``tau^2 r / (2 s^2)``.
+    """
+    noise = tau * tau * r
+    deviation = math.sqrt(width * width + noise)
+    y, h = np.linspace(-half - 7 * deviation, half + 7 * deviation, cells, retstep=True)
+    logs = np.logaddexp(
+        math.log(share) - 0.5 * ((y - half) / deviation) ** 2, math.log1p(-share) - 0.5 * ((y + half) / deviation) ** 2
+    )
+    rate = 0.5 * noise / h**2
+    up = rate * np.exp(0.5 * np.diff(logs))
+    down = rate * np.exp(-0.5 * np.diff(logs))
+    leaving = np.append(up, 0.0) + np.insert(down, 0, 0.0)
+    # Similar to the symmetric matrix of off-diagonals -sqrt(up down) = -rate.
+    values = eigh_tridiagonal(
+        leaving, np.full(cells - 1, -rate), eigvals_only=True, select="i", select_range=(1, 1)
+    )
+    return max(float(values[0]), 0.0)
+
+
+def freezing_level(half: float, width: float, r: float, steps: int, share: float = 0.5) -> float:
+    """Level under which T steps no longer carry mass between the modes: ``alpha T lambda(tau) = 1``; 0 if there is none
+    above 1e-4, infinite if even merged modes do not mix in so few steps."""
+
+    def excess(log_tau: float) -> float:
+        return ALPHA * steps * mixing_rate(half, width, r, math.exp(log_tau), share) - 1.0
+
+    low, high = math.log(1e-4), math.log(1e3)
+    if excess(low) > 0.0:
+        return 0.0
+    return math.inf if excess(high) < 0.0 else math.exp(brentq(excess, low, high, xtol=1e-3))
+
+
+def annealed_share(
+    half: float, width: float, r: float, taus: Sequence[float], steps: int, share: float, cells: int = 600
+) -> float:
+    """Share of the mode at ``+half`` after annealing from that mode alone, perturbed at the first level: the
+    Fokker-Planck equation of :func:`mixing_rate`, by backward Euler steps of at most 0.05."""
+    deviation = [math.sqrt(width * width + (tau * r**0.5) ** 2) for tau in taus]
+    edges = np.linspace(-half - 8 * deviation[0], half + 8 * deviation[0], cells + 1)
+    cumulative = norm.cdf(edges, half, deviation[0])
+    for i, tau in enumerate(taus):
+        reach = half + 8 * deviation[max(i - 1, 0)]  # what the level before left is as wide as that one
+        grid = np.linspace(-reach, reach, cells + 1)
+        mass = np.diff(np.interp(grid, edges, cumulative))
+        edges, y, h = grid, 0.5 * (grid[1:] + grid[:-1]), grid[1] - grid[0]
+        logs = np.logaddexp(
+            math.log(share) - 0.5 * ((y - half) / deviation[i]) ** 2,
+            math.log1p(-share) - 0.5 * ((y + half) / deviation[i]) ** 2,
+        )
+        rate, change = 0.5 * tau * tau * r / h**2, np.clip(np.diff(logs), -50.0, 50.0)
+        up, down = rate * np.exp(0.5 * change), rate * np.exp(-0.5 * change)
+        count = max(1, math.ceil(ALPHA * steps / 0.05))
+        dt = ALPHA * steps / count
+        banded = np.zeros((3, cells))
+        banded[0, 1:], banded[2, :-1] = -dt * down, -dt * up
+        banded[1] = 1.0 + dt * (np.append(up, 0.0) + np.insert(down, 0, 0.0))
+        for _ in range(count):
+            mass = solve_banded((1, 1), banded, mass, check_finite=False)
+        cumulative = np.insert(np.cumsum(mass), 0, 0.0)
+        cumulative /= cumulative[-1]
+    return 1.0 - float(np.interp(0.0, edges, cumulative))
+
+
+def flow_share(half: float, width: float, r: float, top: float, share: float) -> float:
+    """The same after the flow, which keeps order on the line: ``1 - F(q)``, F of the start, q the quantile of the
+    perturbed mixture below which there is what belongs to the other mode."""
+    deviation = math.sqrt(width * width + top * top * r)
+
+    def below(q: float) -> float:
+        return share * norm.cdf(q, half, deviation) + (1 - share) * norm.cdf(q, -half, deviation) - (1 - share)
+
+    reach = half + 12 * deviation
+    return 1.0 - float(norm.cdf(brentq(below, -reach, reach), half, deviation))
+
+
+# -- what samples say --------------------------------------------------------------------------------------------
+
+
+@cache
+def _yardstick(modes: str, half: float, ratio: float, share: float) -> tuple[Distance, Tensor, Tensor]:
+    """Sliced distance to 20,000 exact points in whitened coordinates, the whitening, and the shares of the bins."""
+    density = scene(modes, half, ratio, share).density
+    inverse = torch.linalg.inv(torch.linalg.cholesky(density.covariance()))
+    x, _ = density.sample(20_000, seed=77)
+    return sliced_to((x @ inverse.T).numpy(), projections=64), inverse, _bins(density, x)[0]
+
+
+def _bins(density: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the components and, last, of what is in none of them; the component of every point.
+
+    A point is in the component it is likeliest of if no coordinate in that one's principal axes is beyond a quantile
+    that leaves out a share OUTSIDE of it."""
+    owner = density.responsibilities(x).argmax(1)
+    limit = float(norm.isf(OUTSIDE / (2 * density.dim)))
+    values, vectors = torch.linalg.eigh(density.covariances)
+    away = torch.einsum("bji,bj->bi", vectors[owner], x - density.means[owner]) / values[owner].sqrt()
+    inside = (away.abs() <= limit).all(1)
+    count = len(density.means)
+    shares = torch.bincount(torch.where(inside, owner, count), minlength=count + 1).double() / len(x)
+    return shares, owner
+
+
+def judge(x: Tensor, modes: str, half: float, ratio: float, share: float) -> dict[str, float]:
+    """``tv``: total variation of the modes' shares and of the share in none, against exact ones; ``weights``: of the
+    shares of the likeliest mode alone; ``outside``: share in no mode; ``cov``: mean over modes of
+    ``|W^-1/2 S W^-1/2 - I|_F / sqrt(d)`` of the points likeliest of it, 1 for a mode with fewer than d + 2; ``sw2``:
+    sliced W2 in whitened coordinates. All of a sample that is not finite is infinite."""
+    if not bool(torch.isfinite(x).all()):
+        return dict.fromkeys(("tv", "weights", "outside", "cov", "sw2"), math.inf)
+    density = scene(modes, half, ratio, share).density
+    distance, inverse, exact = _yardstick(modes, half, ratio, share)
+    x = x.double()
+    shares, owner = _bins(density, x)
+    errors = []
+    for c, covariance in enumerate(density.covariances):
+        rows = x[owner == c]
+        if len(rows) < density.dim + 2:
+            errors.append(1.0)
+            continue
+        factor = torch.linalg.cholesky(covariance)
+        own = torch.linalg.solve_triangular(factor, (rows - rows.mean(0)).T, upper=False)
+        error = own @ own.T / (len(rows) - 1) - torch.eye(density.dim)
+        errors.append(float(error.norm()) / math.sqrt(density.dim))
+    nearest = torch.bincount(owner, minlength=len(density.means)).double() / len(x)
+    return {
+        "tv": 0.5 * float((shares - exact).abs().sum()),
+        "weights": 0.5 * float((nearest - density.weights).abs().sum()),
+        "outside": float(shares[-1]),
+        "cov": sum(errors) / len(errors),
+        "sw2": distance((x @ inverse.T).numpy()),
+    }
+
+
+@cache
+def floor(seed: int, modes: str, half: float, ratio: float, share: float) -> dict[str, float]:
+    """:func:`judge` of as many exact samples."""
+    x, _ = scene(modes, half, ratio, share).density.sample(N, seed=500 + seed)
+    return {f"{name}_floor": value for name, value in judge(x, modes, half, ratio, share).items()}
+
+
+# -- cells -------------------------------------------------------------------------------------------------------
+
+_HALVES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+_RATIOS = (1.2, 1.5, 2.0, 3.0)
+_TOPS = (0.3, 1.0, 3.0, 10.0)
+_TIMES = (1, 10, 100)
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """One a density and a shape, all seeds in it."""
+    if settings.quick:
+        exact = [_cell("exact", "two", 0.1, shape=s, seeds=2) for s in ("rho=0", "rho=1")]
+        exact += [_cell("exact", "rotated", 1.0, ratio=8.0, shape=s, seeds=2) for s in ("rho=0", "rho=1 regions")]
+        learned = [_cell("learned", "two", 0.1, shape=s, steps=30, seeds=2) for s in ("rho=0", "rho=1", "whitened")]
+        learned += [_cell("learned", "rotated", 1.0, ratio=8.0, shape=s, steps=30, seeds=2)
+                    for s in ("rho=0", "rho=0 told", "rho=1 regions")]  # fmt: skip
+        return [*exact, _cell("transport", "two", 0.1, shape="rho=1", share=0.8, seeds=2), *learned]
+    out = [_cell("exact", "two", half, shape=s) for half in _HALVES for s in FEW_SHAPES]
+    out += [_cell("exact", "two", 0.1, ratio=ratio, shape=s) for ratio in _RATIOS for s in FEW_SHAPES]
+    out += [_cell("exact", "two", 0.1, share=0.8, shape=s) for s in EXACT_SHAPES]
+    out += [_cell("exact", "eight", 1.0, shape=s) for s in EXACT_SHAPES]
+    rotated = ("rho=0", "rho=1", "rho=0.5 regions", "rho=1 regions")
+    out += [_cell("exact", "rotated", 1.0, ratio=8.0, shape=s) for s in rotated]
+    out += [_cell("transport", "two", h, share=0.8, shape=s) for h in (3.0, 0.1) for s in ("rho=0", "rho=0.5", "rho=1")]
+    out += [_cell("learned", "two", half, shape=s, steps=STEPS) for half in (1.0, 0.3, 0.1) for s in FEW_SHAPES]
+    out += [_cell("learned", "two", 0.1, share=0.8, shape=s, steps=STEPS) for s in _ALL]
+    out += [_cell("learned", "eight", 1.0, shape=s, steps=EIGHT_STEPS) for s in _ALL[:9]]
+    out += [_cell("learned", "rotated", 1.0, ratio=8.0, shape=s, steps=STEPS) for s in _ROTATED]
+    return out
+
+
+def _cell(
+    kind: str, modes: str, half: float, *, shape: str, ratio: float = 5.0, share: float = 0.5, steps: int = 0,
+    seeds: int = 5,
+) -> Cell:  # fmt: skip
+    return {"kind": kind, "modes": modes, "half": half, "ratio": ratio, "share": share, "shape": shape,
+            "steps": steps, "seeds": seeds}  # fmt: skip
+
+
+def run(cell: Cell, settings: Settings) -> list[Row]:
+    """Rows of one cell, every seed."""
+    return {"exact": _exact, "transport": _transport, "learned": _learned}[cell["kind"]](cell)
+
+
+def _place(cell: Cell) -> tuple[str, float, float, float]:
+    return cell["modes"], cell["half"], cell["ratio"], cell["share"]
+
+
+def _noise(cell: Cell, bottom: float) -> tuple[ansn.NoiseModel, list[Mixture]]:
+    """Noise of the exact moments, its start from the data as in training; the parts that the denoiser tells apart."""
+    density = scene(*_place(cell)).density
+    shape, _, regions = cell["shape"].partition(" ")
+    options: dict[str, object] = {"rho": 0.5, "structure": "diagonal"} if shape == "diagonal" else {}
+    if shape == "whitened":  # isotropic noise on whitened data is noise of exactly the data's shape
+        options = {"rho": 1.0, "eps": 0.0}
+    elif shape != "diagonal":
+        options = {"rho": float(shape.removeprefix("rho="))}
+    parts = [density]
+    if regions:
+        parts = [Mixture(m[None], s[None]) for m, s in zip(density.means, density.covariances, strict=True)]
+    covariance = known_covariance(parts, **options)
+    x, owner = density.sample(1000, seed=1)
+    start = ansn.levels.tau_start(x, covariance, region=owner if regions else None)
+    return ansn.NoiseModel(covariance, ansn.levels.karras(start, bottom)), parts
+
+
+def _langevin(model: ansn.Denoiser, seed: int, n: int) -> Tensor:
+    """The paper's budget from the flow's start: ten levels, a hundred steps each, and a last denoising."""
+    levels = model.noise.levels
+    taus = ansn.levels.geometric(levels.start or levels.maximum, levels.minimum, n=RUNGS).tau
+    draw = ansn.sampling.Draw(model, "langevin", PER_RUNG, taus=torch.tensor(taus, dtype=torch.float64), seed=seed)
+    return draw.batch(0, n)
+
+
+def _exact(cell: Cell) -> list[Row]:
+    place, rows = _place(cell), []
+    own = scene(*place)
+    for sampler, count, schedule, bottom in (
+        ("flow", 12, "few_steps", BOTTOM), ("flow", 40, "few_steps", BOTTOM), ("flow low", 40, "karras", LOW),
+        ("langevin", RUNGS * PER_RUNG + 1, "", BOTTOM),
+    ):  # fmt: skip
+        noise, parts = _noise(cell, bottom)
+        model = ExactDenoiser(noise, parts)
+        shape = noise.covariance.noise_shape()[0]
+        shape = shape if shape.ndim == 2 else torch.diag(shape)
+        merge = math.nan
+        if own.within is not None:
+            merge = min(merge_level(half, own.within, shape, cell["share"]) for half in own.halves)
+        for seed in range(cell["seeds"]):
+            if sampler == "langevin":
+                x, last = _langevin(model, seed, N), bottom
+            else:
+                draw = ansn.sampling.Draw(model, "dpmpp_2m", count, schedule=schedule, seed=seed)
+                x, last = draw.batch(0, N), float(draw.taus[-1])
+            rows.append({
+                "seed": seed, "sampler": sampler, "evaluations": count, "bottom": last, "start": noise.levels.start,
+                "merge": None if math.isnan(merge) else merge, **judge(x, *place), **floor(seed, *place), "n": N,
+            })  # fmt: skip
+    return rows
+
+
+def _transport(cell: Cell) -> list[Row]:
+    """Everything starts in the heavy mode, perturbed at the top level; the rest is the sampler's to bring over."""
+    own, rows = scene(*_place(cell)), []
+    noise, parts = _noise(cell, BOTTOM)
+    model = ExactDenoiser(noise, parts)
+    heavy = Mixture(own.density.means[:1], own.density.covariances[:1])
+    direction = own.halves[0] / own.halves[0].norm()
+    assert own.within is not None
+    r = float(direction @ noise.covariance.noise_shape()[0] @ direction)
+    width, share = cell["half"] / cell["ratio"], cell["share"]
+    merge = merge_level(own.halves[0], own.within, noise.covariance.noise_shape()[0], share)
+    for top in _TOPS:
+        taus = ansn.levels.geometric(top, BOTTOM, n=RUNGS).tau
+        for steps in (*_TIMES, 0):  # 0: the flow
+            if steps:
+                expected = annealed_share(cell["half"], width, r, taus, steps, share)
+                freeze = freezing_level(cell["half"], width, r, steps, share)
+            else:
+                expected, freeze = flow_share(cell["half"], width, r, top, share), math.nan
+            for seed in range(cell["seeds"]):
+                x = heavy.sample(N, seed=seed)[0].float()
+                x, _ = noise.perturb(x, tau=top, seed=seed, step=1)
+                if steps:
+                    ladder = torch.tensor(taus, dtype=torch.float64)
+                    x = ansn.sampling.annealed_langevin(model, x, ladder, steps=steps, seed=seed)
+                else:
+                    x = ansn.sampling.dpmpp_2m(model, x, ansn.sampling.schedules.karras(top, BOTTOM, 40))
+                found = float(((x.double() @ direction) > 0).double().mean())
+                rows.append({
+                    "seed": seed, "sampler": "langevin" if steps else "flow", "top": top, "per_rung": steps, "r": r,
+                    "merge": merge, "freeze": None if math.isnan(freeze) else freeze, "found": found,
+                    "predicted": expected, "n": N,
+                })  # fmt: skip
+    return rows
+
+
+def _problem(cell: Cell) -> Problem:
+    density = scene(*_place(cell)).density
+    told = "told" in cell["shape"] or "regions" in cell["shape"]
+    splits = [vectors("modes", *density.sample(n, seed)) for n, seed in ((8000, 1), (2000, 2))]
+    features = PixelFeatures((DIM,), "modes")
+    classes = len(density.means) if told else None
+    return Problem(
+        "modes", splits[0], splits[1], lambda: ansn.networks.MLP((DIM,), 64, 2, num_classes=classes),
+        features, features, density,
+    )  # fmt: skip
+
+
+def _learned(cell: Cell) -> list[Row]:
+    place, rows = _place(cell), []
+    learned, base = _problem(cell), replace(VARIANTS[cell["shape"]], steps=cell["steps"])
+    rate = tuned(learned, replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2)), RATES)
+    for seed in range(cell["seeds"]):
+        for trained in fit(learned, replace(base, seed=seed, lr=rate), (max(1, base.steps // 4), base.steps)):
+            samplers = ["flow" if trained.step == base.steps else "flow early"]
+            if trained.step == base.steps and cell["share"] != 0.5 and cell["shape"] in FEW_SHAPES:
+                samplers.append("langevin")
+            for sampler in samplers:
+                x = _drawn(trained, sampler, seed, cell)
+                rows.append({
+                    "seed": seed, "sampler": sampler, "step": trained.step,
+                    "evaluations": RUNGS * PER_RUNG + 1 if sampler == "langevin" else 20,
+                    "start": trained.model.noise.levels.start, **judge(x, *place), **floor(seed, *place), "n": N,
+                    "lr": rate,
+                })  # fmt: skip
+    return rows
+
+
+def _drawn(trained: Trained, sampler: str, seed: int, cell: Cell) -> Tensor:
+    if sampler == "langevin":
+        return trained.frame.back(_langevin(trained.model, seed, N))
+    y = None
+    if "told" in cell["shape"]:  # the same classes that regions draw: k ~ w_k
+        count = len(scene(*_place(cell)).density.means)
+        y = torch.randint(count, (N,), generator=torch.Generator().manual_seed(seed))
+    return trained.sample(N, "dpmpp_2m", 20, seed=seed, y=y)
+
+
+# -- what the rows say -------------------------------------------------------------------------------------------
+
+METRICS = {"tv": "shares (TV)", "weights": "nearest mode (TV)", "cov": "covariance", "sw2": "sliced W2"}
+_WORDS = {-1: "better", 1: "worse", 0: "no difference seen"}
+
+
+def settings_of(rows: Sequence[Row], kind: str) -> list[tuple[str, float, float, float]]:
+    """Densities of one kind of cell, in order."""
+    return list(dict.fromkeys((r["modes"], r["half"], r["ratio"], r["share"]) for r in rows if r["kind"] == kind))
+
+
+def named(place: tuple[str, float, float, float]) -> str:
+    """A density in words."""
+    modes, half, ratio, share = place
+    if modes == "two":
+        weights = "" if share == 0.5 else f", weights {share:g}/{1 - share:g}"
+        return f"two, half-distance {half:g} = {ratio:g} widths{weights}"
+    return "eight, half-distances 1, 0.2, 0.04" if modes == "eight" else "four rotated, 1 to 0.125"
+
+
+def of(rows: Sequence[Row], kind: str, place: tuple[str, float, float, float], **more: object) -> list[Row]:
+    """Rows of one kind and density."""
+    return select(rows, kind=kind, **dict(zip(("modes", "half", "ratio", "share"), place, strict=True)), **more)
+
+
+def against(rows: Sequence[Row], shape: str, control: str, metric: str = "tv") -> Estimate:
+    """Paired difference of two shapes among rows of one density and sampler."""
+    return paired(select(rows, shape=shape), select(rows, shape=control), metric)
+
+
+def verdict(rows: Sequence[Row], metric: str = "tv") -> dict[str, dict[int, list[str]]]:
+    """For every learned density without regions: which of the adapted shapes the paired interval says is better (-1),
+    worse (1) or no different (0) than the isotropic control; densities by name."""
+    out: dict[str, dict[int, list[str]]] = {}
+    for place in settings_of(rows, "learned"):
+        own = of(rows, "learned", place, sampler="flow")
+        signs: dict[int, list[str]] = {-1: [], 0: [], 1: []}
+        for shape in _ADAPTED:
+            if select(own, shape=shape):
+                signs[against(own, shape, CONTROL, metric).sign].append(shape)
+        out[named(place)] = signs
+    return out
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """Chosen by the signs of the paired intervals of ``tv``, learned score and flow; then what whitening does, and what
+    the exact score says."""
+    found = verdict(rows)
+    helped = [name for name, signs in found.items() if signs[-1] and not signs[1]]
+    mixed = [name for name, signs in found.items() if signs[-1] and signs[1]]
+    hurt = [name for name, signs in found.items() if signs[1] and not signs[-1]]
+    if not found:
+        head = "No learned rows"
+    elif len(helped) == len(found):
+        head = f"Yes, in all {len(found)} learned settings: adapted noise kept modes better than isotropic noise"
+    elif not helped and not mixed:
+        head = (
+            "No: with a learned score no adapted shape kept modes better than isotropic noise in any of"
+            f" {len(found)} settings, and in {len(hurt)} some kept them worse"
+        )
+    else:
+        head = (
+            "Not in general: with a learned score adapted noise kept modes better than isotropic noise in"
+            f" {len(helped)} of {len(found)} settings, worse in {len(hurt)}, better or worse by its strength in"
+            f" {len(mixed)}"
+        )
+    return "; ".join([head, *_early(rows), *_whitening(rows), *_regions(rows), *_ladder(rows)]) + "."
+
+
+def _early(rows: Sequence[Row]) -> list[str]:
+    """The same counts at a quarter of the steps, over pairs of a density and an adapted shape."""
+    signs = []
+    for place in settings_of(rows, "learned"):
+        own = of(rows, "learned", place, sampler="flow early")
+        signs += [against(own, s, CONTROL).sign for s in _ADAPTED if select(own, shape=s)]
+    if not signs:
+        return []
+    return [
+        f"at a quarter of the steps it was better in {signs.count(-1)} of {len(signs)} pairs of a setting and a rho,"
+        f" worse in {signs.count(1)}"
+    ]
+
+
+def _regions(rows: Sequence[Row]) -> list[str]:
+    """What a shape for each class adds to a network that is told the class."""
+    out = []
+    for place in settings_of(rows, "learned"):
+        own = of(rows, "learned", place, sampler="flow")
+        shapes = [s for s in dict.fromkeys(r["shape"] for r in own) if "regions" in s]
+        if shapes and select(own, shape="rho=0 told"):
+            told = [f"{s} {_WORDS[against(own, s, 'rho=0 told').sign]}" for s in shapes]
+            out.append(f"against isotropic noise with the same labels ({named(place)}): {', '.join(told)}")
+    return out
+
+
+def _whitening(rows: Sequence[Row]) -> list[str]:
+    signs = []
+    for place in settings_of(rows, "learned"):
+        own = of(rows, "learned", place, sampler="flow")
+        if select(own, shape="whitened"):
+            signs += [against(own, "whitened", s).sign for s in _ADAPTED if select(own, shape=s)]
+    if not signs:
+        return []
+    return [
+        f"isotropic noise on whitened data was better than adapted noise in {signs.count(-1)} of {len(signs)} pairs"
+        f" of a setting and a rho, worse in {signs.count(1)}"
+    ]
+
+
+def _ladder(rows: Sequence[Row]) -> list[str]:
+    """With the exact score: densities where rho = 1 beats isotropic noise, on one ladder and with a lower end."""
+    same, low, count = 0, 0, 0
+    for place in settings_of(rows, "exact"):
+        if not of(rows, "exact", place, shape="rho=1"):
+            continue
+        count += 1
+        best = of(rows, "exact", place, sampler="flow", evaluations=40)
+        lower = of(rows, "exact", place, sampler="flow low")
+        same += against(best, "rho=1", CONTROL, "cov").sign == -1
+        low += against(lower, "rho=1", CONTROL, "cov").sign == -1
+    if not count:
+        return []
+    return [
+        f"with the exact score and 40 evaluations of the flow rho = 1 had the better modes in {same} of {count}"
+        f" settings on one ladder to {BOTTOM:g}, in {low} on one to {LOW:g}"
+    ]
+
+
+def lost(rows: Sequence[Row]) -> float:
+    """Mean of ``tv`` above the floor's."""
+    return estimate([r["tv"] - r["tv_floor"] for r in rows]).mean
+
+
+def predicted(rows: Sequence[Row]) -> tuple[int, int, int, int]:
+    """Of exact groups whose last level is a factor 2 or more away from the merging level: how many of those predicted
+    to keep their modes do, out of how many; and of those predicted to lose them. Lost: ``tv`` more than 0.1 above the
+    floor."""
+    kept, keep, gone, lose = 0, 0, 0, 0
+    for group in groups(rows):
+        merge, bottom = group[0]["merge"], group[0]["bottom"]
+        if merge is None or 0.5 < bottom / max(merge, 1e-12) < 2.0:
+            continue
+        if bottom < merge:
+            keep, kept = keep + 1, kept + (lost(group) <= 0.1)
+        else:
+            lose, gone = lose + 1, gone + (lost(group) > 0.1)
+    return kept, keep, gone, lose
+
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Exact rows that differ in the seed alone."""
+    out: dict[tuple[object, ...], list[Row]] = {}
+    for row in select(rows, kind="exact"):
+        key = tuple(row[n] for n in ("modes", "half", "ratio", "share", "shape", "sampler", "evaluations"))
+        out.setdefault(key, []).append(row)
+    return list(out.values())
+
+
+def section(rows: list[Row], folder: Path) -> Section:
+    """Exact scores, transport, learned scores: a table, a figure and sentences each."""
+    tables, figures, findings = [], [], []
+    if select(rows, kind="exact"):
+        tables.append(_exact_table(rows))
+        figures.append(_exact_figure(rows, folder))
+        kept, keep, gone, lose = predicted(rows)
+        findings.append(
+            f"Exact score: away from the merging level by a factor 2, {kept} of {keep} runs predicted to keep their"
+            f" modes do and {gone} of {lose} predicted to lose them do: what decides is the ladder's last level against"
+            " `sqrt((a^2 / c - w^2) / r)`, whatever the shape"
+        )
+    if select(rows, kind="transport"):
+        tables.append(_transport_table(rows))
+        figures.append(_transport_figure(rows, folder))
+        findings += _transport_told(rows)
+    if select(rows, kind="learned"):
+        tables += [_learned_table(rows, place) for place in settings_of(rows, "learned")]
+        figures.append(_learned_figure(rows, folder))
+        findings += _learned_told(rows)
+    return Section(
+        "Does adaptive noise prevent mode collapse?", answer(rows), _DESIGN, tables, figures, findings,
+        "A sampler that stops above the merging level of one shape and not of the other; networks that see more of a"
+        " small direction than a residual MLP in data units does (then rho = 1 and whitened data come to the same), or"
+        f" far more than {STEPS} training steps; modes apart in a way that the whole covariance does not show.",
+    )  # fmt: skip
+
+
+_DESIGN = f"""In {DIM} dimensions and a random basis. *Two*: modes at +-a along one direction, of width w = a / ratio
+there and 1 elsewhere; so a below 1 is a small direction, where isotropic noise is larger than the modes are apart.
+*Eight*: three such directions, a = 1, 0.2, 0.04. *Rotated*: four components of mean 0, deviations 1 in two directions
+each of their own and 0.125 in the other six, so that the whole covariance is a multiple of the identity and no global
+shape can differ from isotropic noise; `told` has a class-conditional network, `regions` also R_k for each class (math
+section 6). Two modes merge at the level where `a^T (W + tau^2 R)^-1 a` falls to c, 1 for equal weights and
+{critical(0.8):.2f} for 0.8 to 0.2. *Exact*: closed-form denoiser, moments known, ridge 1e-3 as trained (`whitened`,
+which is rho = 1 without a ridge, none); DPM-Solver++(2M) with 12 and 40 evaluations (last levels 0.028 and 0.01),
+with 40 Karras levels to {LOW:g} (`flow low`), annealed Langevin with the paper's budget ({RUNGS} levels to
+{BOTTOM:g}, {PER_RUNG} steps each, alpha = {ALPHA:g}, then one denoising), starts from the data. *Transport*: weights
+0.8/0.2, everything starts in the mode of 0.8; prediction from the Fokker-Planck equation on the line (Langevin) and
+from order on the line (flow). *Learned*: residual MLP 64 x 2, {STEPS} steps (eight modes {EIGHT_STEPS}), batch 128,
+learning rate of each from {", ".join(f"{rate:g}" for rate in RATES)} by held-out loss under seed {TUNING_SEED} at
+half of the steps, 20 evaluations (`flow early`: after a quarter of the steps); `rho=0 lower levels` draws training
+levels around exp(-2) instead of exp(-0.5). {N} samples a seed. `shares`: total variation of the modes' shares, with
+what lies outside of every mode (beyond the central {1 - OUTSIDE:g} in principal axes) as one more; `covariance`: mean
+over modes of `|W^-1/2 S W^-1/2 - I| / sqrt(d)`; sliced W2 in whitened coordinates. Floors: as many exact samples."""
+
+
+def _mean(rows: Sequence[Row], column: str) -> Estimate:
+    return estimate(list(by_seed(rows, column).values()))
+
+
+def _finite(half: float) -> float:
+    return half if math.isfinite(half) else 0.0
+
+
+def _exact_table(rows: Sequence[Row]) -> tuple[str, str]:
+    lines = []
+    for group in groups(rows):
+        if group[0]["sampler"] == "flow" and group[0]["evaluations"] == 12:
+            continue
+        row = group[0]
+        place = (row["modes"], row["half"], row["ratio"], row["share"])
+        lines.append([
+            named(place), row["shape"], f"{row['sampler']} {row['evaluations']}",
+            "-" if row["merge"] is None else f"{row['merge']:.2g}", f"{row['bottom']:.2g}",
+            *(f"{_mean(group, m).show(2)} ({_mean(group, m + '_floor').mean:.2g})" for m in ("tv", "cov", "sw2")),
+        ])  # fmt: skip
+    told = "Exact score: mean over seeds with 95 % interval (floor); merging level of the narrowest pair, last level"
+    head = ["density", "shape", "sampler", "merges at", "last level", "shares", "covariance", "sliced W2"]
+    return told, table(head, lines)
+
+
+def _exact_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
+    drawn, axes = figure.panels(2, width=5.4, columns=2)
+    shapes = list(dict.fromkeys(r["shape"] for r in rows if r["kind"] == "exact"))
+    for axis, metric in zip(axes, ("tv", "cov"), strict=True):
+        for colour, shape in enumerate(shapes):
+            mine = [g for g in groups(rows) if g[0]["shape"] == shape and g[0]["merge"] is not None]
+            if mine:
+                x = [g[0]["bottom"] / max(g[0]["merge"], 1e-5) for g in mine]
+                y = [_mean(g, metric).mean - _mean(g, metric + "_floor").mean for g in mine]
+                axis.plot(x, y, "o", markersize=4, alpha=0.8, color=figure.COLOURS[colour], label=shape)
+        axis.axvline(1.0, color="black", linestyle=":", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_xlabel("last level / level where modes merge")
+        axis.set_ylabel(f"{METRICS[metric]}, above floor")
+    axes[0].legend(fontsize=7)
+    told = "Exact score: error above the floor against how far down the ladder goes; one curve for every shape"
+    return told, figure.save(drawn, folder / "mode_collapse_exact.png")
+
+
+def _transport_table(rows: Sequence[Row]) -> tuple[str, str]:
+    own, lines = select(rows, kind="transport"), []
+    for half in dict.fromkeys(r["half"] for r in own):
+        for shape in dict.fromkeys(r["shape"] for r in own):
+            for steps in dict.fromkeys(r["per_rung"] for r in own):
+                mine = select(own, half=half, shape=shape, per_rung=steps)
+                if not mine:
+                    continue
+                freeze = mine[0]["freeze"]
+                cells_ = []
+                for top in dict.fromkeys(r["top"] for r in own):
+                    at = select(mine, top=top)
+                    cells_.append(f"{_mean(at, 'found').show(3)} ({at[0]['predicted']:.3f})" if at else "-")
+                froze = "" if freeze is None else "never mixes" if math.isinf(freeze) else f"{freeze:.2g}"
+                sampler = f"Langevin, {steps} a level" if steps else "flow, 40"
+                lines.append([f"{half:g}", shape, f"{mine[0]['merge']:.2g}", sampler, froze, *cells_])
+    tops = [f"top {top:g}" for top in dict.fromkeys(r["top"] for r in own)]
+    told = "Transport: share of the mode of weight 0.8 where everything starts in it; measured (predicted)"
+    return told, table(["a", "shape", "merges at", "sampler", "freezes at", *tops], lines)
+
+
+def _transport_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
+    own = select(rows, kind="transport")
+    halves = list(dict.fromkeys(r["half"] for r in own))
+    drawn, axes = figure.panels(len(halves) + 1, width=4.4)
+    shapes = list(dict.fromkeys(r["shape"] for r in own))
+    for axis, half in zip(axes, halves, strict=False):
+        for colour, shape in enumerate(shapes):
+            for steps, style in ((100, "-"), (0, "--")):
+                mine = select(own, half=half, shape=shape, per_rung=steps)
+                tops = sorted({r["top"] for r in mine})
+                found = [_mean(select(mine, top=top), "found") for top in tops]
+                halves_ = [_finite(e.half) for e in found]
+                label = f"{shape}, {'Langevin 1000' if steps else 'flow 40'}"
+                means = [e.mean for e in found]
+                figure.curve(axis, tops, means, halves_, label=label, colour=colour, linestyle=style)
+        axis.axhline(own[0]["share"], color="black", linestyle=":", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_xlabel("first level")
+        axis.set_ylabel("share of the heavy mode")
+        axis.set_title(f"modes at +-{half:g}, others of deviation 1", fontsize=10)
+    axes[0].legend(fontsize=7)
+    for colour, shape in enumerate(shapes):
+        mine = select(own, shape=shape)
+        axes[-1].plot([r["predicted"] for r in mine], [r["found"] for r in mine], "o", markersize=3, alpha=0.6,
+                      color=figure.COLOURS[colour], label=shape)  # fmt: skip
+    axes[-1].plot([0.5, 1], [0.5, 1], color="black", linestyle=":", linewidth=1)
+    axes[-1].set_xlabel("predicted")
+    axes[-1].set_ylabel("measured")
+    axes[-1].set_title("all runs", fontsize=10)
+    told = "Transport: share of the heavy mode (0.8, dotted) after starting in it alone; prediction against measurement"
+    return told, figure.save(drawn, folder / "mode_collapse_transport.png")
+
+
+def _transport_told(rows: Sequence[Row]) -> list[str]:
+    own = select(rows, kind="transport")
+    off = [abs(r["found"] - r["predicted"]) for r in own]
+    out = [f"Transport: measured and predicted shares differ by {np.mean(off):.3f} in the mean, {max(off):.3f} at most"]
+    for half in dict.fromkeys(r["half"] for r in own):
+        mine = select(own, half=half, per_rung=PER_RUNG)
+        for top in sorted({r["top"] for r in mine}):
+            at = select(mine, top=top)
+            if not select(at, shape=CONTROL) or not select(at, shape="rho=1"):
+                continue
+            wrong = [{**r, "wrong": abs(r["found"] - r["share"])} for r in at]
+            found = against(wrong, "rho=1", CONTROL, "wrong")
+            if found.sign:
+                a, b = (_mean(select(wrong, shape=s), "wrong").mean for s in ("rho=1", CONTROL))
+                out.append(
+                    f"Transport, modes at +-{half:g}, {RUNGS * PER_RUNG} Langevin steps from level {top:g}: the share"
+                    f" is off by {a:.3f} under rho=1 and {b:.3f} under rho=0, {_WORDS[found.sign]} by"
+                    f" {abs(found.mean):.3f} ± {found.half:.2g}"
+                )
+    return out
+
+
+def _learned_table(rows: Sequence[Row], place: tuple[str, float, float, float]) -> tuple[str, str]:
+    own, lines = of(rows, "learned", place), []
+    for shape in dict.fromkeys(r["shape"] for r in own):
+        for sampler in dict.fromkeys(r["sampler"] for r in select(own, shape=shape)):
+            mine, control = select(own, shape=shape, sampler=sampler), select(own, shape=CONTROL, sampler=sampler)
+            line = [shape, f"{sampler} {mine[0]['evaluations']}", f"{mine[0]['lr']:g}"]
+            for metric in METRICS:
+                line.append(_mean(mine, metric).show(3))
+                line.append("" if shape == CONTROL else paired(mine, control, metric).show(2))
+            lines.append(line)
+    first = select(own, shape=own[0]["shape"], sampler="flow")
+    floors = ", ".join(f"{METRICS[m]} {_mean(first, m + '_floor').mean:.3g}" for m in METRICS)
+    told = (
+        f"Learned, {named(place)}: mean over {len({r['seed'] for r in own})} seeds and paired difference to rho=0"
+        f" (below 0 is better), 95 %. Floors: {floors}"
+    )
+    return told, table(["shape", "sampler", "rate", *(p for m in METRICS.values() for p in (m, "difference"))], lines)
+
+
+def _learned_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
+    places = settings_of(rows, "learned")
+    drawn, axes = figure.panels(len(places), width=4.6, height=3.6)
+    for axis, place in zip(axes, places, strict=True):
+        own = of(rows, "learned", place, sampler="flow")
+        shapes = list(dict.fromkeys(r["shape"] for r in own))
+        for i, shape in enumerate(shapes):
+            found = _mean(select(own, shape=shape), "tv")
+            kind = 1 if shape in _ADAPTED else 2 if shape == "whitened" else 3 if "regions" in shape else 0
+            colour, half = figure.COLOURS[kind], _finite(found.half)
+            axis.errorbar([found.mean], [i], xerr=[[half], [half]], fmt="o", markersize=4, color=colour, capsize=2)
+        axis.axvline(_mean(select(own, shape=shapes[0]), "tv_floor").mean, color="black", linestyle=":", linewidth=1)
+        axis.set_yticks(range(len(shapes)), shapes, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xlim(left=0)
+        axis.set_xlabel("shares (TV), dotted: floor")
+        axis.set_title(named(place), fontsize=9)
+    return "Learned score, flow with 20 evaluations: error of the modes' shares, 95 %", figure.save(
+        drawn, folder / "mode_collapse_learned.png"
+    )
+
+
+def _learned_told(rows: Sequence[Row]) -> list[str]:
+    out = []
+    for place in settings_of(rows, "learned"):
+        own = of(rows, "learned", place, sampler="flow")
+        parts = []
+        for control in (CONTROL, "rho=0 told"):
+            others = [s for s in dict.fromkeys(r["shape"] for r in own) if s != control]
+            if control != CONTROL:
+                others = [s for s in others if "regions" in s]
+            if not select(own, shape=control) or not others:
+                continue
+            told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
+            for shape in others:
+                found = against(own, shape, control)
+                told[found.sign].append(f"{shape} ({found.show(2)})" if found.sign else shape)
+            words = "; ".join(f"{_WORDS[k]}: {', '.join(v)}" for k, v in told.items() if v)
+            parts.append(f"against {control} {words}")
+        out.append(f"Learned, {named(place)}, shares: " + ". ".join(parts))
+    langevin = select(rows, kind="learned", sampler="langevin")
+    for shape in dict.fromkeys(r["shape"] for r in langevin):
+        mine = select(langevin, shape=shape)
+        flow = select(select(rows, kind="learned", sampler="flow", shape=shape), share=mine[0]["share"])
+        found = paired(mine, flow, "tv")
+        out.append(
+            f"Learned, unequal weights, {shape}: {RUNGS * PER_RUNG} Langevin steps less the flow's 20 evaluations"
+            f" {found.show(2)} in shares ({_WORDS[found.sign]}): what is lost here is lost in "
+            + ("learning rather than by steps" if found.sign >= 0 else "part by steps")
+        )
+    return out
+
+
+CLAIM = Claim("mode_collapse", cells, run, section)
+
+if __name__ == "__main__":
+    sys.exit(main(CLAIM, __doc__))
