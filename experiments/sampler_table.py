@@ -25,7 +25,9 @@ from ansn import load_dataset
 from ansn.cli.common import guarded
 from ansn.data import Dataset
 from ansn.errors import InputError
-from ansn.evaluation import ClassifierFeatures, everything, frechet_distance, frechet_floor
+from ansn.evaluation import Features, frechet_distance, frechet_floor
+from ansn.evaluation.features import Array, features_of
+from ansn.evaluation.spaces import classifier
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import METHODS, Draw
@@ -62,7 +64,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Seeds of sampling."""
     floor_n: int = 450
-    """Images in a distance and in its floor; the first test images, and blocks of the samples."""
+    """Images in a distance and in its floor; both are means over as many disjoint blocks as there are."""
     threads: int | None = None
     """CPU threads; by default torch's."""
     out: Path | None = None
@@ -100,9 +102,9 @@ def measured(settings: Settings) -> list[Row]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     run, data, held_out = trained(settings)
-    features = ClassifierFeatures.of(data, held_out)
-    target = features(everything(data))
-    floor = frechet_floor(target, features(everything(held_out)[: settings.floor_n]))
+    features = classifier(data, held_out)
+    target = features_of(features, data)
+    floors = _floors(features, target, held_out, settings.floor_n)
     print(f"features: {features}; levels {run.model.noise.levels}", file=sys.stderr)
     rows: list[Row] = []
     for method, schedule, budget in _cells(settings):
@@ -122,16 +124,28 @@ def measured(settings: Settings) -> list[Row]:
                     "method": method, "schedule": schedule if draw.method.flow else "ladder", "budget": budget,
                     "evaluations": draw.evaluations, "levels": len(draw.taus), "tau_1": float(draw.taus[0]),
                     "tau_N": float(draw.taus[-1]), "seed": seed, "fd": sum(values) / len(values),
-                    "n": settings.floor_n, "blocks": len(values), "floor": floor, "floor_n": settings.floor_n,
-                    "samples": len(x), "seconds": round(seconds, 3), "train_steps": run.step,
-                    "reference": f"train ({len(target)})", "features": str(features),
-                    "threads": torch.get_num_threads(), "torch": torch.__version__, "cpu": cpu_name(),
+                    "n": settings.floor_n, "blocks": len(values), "floor": sum(floors) / len(floors),
+                    "floor_n": settings.floor_n, "floor_blocks": len(floors), "samples": len(x),
+                    "seconds": round(seconds, 3), "train_steps": run.step, "reference": f"train ({len(target)})",
+                    "features": str(features), "threads": torch.get_num_threads(), "torch": torch.__version__,
+                    "cpu": cpu_name(),
                 }
             )  # fmt: skip
             write_csv(rows, settings.out or Path(__file__).parent / "results" / f"{_NAME}_{settings.preset}.csv")
         told = _mean(rows[-len(settings.seeds) :])
         print(f"{method}  {schedule}  {draw.evaluations}  {told}", file=sys.stderr, flush=True)
     return rows
+
+
+def _floors(features: Features, target: Array, held_out: Dataset, n: int) -> list[float]:
+    """Distances of held-out images, n at a time.
+
+    In a drawn order: files may be sorted, MNIST's test images are by how clean they are.
+    """
+    order = held_out.order(0, 0)[: len(held_out) // n * n]
+    if not len(order):
+        raise InputError(f"--floor-n: got {n}, expected at most the {len(held_out)} held-out images")
+    return [frechet_floor(target, features(held_out.batch(index)[0].cpu())) for index in order.split(n)]
 
 
 def table(rows: list[Row]) -> str:
@@ -141,7 +155,8 @@ def table(rows: list[Row]) -> str:
         f"Frechet distance of {first['n']} samples (mean over {first['blocks']} blocks a seed) to {first['reference']}"
         f" in features of {first['features']}: mean over {len({row['seed'] for row in rows})} seeds of sampling"
         f" +- their standard deviation; in brackets seconds for {first['samples']} samples. Floor, {first['floor_n']}"
-        f" held-out images: {first['floor']:.2f}. {first['train_steps']} training steps; {first['threads']} threads,"
+        f" held-out images (mean over {first['floor_blocks']} blocks): {first['floor']:.2f}."
+        f" {first['train_steps']} training steps; {first['threads']} threads,"
         f" torch {first['torch']}, {first['cpu']}."
     )
     most = max(rows, key=lambda row: row["evaluations"])
