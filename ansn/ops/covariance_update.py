@@ -32,6 +32,8 @@ _dispatch.register("covariance_update_", "reference", _reference)
 
 
 def _run(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
+    if weight.data_ptr() == weight2.data_ptr() and weight.numel():
+        raise ValueError("weight2: got weight's memory, expected its own: both are updated in place")
     _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
 
 
@@ -79,6 +81,9 @@ def covariance_update_(
         flat = flat.detach()
     rows, dim = flat.shape
     device = x.device
+    for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {_checks.describe(value)}, expected a tensor, which is updated in place")
     if mean.ndim != 2 or mean.shape[1] != dim or mean.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"mean: got {_checks.describe(mean)}, expected float32 or float64 [K, {dim}]")
     count = mean.shape[0]
@@ -93,8 +98,6 @@ def covariance_update_(
     for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
         if value.device != device or not value.is_contiguous():
             raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous tensor on {device}")
-    if weight is weight2:
-        raise ValueError("weight2: got the tensor that weight is, expected one of its own: both are updated in place")
     if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
         raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
     _checks.region(region, rows, count, device)

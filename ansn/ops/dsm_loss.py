@@ -49,7 +49,7 @@ class _DsmLoss(torch.autograd.Function):
     ) -> Tensor:
         if mean:
             weight = weight / prediction.shape[0]
-        loss, gradient = torch.ops.ansn.dsm_loss(prediction, target, weight, *counter)
+        loss, gradient = torch.ops.ansn.dsm_loss.default(prediction, target, weight, *counter)
         ctx.save_for_backward(gradient)
         return loss.sum() if mean else loss
 
