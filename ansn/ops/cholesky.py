@@ -55,4 +55,5 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for it and nothing waits for the device: read ``info`` when it suits. Differentiable in ``matrix``.
     """
     _checks.square("matrix", matrix)
-    return _Cholesky.apply(matrix)
+    run = _Cholesky.apply if _checks.needs_grad(matrix) else torch.ops.ansn.cholesky.default
+    return run(matrix)
