@@ -22,7 +22,7 @@ from experiments.lab.statistics import Estimate, by_seed, estimate, log_ratio, p
 from experiments.lab.training import CONTROLS, FAMILY, SPECTRAL, Setup, excess_loss, fit, floors, judge, tuned
 
 SHAPES = (*CONTROLS, *FAMILY, *SPECTRAL)
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 TUNING_SEED = 1000
 CONTROL = "rho=0"
 
