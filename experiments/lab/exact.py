@@ -40,8 +40,11 @@ class ExactDenoiser(ansn.Denoiser):
         self._levels: dict[tuple[int, float], tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
-        """As :class:`ansn.Denoiser`; ``sigma`` one level for all rows."""
-        tau, flat = float(sigma), x.double()
+        """As :class:`ansn.Denoiser`; ``sigma`` one level for all rows, alone or once a row."""
+        given = torch.as_tensor(sigma).reshape(-1)
+        if not bool((given == given[0]).all()):
+            raise ValueError("sigma: got several levels, expected one for all rows")
+        tau, flat = float(given[0]), x.double()
         if region is None:
             return self._part(0, tau, flat).to(x.dtype)
         out = torch.empty_like(flat)

@@ -40,6 +40,12 @@ def langevin(mean: Array, variance: Array, total: Array, drift: Array, noise: Ar
     has the drift ``alpha tau^2 sqrt(r)`` and the noise ``alpha tau^2``.
     """
     cut = 0.5 * drift / total
+    if steps <= 8:
+        keep = 1.0 - cut
+        square = keep * keep
+        for _ in range(steps):
+            mean, variance = keep * mean, square * variance + noise
+        return mean, variance
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         kept = (1.0 - cut) ** steps
         gone = cut * (2.0 - cut)  # 1 - a^2 without cancellation
