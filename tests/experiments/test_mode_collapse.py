@@ -1,4 +1,4 @@
-"""Mode collapse: merging levels and transport against brute force, what the judge sees, and that answers follow rows."""
+"""Mode collapse: merging and transport against brute force, what the judge sees, answers that follow the rows."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def _rows(gain: float) -> list[Row]:
         for shape in ("rho=0", "rho=1", "whitened"):
             level = 0.5 - gain * (shape == "rho=1") - 2 * gain * (shape == "whitened") + 0.001 * seed
             base: dict[str, Any] = {
-                "modes": "two", "half": 0.1, "ratio": 5.0, "share": 0.5, "shape": shape, "seed": seed, "evaluations": 20,
+                "modes": "two", "half": 0.1, "ratio": 5.0, "share": 0.5, "shape": shape, "seed": seed,
+                "evaluations": 20,
             }  # fmt: skip
             base |= dict.fromkeys(("tv", "weights", "cov", "sw2"), level + 1e-4 * (seed % 2) * (shape == "rho=1"))
             base |= dict.fromkeys(("tv_floor", "weights_floor", "cov_floor", "sw2_floor"), 0.01)

@@ -1,0 +1,422 @@
+"""Does noise shaped like the data need fewer network evaluations to sample?
+
+    python -m experiments.evaluations
+
+Every shape is trained on three problems (a mixture whose best denoiser is known, digits, random fields) with its own
+learning rate, and sampled with 4 to 40 evaluations of two solvers of the flow, from its own start, found from the data.
+On the mixture the closed-form denoiser of each shape is sampled too: there, what is lost is the solver's alone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import ansn
+from ansn.evaluation import frechet_distance
+from ansn.evaluation.discrepancy import energy_to
+from experiments.lab import figure
+from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
+from experiments.lab.exact import ExactDenoiser, known_covariance
+from experiments.lab.mixture import Mixture
+from experiments.lab.problems import Problem, problem
+from experiments.lab.statistics import Estimate, by_seed, estimate, log_ratio, paired, ratio, reached, select, table
+from experiments.lab.training import CONTROLS, FAMILY, Frame, Setup, Trained, fit, one_copy, reference, tuned
+
+SHAPES = (*CONTROLS, *FAMILY)
+EXACT_SHAPES = tuple(s for s in SHAPES if not s.startswith("fixed"))  # exact moments are fixed ones
+PROBLEMS = ("mixture", "digits", "fields")
+COUNTS = (4, 6, 8, 12, 20, 40)
+METHODS = ("dpmpp_2m", "heun")
+LANGEVIN = (100, 400)
+LANGEVIN_SHAPES = ("rho=0", "rho=0.5")
+STEPS, RATES, TUNING_SEED = 800, (5e-4, 1e-3, 2e-3), 1000
+CONTROL = "rho=0"
+WITHIN = 1.1  # of its own limit
+CLOSE = 0.05  # rms from its own limit, in data standard deviations
+_NAMES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun"}
+_ADAPTED = FAMILY
+
+
+# -- cells -------------------------------------------------------------------------------------------------------
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """One a problem and a shape, all seeds in it."""
+    if settings.quick:
+        out: list[Cell] = [
+            {"kind": "exact", "problem": "mixture", "shape": s, "steps": 0, "seeds": 2} for s in ("rho=0", "rho=1")
+        ]
+        return out + [
+            {"kind": "learned", "problem": "digits", "shape": s, "steps": 40, "seeds": 2} for s in LANGEVIN_SHAPES
+        ]
+    out = [{"kind": "exact", "problem": "mixture", "shape": s, "steps": 0, "seeds": 5} for s in EXACT_SHAPES]
+    for name in PROBLEMS:
+        out += [{"kind": "learned", "problem": name, "shape": s, "steps": STEPS, "seeds": 5} for s in SHAPES]
+    return out
+
+
+def run(cell: Cell, settings: Settings) -> list[Row]:
+    """Every seed, solver and number of evaluations of one shape."""
+    learned = small(cell["problem"])
+    return _exact(cell, learned) if cell["kind"] == "exact" else _learned(cell, learned)
+
+
+def small(name: str) -> Problem:
+    """The problem with a network of width 128, so that a budget pays for more steps."""
+    found = problem(name)
+    return replace(found, network=lambda: ansn.networks.MLP(found.shape, 128, 2))
+
+
+def _learned(cell: Cell, learned: Problem) -> list[Row]:
+    base = Setup(cell["shape"], steps=cell["steps"])
+    rate = tuned(learned, replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2)), RATES)
+    rows = []
+    for seed in range(cell["seeds"]):
+        for trained in fit(learned, replace(base, seed=seed, lr=rate)):
+            told = {"seed": seed, "lr": rate, "start": trained.model.noise.levels.start}
+            rows += [{**told, **row} for row in _curve(trained, learned, seed)]
+            if cell["problem"] == "digits" and cell["shape"] in LANGEVIN_SHAPES:
+                rows += [{**told, **_langevin(trained, learned, seed, count)} for count in LANGEVIN]
+    return rows
+
+
+def _exact(cell: Cell, learned: Problem) -> list[Row]:
+    density, frame = learned.density, Frame()
+    assert density is not None
+    shape, options = cell["shape"], {}
+    if shape == "diagonal":
+        options = {"rho": 0.5, "structure": "diagonal"}
+    elif shape == "whitened":
+        x = one_copy(learned.train)
+        frame = Frame(x)
+        density, options = carried(density, frame), {"rho": 0.0}
+    else:
+        options = {"rho": float(shape.removeprefix("rho="))}
+    covariance = known_covariance([density], **options)
+    x = density.sample(1000, seed=5)[0].to(torch.float32)
+    start = ansn.levels.tau_start(x, covariance)
+    model = ExactDenoiser(ansn.NoiseModel(covariance, ansn.levels.karras(start, 0.01)), [density])
+    trained = Trained(0, 0.0, 0.0, model, frame, model)
+    return [
+        {"seed": seed, "lr": None, "start": start, **row}
+        for seed in range(cell["seeds"])
+        for row in _curve(trained, learned, seed)
+    ]
+
+
+def carried(density: Mixture, frame: Frame) -> Mixture:
+    """The mixture in the coordinates of a frame, ``u = L^-1 (x - m)``."""
+    if frame.mean is None:
+        return density
+    inverse = torch.linalg.inv(frame.factor)
+    return Mixture((density.means - frame.mean) @ inverse.T, inverse @ density.covariances @ inverse.T, density.weights)
+
+
+def _curve(trained: Trained, learned: Problem, seed: int) -> list[Row]:
+    """Each solver at each number of evaluations, from the same starts, against the data and against its own limit."""
+    rows = []
+    deviation = float(one_copy(learned.train).double().var(0).mean().sqrt())
+    for method in METHODS:
+        drawn = {count: trained.sample(len(learned.test), method, count, seed=seed) for count in COUNTS}
+        for count, x in drawn.items():
+            away = float((x - drawn[COUNTS[-1]]).double().square().mean().sqrt()) / deviation
+            rows.append({"method": method, "evaluations": count, **distances(x, learned), "away": away})
+    return rows
+
+
+def _langevin(trained: Trained, learned: Problem, seed: int, count: int) -> Row:
+    """Annealed Langevin on overlapping rungs, with as many steps each as the evaluations allow, and a denoising."""
+    one = ansn.sampling.Draw(trained.model, "langevin", 1, seed=seed)
+    steps = max(1, (count - 1) // len(one.taus))
+    draw = ansn.sampling.Draw(trained.model, "langevin", steps, seed=seed)
+    x = trained.frame.back(draw.batch(0, len(learned.test)))
+    return {"method": "langevin", "evaluations": count, **distances(x, learned), "away": None}
+
+
+def distances(x: Tensor, learned: Problem) -> dict[str, float]:
+    """Frechet and energy distance to the training rows, each beside its floor, of the held-out rows."""
+    return {**_distances(x, learned), **{f"{k}_floor": v for k, v in _floor(learned).items()}, "n": len(learned.test)}
+
+
+_FLOORS: dict[str, dict[str, float]] = {}
+
+
+def _floor(learned: Problem) -> dict[str, float]:
+    if learned.name not in _FLOORS:
+        _FLOORS[learned.name] = _distances(one_copy(learned.test), learned)
+    return _FLOORS[learned.name]
+
+
+def _distances(x: Tensor, learned: Problem) -> dict[str, float]:
+    if not bool(torch.isfinite(x).all()):
+        return {"fd": math.inf, "energy": math.inf}
+    data = reference(learned)
+    return {
+        "fd": frechet_distance(learned.features(x), learned.features(data)),
+        "energy": energy_to(learned.columns(data[:2000]))(learned.columns(x)),
+    }
+
+
+# -- what the rows say -------------------------------------------------------------------------------------------
+
+
+def places(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """``(kind, problem)`` in order."""
+    return list(dict.fromkeys((row["kind"], row["problem"]) for row in rows))
+
+
+def shapes(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["shape"] for row in rows))
+
+
+def needed(rows: Sequence[Row], column: str, target: float | None) -> dict[int, float]:
+    """Evaluations of each seed until ``column`` first is at or below ``target``; without one, within 10 % of the seed's
+    own value at the most evaluations. ``rows``: of one shape, problem and solver. inf where it is not reached."""
+    out = {}
+    for seed in sorted({row["seed"] for row in rows}):
+        own = sorted(select(rows, seed=seed), key=lambda row: row["evaluations"])
+        values = [math.inf if row[column] is None else float(row[column]) for row in own]
+        goal = target if target is not None else WITHIN * values[-1]
+        out[seed] = reached([float(row["evaluations"]) for row in own], values, goal)
+    return out
+
+
+def fewer(ours: dict[int, float], theirs: dict[int, float]) -> Estimate | str:
+    """Mean logarithm of ``ours / theirs`` over seeds, below 0 if ours needs fewer; a sentence where it cannot be."""
+    both = [seed for seed in ours if math.isfinite(theirs.get(seed, math.inf))]
+    if not both:
+        return "not reached by the control"
+    short = sum(not math.isfinite(ours[seed]) for seed in both)
+    if short:
+        return f"not reached by {short} of {len(both)}"
+    return estimate([log_ratio(ours[seed], theirs[seed]) for seed in both])
+
+
+def goal(rows: Sequence[Row], column: str = "fd") -> float:
+    """The fixed quality of one problem and solver: 1.1 times what isotropic noise has, in the mean, at its limit."""
+    control = select(rows, shape=CONTROL, evaluations=max(row["evaluations"] for row in rows))
+    return WITHIN * estimate(list(by_seed(control, column).values())).mean
+
+
+def compared(rows: Sequence[Row], shape: str, kind: str) -> Estimate | str:
+    """:func:`fewer` of a shape against isotropic noise among rows of one problem and solver. ``kind``: ``own`` (Frechet
+    distance within 10 % of its own limit), ``fixed`` (:func:`goal`), ``away`` (samples within CLOSE of their limit)."""
+    column, target = {"own": ("fd", None), "fixed": ("fd", goal(rows)), "away": ("away", CLOSE)}[kind]
+    return fewer(*(needed(select(rows, shape=s), column, target) for s in (shape, CONTROL)))
+
+
+def sign(found: Estimate | str) -> int:
+    """-1 fewer evaluations, 1 more or not reached, 0 no difference seen."""
+    if isinstance(found, str):
+        return 0 if found.endswith("the control") else 1
+    return found.sign
+
+
+def counts(rows: Sequence[Row], kind: str, of: Sequence[str], method: str, exact: bool) -> tuple[int, int, int]:
+    """Pairs of a problem and a shape of ``of`` that need fewer, more, no different numbers of evaluations."""
+    signs = []
+    for place, name in places(rows):
+        if (place == "exact") != exact:
+            continue
+        own = select(rows, kind=place, problem=name, method=method)
+        signs += [sign(compared(own, shape, kind)) for shape in of if select(own, shape=shape)]
+    return signs.count(-1), signs.count(1), signs.count(0)
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """Chosen by the paired intervals of DPM-Solver++(2M), learned."""
+    parts = []
+    for kind, told in (("own", "within 10 % of its own limit"), ("fixed", "to isotropic noise's limit plus 10 %")):
+        less, more, level = counts(rows, kind, _ADAPTED, "dpmpp_2m", False)
+        total = less + more + level
+        if not total:
+            continue
+        if less == total:
+            head = f"fewer evaluations in all {total}"
+        elif less == 0:
+            head = f"in none of {total} fewer evaluations (more in {more}, no difference seen in {level})"
+        else:
+            head = f"fewer evaluations in {less} of {total}, more in {more}, no difference seen in {level}"
+        parts.append(f"{told}: {head}")
+    if not parts:
+        return "No learned rows."
+    less = counts(rows, "own", _ADAPTED, "dpmpp_2m", False)[0]
+    total = sum(counts(rows, "own", _ADAPTED, "dpmpp_2m", False))
+    verdict = "Yes" if less == total else "No" if less == 0 else "Sometimes" if 2 * less < total else "Mostly"
+    exact = counts(rows, "away", _ADAPTED, "dpmpp_2m", True)
+    if sum(exact):
+        parts.append(
+            f"with the exact score of the mixture, to within {CLOSE:g} of the limit's samples with fewer evaluations in"
+            f" {exact[0]} of {sum(exact)} shapes, with more in {exact[1]}"
+        )
+    head = "adapted noise against isotropic noise, pairs of a problem and a rho, DPM-Solver++(2M)"
+    return f"{verdict}: {head}: {'; '.join(parts)}."
+
+
+def section(rows: list[Row], folder: Path) -> Section:
+    """Tables of needed evaluations, curves, and a sentence for each problem."""
+    tables = []
+    flows = [row for row in rows if row["method"] in METHODS]
+    for method in METHODS:
+        for kind, told in (
+            ("own", "Frechet distance within 10 % of the shape's own limit"),
+            ("fixed", "Frechet distance at 1.1 times the isotropic control's limit or below"),
+            ("away", f"samples within {CLOSE:g} data deviations (rms) of their own limit"),
+        ):
+            tables.append(_needed_table(flows, method, kind, told))
+    tables += [_values_table(flows, *place) for place in places(flows)]
+    tables += _langevin_table(rows)
+    figures = [_curves(flows, folder, "fd"), _curves(flows, folder, "energy"), _curves(flows, folder, "away")]
+    return Section(
+        "Does noise shaped like the data need fewer evaluations?", answer(rows), _DESIGN, tables, figures, _told(rows),
+        "Longer training: a shape's limit is what its network has learned, and a curve flattens the earlier the worse"
+        " its limit is; so the fixed quality is the fairer question. Another schedule or start for a shape; networks"
+        " for which the cost of an evaluation is not the cost of sampling.",
+    )  # fmt: skip
+
+
+_DESIGN = f"""Problems as in the claim on convergence, residual MLP 128 x 2, {STEPS} steps, batch 128; learning rate
+of each shape from {", ".join(f"{rate:g}" for rate in RATES)} by held-out loss under seed {TUNING_SEED} at half of the
+steps. As many samples as held-out rows, from the same starts at every number of evaluations; solvers take at most so
+many (Heun an odd number), levels of `few_steps` from the start that the data gives each shape (KL 0.003). Limit: 40
+evaluations of the same solver from the same starts. `exact`: the mixture's closed-form denoiser under each shape.
+Evaluations between two numbers are interpolated in the logarithm. Ratios are geometric means over seeds of ours over
+the isotropic control's, 95 %; below 1 is fewer. A frozen global shape is isotropic noise in whitened coordinates with
+another view for the network, so `whitened` is the control for rho = 1. Every shape's start of the flow is Gaussian
+with the data's mean and covariance, isotropic noise's too."""
+
+
+def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tuple[str, str]:
+    lines = []
+    for shape in shapes(rows):
+        line = [shape]
+        for place, name in places(rows):
+            own = select(rows, kind=place, problem=name, method=method)
+            mine = select(own, shape=shape)
+            if not mine:
+                line.append("-")
+                continue
+            column, target = {"own": ("fd", None), "fixed": ("fd", goal(own)), "away": ("away", CLOSE)}[kind]
+            at = needed(mine, column, target)
+            mean = sum(at.values()) / len(at)
+            shown = "not reached" if math.isinf(mean) else f"{mean:.1f}"
+            if shape != CONTROL:
+                found = compared(own, shape, kind)
+                shown += f"; {found if isinstance(found, str) else ratio(found)}"
+            line.append(shown)
+        lines.append(line)
+    head = ["shape", *(f"{name}, {place}" for place, name in places(rows))]
+    return f"{_NAMES[method]}, evaluations until {told}; ratio to the isotropic control's", table(head, lines)
+
+
+def _values_table(rows: Sequence[Row], place: str, name: str) -> tuple[str, str]:
+    own, lines = select(rows, kind=place, problem=name), []
+    for method in METHODS:
+        for shape in shapes(own):
+            mine = select(own, shape=shape, method=method)
+            line = [_NAMES[method], shape, f"{mine[0]['start']:.2g}"]
+            for count in COUNTS:
+                at = select(mine, evaluations=count)
+                line.append(estimate(list(by_seed(at, "fd").values())).show(3) if at else "-")
+            at, control = (select(own, shape=s, method=method, evaluations=COUNTS[-1]) for s in (shape, CONTROL))
+            line.append("" if shape == CONTROL else paired(at, control, "fd").show(2))
+            line.append(estimate(list(by_seed(at, "energy").values())).show(2))
+            lines.append(line)
+    told = (
+        f"{name}, {place}: Frechet distance (floor {own[0]['fd_floor']:.3g}), mean over"
+        f" {len({r['seed'] for r in own})} seeds; paired difference to the control and"
+        f" energy distance (floor {own[0]['energy_floor']:.2g}) at {COUNTS[-1]}"
+    )
+    head = ["solver", "shape", "start", *(str(count) for count in COUNTS), "difference", "energy"]
+    return told, table(head, lines)
+
+
+def _langevin_table(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    own, lines = select(rows, method="langevin"), []
+    if not own:
+        return []
+    for shape in shapes(own):
+        line = [shape]
+        for count in LANGEVIN:
+            line.append(estimate(list(by_seed(select(own, shape=shape, evaluations=count), "fd").values())).show())
+        for count in COUNTS[1:4]:
+            flow = select(rows, kind="learned", problem="digits", shape=shape, method="dpmpp_2m", evaluations=count)
+            line.append(estimate(list(by_seed(flow, "fd").values())).show())
+        lines.append(line)
+    head = ["shape", *(f"Langevin {n}" for n in LANGEVIN), *(f"DPM-Solver++(2M) {n}" for n in COUNTS[1:4])]
+    return [("digits: Frechet distance of annealed Langevin beside the flow's", table(head, lines))]
+
+
+def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
+    found = places(rows)
+    drawn, axes = figure.panels(len(found), columns=2 if len(found) > 3 else 3)
+    names = {"fd": "Frechet distance", "energy": "energy distance", "away": "rms from own limit, data deviations"}
+    for axis, (place, name) in zip(axes, found, strict=True):
+        own = select(rows, kind=place, problem=name, method="dpmpp_2m")
+        for colour, shape in enumerate(s for s in shapes(rows) if select(own, shape=s)):
+            at = [n for n in COUNTS if column != "away" or n < COUNTS[-1]]
+            mine = [estimate(list(by_seed(select(own, shape=shape, evaluations=n), column).values())) for n in at]
+            halves = [e.half if math.isfinite(e.half) else 0.0 for e in mine]
+            figure.curve(axis, at, [e.mean for e in mine], halves, label=shape, colour=colour)
+        if column != "away":
+            axis.axhline(own[0][f"{column}_floor"], color="black", linestyle=":", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_yscale("symlog", linthresh=1e-3) if column == "energy" else axis.set_yscale("log")
+        axis.set_xticks(COUNTS, [str(n) for n in COUNTS])
+        axis.minorticks_off()
+        axis.set_title(f"{name}, {place} score", fontsize=10)
+        axis.set_xlabel("network evaluations")
+    axes[0].set_ylabel(names[column])
+    axes[0].legend(fontsize=6)
+    told = f"DPM-Solver++(2M): {names[column]} against evaluations, bands 95 %, dotted: floor"
+    return told, figure.save(drawn, folder / f"evaluations_{column}.png")
+
+
+def _told(rows: Sequence[Row]) -> list[str]:
+    words = {-1: "fewer", 1: "more", 0: "no difference seen"}
+    out = []
+    for place, name in places([row for row in rows if row["method"] in METHODS]):
+        own = select(rows, kind=place, problem=name, method="dpmpp_2m")
+        for kind, what in (("own", "within 10 % of its own limit"), ("fixed", "to the control's limit plus 10 %"),
+                           ("away", f"samples within {CLOSE:g} of their limit")):  # fmt: skip
+            told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
+            for shape in shapes(own):
+                if shape != CONTROL:
+                    found = compared(own, shape, kind)
+                    shown = f" ({found if isinstance(found, str) else ratio(found)})"
+                    told[sign(found)].append(shape + (shown if sign(found) else ""))
+            shown = "; ".join(f"{words[k]}: {', '.join(v)}" for k, v in told.items() if v)
+            out.append(f"{name}, {place} score, {what}, evaluations against isotropic noise: {shown}")
+    own = [row for row in rows if row["kind"] == "learned" and row["method"] == "dpmpp_2m"]
+    for shape in (s for s in ("rho=1", "rho=0.5") if select(own, shape=s)):
+        if select(own, shape="whitened"):
+            found = []
+            for name in dict.fromkeys(row["problem"] for row in own):
+                mine = select(own, problem=name, evaluations=COUNTS[-1])
+                gap = paired(select(mine, shape=shape), select(mine, shape="whitened"), "fd")
+                found.append(f"{name} {gap.show(2)}")
+            shown = ", ".join(found)
+            out.append(f"{shape} less isotropic noise on whitened data, Frechet distance at the limit: {shown}")
+    for shape in shapes(select(rows, method="langevin")):
+        flow = select(rows, kind="learned", problem="digits", shape=shape, method="dpmpp_2m", evaluations=12)
+        langevin = select(rows, method="langevin", shape=shape, evaluations=LANGEVIN[-1])
+        gap = paired(langevin, flow, "fd")
+        word = {1: "worse", -1: "better", 0: "no difference seen"}[gap.sign]
+        out.append(
+            f"digits, {shape}: {LANGEVIN[-1]} evaluations of annealed Langevin less 12 of the flow, Frechet distance"
+            f" {gap.show(2)} ({word})"
+        )
+    return out
+
+
+CLAIM = Claim("evaluations", cells, run, section)
+
+if __name__ == "__main__":
+    sys.exit(main(CLAIM, __doc__))
