@@ -397,12 +397,12 @@ def _told(rows: Sequence[Row]) -> list[str]:
     own = [row for row in rows if row["kind"] == "learned" and row["method"] == "dpmpp_2m"]
     for shape in (s for s in ("rho=1", "rho=0.5") if select(own, shape=s)):
         if select(own, shape="whitened"):
-            found = []
+            gaps: list[str] = []
             for name in dict.fromkeys(row["problem"] for row in own):
                 mine = select(own, problem=name, evaluations=COUNTS[-1])
                 gap = paired(select(mine, shape=shape), select(mine, shape="whitened"), "fd")
-                found.append(f"{name} {gap.show(2)}")
-            shown = ", ".join(found)
+                gaps.append(f"{name} {gap.show(2)}")
+            shown = ", ".join(gaps)
             out.append(f"{shape} less isotropic noise on whitened data, Frechet distance at the limit: {shown}")
     for shape in shapes(select(rows, method="langevin")):
         flow = select(rows, kind="learned", problem="digits", shape=shape, method="dpmpp_2m", evaluations=12)
