@@ -150,7 +150,12 @@ def _rows(sign: float) -> list[dict[str, Any]]:
             for weights in ("averaged", "latest")[: 1 if step < 12 else 2]:
                 late = _base(**common, study="late", shape="rho=1", variant="rho=1", step=step, weights=weights)
                 late["fd"] = 1.0 + (moved if step == 12 else 0.0)
-                late |= {"early_above": late["fd"], "early_below": late["fd"] - 0.05 - 0.001 * seed, "fd_more": 1.0}
+                late |= {
+                    "early_above": late["fd"],
+                    "early_below": late["fd"] - 0.05 - 0.001 * seed,
+                    "fd_more": 1.0,
+                    "fd_held": late["fd"],
+                }
                 for g in range(ablations.GROUPS):
                     late |= {f"variance_{g}": 1.0, f"repaired_{g}": late["fd"] - 0.01 * g * (1 + seed / 10)}
                     late |= {f"error_train_{g}": 0.9 - (moved if step == 12 else 0.0), f"error_test_{g}": 0.95}
