@@ -136,11 +136,11 @@ def test_sentences_follow_the_rows(tmp_path: Path) -> None:
     worse = paper.section(_rows(2.0, 1.0), tmp_path)
     better = paper.section(_rows(1.0, 2.0), tmp_path)
     same = paper.section(_rows(1.0, 1.0), tmp_path)
-    assert f"{count} are worse than the corrected form" in worse.answer
-    assert f"{count} are better than the correction" in better.answer
-    assert f"{count} make no difference that is seen" in same.answer
-    assert "are better" not in worse.answer
-    assert "are worse" not in better.answer
+    assert f"{count} have the literal reading worse" in worse.answer
+    assert f"{count} have it better than the correction" in better.answer
+    assert f"{count} show no difference" in same.answer
+    assert "have it better" not in worse.answer
+    assert "reading worse" not in better.answer
     assert (tmp_path / worse.figures[0][1]).exists()
 
 
