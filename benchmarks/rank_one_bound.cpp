@@ -2,8 +2,8 @@
 // a region of 64 x 64 float32, 16 KB: 32 of them stay in a second-level cache, 1024 in a last one of 32 MB, 8192 in
 // neither. All patterns take turns; the best and the median of the rounds are printed.
 //
-//   g++ -O3 -march=x86-64-v4 -mprefer-vector-width=512 -std=gnu++17 -fopenmp -o build/rank_one_bound benchmarks/rank_one_bound.cpp
-//   build/rank_one_bound
+// g++ -O3 -march=x86-64-v4 -mprefer-vector-width=512 -std=gnu++17 -fopenmp benchmarks/rank_one_bound.cpp -o build/bound
+// build/bound
 //
 // (-march=x86-64-v3 -DANSN_VECTOR_BYTES=32 without AVX-512.)
 #define ANSN_ISA bound
@@ -36,7 +36,7 @@ struct State {
   void* scratch;
 
   explicit State(int64_t K) : regions(K), weight(K, 1000.0), weight2(K, 1000.0), starts(K + 1), order(K) {
-    const auto floats = [](int64_t count) { return (float*)std::aligned_alloc(4096, (count * 4 + 4095) / 4096 * 4096); };
+    const auto floats = [](int64_t n) { return (float*)std::aligned_alloc(4096, (n * 4 + 4095) / 4096 * 4096); };
     scatter = floats((K + 8) * kRegion);  // the patterns fetch a few regions ahead
     mean = floats(K * kDim);
     x = floats(K * kDim);
@@ -60,7 +60,7 @@ struct State {
 
 inline void touch(float* at) { *(Line*)at *= 0.999f; }
 
-// The lines of a region that its lower triangle lies in, row after row; fetch: those of the region after next meanwhile.
+// The lines that a region's lower triangle lies in, row after row; fetch: those of the region after next meanwhile.
 void touch_triangles(State& s, bool fetch) {
   for (int64_t k = 0; k < s.regions; ++k)
     for (int64_t i = 0; i < kDim; ++i)
