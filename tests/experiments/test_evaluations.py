@@ -47,7 +47,7 @@ def test_needed_is_where_the_curve_is_within_a_tenth() -> None:
 def test_answer_and_section_follow_the_rows(tmp_path: Path) -> None:
     fast, slow, same = (claim.section(_rows(scale), tmp_path) for scale in (2.0, 8.0, 4.0))
     assert fast.answer.startswith("Yes")
-    assert "fewer evaluations in 1 of 1 shapes" in fast.answer
+    assert "fewer in 1 of 1 shapes" in fast.answer
     assert slow.answer.startswith("No")
     assert "more in 1" in slow.answer
     assert same.answer.startswith("No")
