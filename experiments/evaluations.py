@@ -378,7 +378,8 @@ def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
             at = [n for n in COUNTS if column != "away" or n < COUNTS[-1]]
             mine = [estimate(list(by_seed(select(own, shape=shape, evaluations=n), column).values())) for n in at]
             halves = [e.half if math.isfinite(e.half) else 0.0 for e in mine]
-            figure.curve(axis, at, [e.mean for e in mine], halves, label=shape, colour=colour)
+            style = "--" if shape in CONTROLS[1:] else "-"  # whitened lies on rho = 1
+            figure.curve(axis, at, [e.mean for e in mine], halves, label=shape, colour=colour, linestyle=style)
         if column != "away":
             axis.axhline(own[0][f"{column}_floor"], color="black", linestyle=":", linewidth=1)
         axis.set_xscale("log")

@@ -681,11 +681,12 @@ def _finite(half: float) -> float:
 
 def _exact_table(rows: Sequence[Row]) -> tuple[str, str]:
     lines = []
+    shown = [(s, n) for s, n in _EXACT_SHOWN if select(rows, kind="exact", sampler=s, evaluations=n)]
     for place in settings_of(rows, "exact"):
         own = of(rows, "exact", place)
         for shape in (s for s in dict.fromkeys(r["shape"] for r in own) if s in (CONTROL, "rho=1") or "regions" in s):
             line = [named(place), shape]
-            mine = [select(own, shape=shape, sampler=s, evaluations=n) for s, n in _EXACT_SHOWN]
+            mine = [select(own, shape=shape, sampler=s, evaluations=n) for s, n in shown]
             merge = mine[0][0]["merge"]
             line.append("-" if merge is None else f"{merge:.2g}")
             line += [f"{_mean(at, 'tv').show(2)}; {_mean(at, 'cov').show(2)}" for at in mine]
@@ -694,7 +695,7 @@ def _exact_table(rows: Sequence[Row]) -> tuple[str, str]:
         "Exact score, isotropic noise against the data's shape (others in the figure): error of the shares; of the"
         " covariance, 95 %. Merging level of the narrowest pair"
     )
-    head = ["density", "shape", "merges at", *(f"{s} {n}" for s, n in _EXACT_SHOWN), "floor"]
+    head = ["density", "shape", "merges at", *(f"{s} {n}" for s, n in shown), "floor"]
     return told, table(head, lines)
 
 
