@@ -1,10 +1,11 @@
 """Which sampler, with how many evaluations? Frechet distance of every sampler at every budget, one trained model.
 
     python experiments/sampler_table.py
-    python experiments/sampler_table.py --preset mnist --data PATH --train-steps 1500 --samples 1000
+    python experiments/sampler_table.py --preset mnist --data PATH --train-steps 2000 --samples 900
 
 A preset is trained (or its run gone on with) and sampled by every method with at most so many network evaluations a
-sample. All start from the same points. Rows go to a CSV file as they come; the table is printed as Markdown at the end.
+sample. All start from the same white noise, at their own first level. Rows go to a CSV file as they come; the table is
+printed as Markdown at the end.
 """
 
 from __future__ import annotations
@@ -152,16 +153,16 @@ def table(rows: list[Row]) -> str:
     """Markdown: the distances, and beneath them those over the distances of the sampler of most evaluations."""
     first = rows[0]
     note = (
-        f"Frechet distance of {first['n']} samples (mean over {first['blocks']} blocks a seed) to {first['reference']}"
+        f"Frechet distance of {first['n']} samples (mean over blocks: {first['blocks']} a seed) to {first['reference']}"
         f" in features of {first['features']}: mean over {len({row['seed'] for row in rows})} seeds of sampling"
         f" +- their standard deviation; in brackets seconds for {first['samples']} samples. Floor, {first['floor_n']}"
-        f" held-out images (mean over {first['floor_blocks']} blocks): {first['floor']:.2f}."
+        f" held-out images (mean over blocks: {first['floor_blocks']}): {first['floor']:.2f}."
         f" {first['train_steps']} training steps; {first['threads']} threads,"
         f" torch {first['torch']}, {first['cpu']}."
     )
     most = max(rows, key=lambda row: row["evaluations"])
     reference = {row["seed"]: row["fd"] for row in rows if _cell(row) == _cell(most)}
-    paired = f"Over the distance of {most['method']} with {most['evaluations']} evaluations from the same starts:"
+    paired = f"Over the distance of {most['method']} with {most['evaluations']} evaluations from the same white noise:"
     return "\n".join(
         [*_lines(rows, _mean), "", note, "", paired, "", *_lines(rows, lambda found: _ratio(found, reference))]
     )
