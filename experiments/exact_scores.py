@@ -48,9 +48,9 @@ NAMES = {
 
 # The search, the same for every shape: ends in units of the effective spectrum's own ends, then finer about the best.
 # The third number bends the flow's ladder (1 / exponent, 0 is geometric), or is Langevin's step.
-_TOPS = {"flow": (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.2, 16.0), "langevin": (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)}
+_TOPS = {"flow": (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.2, 16.0, 22.4), "langevin": (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)}
 _BOTTOMS = {
-    "flow": (1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09, 0.06),
+    "flow": (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09, 0.06, 0.04),
     "langevin": (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12),
 }
 _BENDS = (0.0, 0.08, 0.14, 0.2, 0.33, 0.5)
@@ -542,6 +542,18 @@ def _findings(found: _Found, kappas: list[float], grown: float) -> list[str]:
             f"Annealing under the learned shape but with isotropic Langevin steps (the paper's pairing, with the score "
             f"corrected) grows as kappa^{steps:.2f}: "
             + ("the condition number is back." if steps > 0.6 else "annealing still hides the condition number.")
+        )
+    near = [
+        (kappa, found.count("langevin", "learned", kappa)) for kappa in kappas
+        if all(float(row["kappa_effective"]) < 10.0 for row in found.of("langevin", "learned", kappa))
+    ]  # fmt: skip
+    known = [kappa for kappa, count in near if count and kappa > 1.0]
+    if known:
+        kappa = known[-1]
+        told = ", ".join(f"{NAMES[s]} {found.ratio(s, kappa, over='learned'):.2f}" for s in SAMPLERS)
+        out.append(
+            f"Under the exact shape all directions are one, and a ladder can be tuned to that one. Isotropic over the "
+            f"shape learned from {POINTS} points, whose directions differ, at {kappa:.0e}: {told}."
         )
     where = max((float(row["kappa"]) for row in found.rows if row["shape"] == "diagonal"), default=top)
     away = _paired(found, "diagonal", "isotropic", where)
