@@ -896,7 +896,7 @@ def _late_findings(
     parts.append(
         f"in the {_ordinal(0)} samples have {spread[0]:.2f} times the data's variance at {early} steps and"
         f" {spread[1]:.2f} times at {last}"
-        + (": there the ridge, which is at least the quantisation noise, is as large as S itself" * (spread[0] > 1.3))
+        + (": there the ridge, at least the quantisation noise, is comparable with S itself" * (spread[0] > 1.3))
     )
     first, *others = [part[0].upper() + part[1:] + "." for part in parts]
     return first, others
