@@ -40,7 +40,7 @@ N = 1000  # samples of a seed
 BOTTOM, LOW = 0.01, 1e-4  # last level of the ladders
 RUNGS, PER_RUNG = 10, 100  # of annealed Langevin: NCSN's and the paper's budget
 ALPHA = 0.2  # the paper's dimensionless step, 2e-5 / 0.01^2
-STEPS, EIGHT_STEPS, RATES, TUNING_SEED = 600, 900, (5e-4, 1e-3), 1000
+STEPS, EIGHT_STEPS, RATES, TUNING_SEED = 700, 1200, (5e-4, 1e-3, 2e-3), 1000
 OUTSIDE = 1e-3  # share of a component that lies outside of its box
 EXACT_SHAPES = ("rho=0", "diagonal", "rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1", "whitened")
 FEW_SHAPES = ("rho=0", "rho=0.5", "rho=1", "whitened")
@@ -153,9 +153,7 @@ def mixing_rate(half: float, width: float, r: float, tau: float, share: float = 
     down = rate * np.exp(-0.5 * np.diff(logs))
     leaving = np.append(up, 0.0) + np.insert(down, 0, 0.0)
     # Similar to the symmetric matrix of off-diagonals -sqrt(up down) = -rate.
-    values = eigh_tridiagonal(
-        leaving, np.full(cells - 1, -rate), eigvals_only=True, select="i", select_range=(1, 1)
-    )
+    values = eigh_tridiagonal(leaving, np.full(cells - 1, -rate), eigvals_only=True, select="i", select_range=(1, 1))
     return max(float(values[0]), 0.0)
 
 

@@ -37,11 +37,13 @@ def _rows(ours: float, limit: float = 1.0) -> list[Row]:
 
 def test_needed_is_where_the_curve_is_within_a_tenth() -> None:
     own = [row for row in _rows(2.0) if row["kind"] == "learned" and row["method"] == "heun"]
-    found = claim.needed([row for row in own if row["shape"] == "rho=0"], "fd", None)
+    control = [row for row in own if row["shape"] == "rho=0"]
+    found = claim.needed(control, control, "own")
     assert set(found) == set(range(5))
     goal = 1.1 * (1 + (4.0 / 40) ** 2)
     assert found[0] == pytest.approx(4.0 / math.sqrt(goal - 1), rel=0.1)  # between two points in the logarithm
-    assert math.isinf(claim.needed(own[:6], "fd", 0.5)[0])
+    easier = [{**row, "fd": 0.1 * row["fd"]} for row in control]
+    assert math.isinf(claim.needed(control, easier, "fixed")[0])
 
 
 def test_answer_and_section_follow_the_rows(tmp_path: Path) -> None:
