@@ -1,7 +1,7 @@
-"""The tables of docs/results.md, made of the files of measurements; a test holds the docs to them.
+"""The tables of docs/performance.md, made of the files of measurements; a test holds the docs to them.
 
     python -m benchmarks.table            # prints them
-    python -m benchmarks.table --write    # puts them into docs/results.md, between their marks
+    python -m benchmarks.table --write    # puts them into docs/performance.md, between their marks
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "performance.md"
 CPU, PEERS = (ROOT / "benchmarks" / "results" / name for name in ("cpu.csv", "peers.csv"))
 
 AIMS = {
@@ -104,9 +104,9 @@ def written(text: str) -> str:
 def main() -> None:
     """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into docs/results.md")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     if parser.parse_args().write:
-        RESULTS.write_text(written(RESULTS.read_text()))
+        PAGE.write_text(written(PAGE.read_text()))
     else:
         print(cpu(read(CPU)), peers(read(PEERS)), sep="\n\n")
 

@@ -5,7 +5,7 @@ restores the same held-out images from half of the image, from half of the pixel
 with every choice of the covariance ``V[x | x~]`` in :mod:`ansn.sampling.inverse`. All else is equal: model, start,
 measurements, noise, solver and the number of evaluations.
 
-    python experiments/inverse_problems.py
+    python -m experiments.inverse_problems
 
 Runs are kept under --runs and reused. Rows go to a CSV file as they come, a picture beside it; tables are printed as
 Markdown at the end.
@@ -13,8 +13,6 @@ Markdown at the end.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 import time
@@ -35,7 +33,7 @@ from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import Blur, Downsample, Mask, Operator, Posterior, Replacement, mmps, pigdm
 from ansn.training import train
-from ansn.training.checkpoint import write_atomic
+from experiments.lab.claim import RESULTS, Row, write
 
 _NAME = "inverse_problems"
 _SHAPE = (1, 8, 8)
@@ -96,11 +94,8 @@ class Settings:
     """CPU threads; by default torch's."""
     runs: Path = Path("runs/inverse")
     """Folder of the training runs."""
-    out: Path = Path(__file__).parent / "results" / f"{_NAME}.csv"
+    out: Path = RESULTS / f"{_NAME}.csv"
     """CSV file to write, replaced if it is there; the picture beside it has its name and .png."""
-
-
-Row = dict[str, Any]
 
 
 def trained(settings: Settings, rho: float, seed: int) -> ansn.Denoiser:
@@ -179,7 +174,7 @@ def run(settings: Settings) -> list[Row]:
                             "train_steps": settings.steps, "seconds": round(seconds, 2), **machine,
                         }  # fmt: skip
                         rows.append(row)
-                        write_csv(rows, settings.out)
+                        write(settings.out, rows)
                         print(
                             f"seed {seed}  rho {rho:g}  {problem}  {sigma:g}  {method}  {row['psnr_mean']:.2f} dB"
                             f"  spread {row['spread']:.2f}  residual {row['residual']:.2f}  {seconds:.1f} s",
@@ -232,19 +227,6 @@ def paired(rows: list[Row], column: str, one: str, other: str) -> str:
         f"{one} less {other}: {sum(found) / len(found):+.2f} dB"
         f" ({min(found):+.2f} to {max(found):+.2f}), ahead in {better} of {len(found)}"
     )
-
-
-def write_csv(rows: list[Row], path: Path) -> None:
-    """The rows with a header; the file is complete at every moment."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.getvalue())
-    except OSError as error:
-        raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
 
 
 def _psnr(error: Tensor) -> float:

@@ -7,16 +7,14 @@ Three tables, a CSV file each:
 * `likelihood_probes.csv`: standard deviation of one probe's estimate, nats a dimension, for every kind of probe.
 * `likelihood_digits.csv`: bits a dimension of training and held-out digits, isotropic noise against shaped.
 
-    python experiments/likelihood_check.py
+    python -m experiments.likelihood_check
 
 The tables are printed as Markdown at the end.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import sys
 import tempfile
@@ -38,7 +36,7 @@ from ansn.likelihood.flow import BASES, PROBES
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.training import train
-from ansn.training.checkpoint import write_atomic
+from experiments.lab.claim import RESULTS, Row, write
 
 _NAME = "likelihood_check"
 _SOLVERS: dict[str, list[dict[str, Any]]] = {
@@ -70,11 +68,8 @@ class Settings:
     """Digits: probes of each image."""
     threads: int | None = None
     """CPU threads; by default torch's."""
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
     """Folder of the CSV files, which are replaced."""
-
-
-Row = dict[str, Any]
 
 
 class MixtureMean(nn.Module):
@@ -284,7 +279,7 @@ def run(settings: Settings) -> list[str]:
     def teller(name: str) -> Callable[[Row], None]:
         def tell(row: Row) -> None:
             rows[name].append(row)
-            write_csv(rows[name], settings.out / f"likelihood_{name}.csv")
+            write(settings.out / f"likelihood_{name}.csv", rows[name])
             print(
                 ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
                 file=sys.stderr,
@@ -298,19 +293,6 @@ def run(settings: Settings) -> list[str]:
         digits(settings, teller("digits"), teller("probes"))
     tables = [solver_table(rows["solvers"]), probe_table(rows["probes"])]
     return [*tables, digits_table(rows["digits"])] if settings.steps else tables
-
-
-def write_csv(rows: list[Row], path: Path) -> None:
-    """The rows with a header; the file is complete at every moment."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.getvalue())
-    except OSError as error:
-        raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
 
 
 def _check(settings: Settings) -> None:

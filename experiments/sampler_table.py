@@ -1,7 +1,7 @@
 """Which sampler, with how many evaluations? Frechet distance of every sampler at every budget, one trained model.
 
-    python experiments/sampler_table.py
-    python experiments/sampler_table.py --preset mnist --data PATH --train-steps 2000 --samples 900
+    python -m experiments.sampler_table
+    python -m experiments.sampler_table --preset mnist --data PATH --train-steps 2000 --samples 900
 
 A preset is trained (or its run gone on with) and sampled by every method with at most so many network evaluations a
 sample. All start from the same white noise, at their own first level. Rows go to a CSV file as they come; the table is
@@ -10,8 +10,6 @@ printed as Markdown at the end.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +31,7 @@ from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import METHODS, Draw
 from ansn.training import Run, load_run, train
-from ansn.training.checkpoint import write_atomic
+from experiments.lab.claim import RESULTS, Row, write
 
 _NAME = "sampler_table"
 
@@ -70,9 +68,6 @@ class Settings:
     """CPU threads; by default torch's."""
     out: Path | None = None
     """CSV file to write, replaced if it is there; by default results/sampler_table_PRESET.csv beside this file."""
-
-
-Row = dict[str, Any]
 
 
 def trained(settings: Settings) -> tuple[Run, Dataset, Dataset]:
@@ -132,7 +127,7 @@ def measured(settings: Settings) -> list[Row]:
                     "cpu": cpu_name(),
                 }
             )  # fmt: skip
-            write_csv(rows, settings.out or Path(__file__).parent / "results" / f"{_NAME}_{settings.preset}.csv")
+            write(settings.out or RESULTS / f"{_NAME}_{settings.preset}.csv", rows)
         told = _mean(rows[-len(settings.seeds) :])
         print(f"{method}  {schedule}  {draw.evaluations}  {told}", file=sys.stderr, flush=True)
     return rows
@@ -206,19 +201,6 @@ def _cells(settings: Settings) -> list[tuple[str, str, int]]:
 
 def _blocks(n: int, size: int) -> list[tuple[int, int]]:
     return [(row, size) for row in range(0, n, size)]
-
-
-def write_csv(rows: list[Row], path: Path) -> None:
-    """The rows with a header; the file is complete at every moment."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.getvalue())
-    except OSError as error:
-        raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
 
 
 def _check(settings: Settings) -> None:

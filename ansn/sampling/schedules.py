@@ -35,7 +35,7 @@ def few_steps(top: float, bottom: float, n: int) -> Tensor:
 
     With few steps the low levels are not worth a step each: what the last one, to 0, blurs is of the order tau_N^2, and
     what a solver of second order loses on the way of the order 1 / n^2. From 20 levels on the end is that of a ladder
-    to 0.01. Measured in docs/results.md.
+    to 0.01. Measured in docs/samplers.md.
     """
     return polynomial(top, max(bottom, min(4.0 / n**2, 0.5 * top)), n, 3.0)
 

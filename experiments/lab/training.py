@@ -90,9 +90,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run at one of its steps. ``model``: averaged weights, in the coordinates of ``frame``; ``seconds``: of
-    training so far, by the processor's time of its one thread, the covariance's part included; ``loss``: mean since the step before; ``latest``: the weights as they are,
-    which go on learning when the iteration goes on."""
+    """A run at one of its steps. ``model``: averaged weights, in the coordinates of ``frame``; ``seconds``: of training
+    so far, by the processor's time of its one thread, the covariance's part included; ``loss``: mean since the step
+    before; ``latest``: the weights as they are, which go on learning when the iteration goes on."""
 
     step: int
     seconds: float

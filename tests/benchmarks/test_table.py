@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the measured files."""
+"""The tables of docs/performance.md are those of the measured files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks import table
 
 def test_the_docs_hold_the_measured_tables():
     """`python -m benchmarks.table --write` puts them there."""
-    text = table.RESULTS.read_text()
+    text = table.PAGE.read_text()
     assert table.written(text) == text
 
 

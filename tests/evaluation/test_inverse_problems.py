@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "inverse_problems.py"
+from experiments import inverse_problems
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def experiment() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("inverse_problems", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["inverse_problems"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_command_writes_rows_tables_and_a_picture(experiment: ModuleType, tmp_path: Path) -> None:
+def test_command_writes_rows_tables_and_a_picture(tmp_path: Path) -> None:
     out = tmp_path / "results" / "rows.csv"
     done = subprocess.run(
         [
-            sys.executable, str(SCRIPT), "--steps", "5", "--width", "16", "--rhos", "0", "0.5", "--seeds", "1",
+            sys.executable, "-m", "experiments.inverse_problems", "--steps", "5", "--width", "16", "--rhos", "0", "0.5",
+            "--seeds", "1",
             "--problems", "half", "downsample", "--sigmas", "0.1", "--images", "3", "--samples", "2", "--levels", "3",
             "--threads", "1", "--runs", str(tmp_path / "runs"), "--out", str(out),
         ],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with out.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(r["rho"], r["problem"], r["method"]) for r in rows] == [
         (rho, problem, method)
-        for rho in ("0.0", "0.5")
+        for rho in ("0", "0.5")
         for problem in ("half", "downsample")
-        for method in experiment.METHODS
+        for method in inverse_problems.METHODS
     ]
     for row in rows:
         assert row["evaluations"] == ("0" if row["method"] == "no network" else "5")
@@ -61,9 +51,9 @@ def test_command_writes_rows_tables_and_a_picture(experiment: ModuleType, tmp_pa
             assert min(image.size) > 100
 
 
-def test_figures_of_draws_of_the_posterior_are_one(experiment: ModuleType) -> None:
+def test_figures_of_draws_of_the_posterior_are_one() -> None:
     """Truth and samples drawn alike given y: spread and residual are 1 to the accuracy of 300 images."""
-    operator, sigma = experiment.PROBLEMS["half"](), 0.3
+    operator, sigma = inverse_problems.PROBLEMS["half"](), 0.3
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 9, 1, 8, 8, generator=generator)
     y = operator(x[:, 0]) + sigma * torch.randn(300, 32, generator=generator)
@@ -71,12 +61,14 @@ def test_figures_of_draws_of_the_posterior_are_one(experiment: ModuleType) -> No
     known = operator.adjoint(torch.ones(1, 32))
     mean, spread = operator.adjoint(y) / (1 + sigma**2), 1 - known + known * sigma / (1 + sigma**2) ** 0.5
     drawn = mean.unsqueeze(1) + spread * x[:, 1:]
-    found = experiment.figures_of(x[:, 0], drawn, operator, y, sigma)
+    found = inverse_problems.figures_of(x[:, 0], drawn, operator, y, sigma)
     # 300 x 32 independent values: rms within five times 1 / sqrt(2 n), about 0.04.
     assert found["spread"] == pytest.approx(1.0, abs=0.04)
     assert found["residual"] == pytest.approx(1.0, abs=0.04)
     assert found["psnr_mean"] > found["psnr_sample"]
-    overconfident = experiment.figures_of(x[:, 0], mean.unsqueeze(1) + 0.5 * spread * x[:, 1:], operator, y, sigma)
+    overconfident = inverse_problems.figures_of(
+        x[:, 0], mean.unsqueeze(1) + 0.5 * spread * x[:, 1:], operator, y, sigma
+    )
     assert overconfident["spread"] > 1.5
 
 
@@ -90,7 +82,6 @@ def test_figures_of_draws_of_the_posterior_are_one(experiment: ModuleType) -> No
     ],
 )
 def test_wrong_settings_are_one_line_and_exit_code_2(
-    experiment: ModuleType,
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -98,7 +89,7 @@ def test_wrong_settings_are_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out: list[Any] = ["--out", str(tmp_path / "rows.csv"), "--runs", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *out])
-    assert experiment.main() == 2
+    monkeypatch.setattr(sys, "argv", ["inverse_problems", *arguments, *out])
+    assert inverse_problems.main() == 2
     assert capsys.readouterr().err == f"inverse_problems: error: {message}\n"
     assert list(tmp_path.iterdir()) == []

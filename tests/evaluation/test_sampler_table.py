@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,19 +14,9 @@ import torch
 import ansn
 from ansn.errors import InputError
 from ansn.evaluation import PixelFeatures, frechet_distance
+from experiments import sampler_table
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "sampler_table.py"
-
-
-@pytest.fixture(scope="module")
-def experiment() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sampler_table", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sampler_table"] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +27,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+        [sys.executable, "-m", "experiments.sampler_table", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
 
 
@@ -66,29 +54,29 @@ def test_command_writes_rows_and_a_table(tmp_path: Path) -> None:
     assert "1.00 +- 0.00" in lines[-1]
 
 
-def test_the_floor_is_a_mean_over_all_held_out_images_in_a_drawn_order(experiment: ModuleType) -> None:
+def test_the_floor_is_a_mean_over_all_held_out_images_in_a_drawn_order() -> None:
     """Files may be sorted: MNIST's first test images are the clean ones."""
     held_out = ansn.load_dataset("digits", split="test")
     space = PixelFeatures(held_out.shape)
     target = space(ansn.load_dataset("digits").batch(torch.arange(1347))[0])
-    floors = experiment._floors(space, target, held_out, 200)
+    floors = sampler_table._floors(space, target, held_out, 200)
     order = held_out.order(0, 0)
     assert floors == [
         frechet_distance(space(held_out.batch(order[i : i + 200])[0]), target) for i in (0, 200)
     ]  # the last 50 of 450 make no block
     # All at once in any order: what the digits' table has.
     whole = frechet_distance(space(held_out.batch(torch.arange(450))[0]), target)
-    assert experiment._floors(space, target, held_out, 450) == [pytest.approx(whole, rel=1e-9)]
+    assert sampler_table._floors(space, target, held_out, 450) == [pytest.approx(whole, rel=1e-9)]
     with pytest.raises(InputError, match=r"^--floor-n: got 451, expected at most the 450 held-out images$"):
-        experiment._floors(space, target, held_out, 451)
+        sampler_table._floors(space, target, held_out, 451)
 
 
 @pytest.mark.parametrize(("option", "wrong"), [("--methods", "ddim"), ("--samples", "7"), ("--evaluations", "0")])
 def test_wrong_settings_are_told_in_one_line(
-    experiment: ModuleType, option: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    option: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), option, wrong])
-    assert experiment.main() == 2
+    monkeypatch.setattr(sys, "argv", ["sampler_table", option, wrong])
+    assert sampler_table.main() == 2
     told = capsys.readouterr().err
     assert told.startswith(f"sampler_table: error: {option}: got "), told
     assert wrong in told
