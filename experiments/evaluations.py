@@ -375,7 +375,8 @@ def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
     for axis, (place, name) in zip(axes, found, strict=True):
         own = select(rows, kind=place, problem=name, method="dpmpp_2m")
         for colour, shape in enumerate(s for s in shapes(rows) if select(own, shape=s)):
-            at = [n for n in COUNTS if column != "away" or n < COUNTS[-1]]
+            counted = [n for n in COUNTS if select(own, shape=shape, evaluations=n)]
+            at = [n for n in counted if column != "away" or n < COUNTS[-1]]
             mine = [estimate(list(by_seed(select(own, shape=shape, evaluations=n), column).values())) for n in at]
             halves = [e.half if math.isfinite(e.half) else 0.0 for e in mine]
             style = "--" if shape in CONTROLS[1:] else "-"  # whitened lies on rho = 1
