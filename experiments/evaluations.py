@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from experiments.lab.exact import ExactDenoiser, known_covariance
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import Problem, problem
 from experiments.lab.statistics import Estimate, by_seed, estimate, log_ratio, paired, ratio, reached, select, table
-from experiments.lab.training import CONTROLS, FAMILY, Frame, Setup, Trained, fit, one_copy, reference, tuned
+from experiments.lab.training import CONTROLS, FAMILY, Frame, Setup, Trained, distance, fit, one_copy, reference, tuned
 
 SHAPES = (*CONTROLS, *FAMILY)
 EXACT_SHAPES = tuple(s for s in SHAPES if not s.startswith("fixed"))  # exact moments are fixed ones
@@ -80,7 +80,8 @@ def small(name: str) -> Problem:
 
 def _learned(cell: Cell, learned: Problem) -> list[Row]:
     base = Setup(cell["shape"], steps=cell["steps"])
-    rate = tuned(learned, replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2)), RATES)
+    half = replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2))
+    rate = tuned(learned, half, RATES, partial(distance, problem=learned, seed=TUNING_SEED))
     rows = []
     for seed in range(cell["seeds"]):
         for trained in fit(learned, replace(base, seed=seed, lr=rate)):
@@ -297,8 +298,8 @@ def section(rows: list[Row], folder: Path) -> Section:
 
 
 _DESIGN = f"""Problems as in the claim on convergence, residual MLP 128 x 2, {STEPS} steps, batch 128; learning rate
-of each shape from {", ".join(f"{rate:g}" for rate in RATES)} by held-out loss under seed {TUNING_SEED} at half of the
-steps. As many samples as held-out rows (`exact`: {EXACT_N}), from the same starts at every number of evaluations;
+of each shape from {", ".join(f"{rate:g}" for rate in RATES)} by Frechet distance under seed {TUNING_SEED} at half of
+the steps. As many samples as held-out rows (`exact`: {EXACT_N}), from the same starts at every number of evaluations;
 solvers take at most so many (Heun an odd number), levels of `few_steps` from the start that the data gives each shape
 (KL 0.003). Limit: 40 evaluations of the same solver from the same starts. `exact`: the mixture's closed-form denoiser
 under each shape. Where all are there at the fewest, no difference can be seen. Evaluations between two numbers are

@@ -250,6 +250,14 @@ def judge(
     }
 
 
+def distance(trained: Trained, problem: Problem, seed: int) -> float:
+    """The Frechet distance of :func:`judge` alone: what a rate is chosen by where distances are compared."""
+    x = trained.sample(len(problem.test), seed=seed)
+    if not bool(torch.isfinite(x).all()):
+        return math.inf
+    return frechet_distance(problem.features(x), problem.features(reference(problem)))
+
+
 def floors(problem: Problem) -> dict[str, float]:
     """What as many rows of the data itself have: the held-out rows against the training rows."""
     test, train = one_copy(problem.test), reference(problem)
@@ -268,7 +276,8 @@ def reference(problem: Problem) -> Tensor:
 def tuned(
     problem: Problem, setup: Setup, grid: tuple[float, ...], key: Callable[[Trained], float] | None = None
 ) -> float:
-    """The learning rate of ``grid`` whose run has the lowest held-out loss, under a seed that no result uses."""
+    """The learning rate of ``grid`` whose run has the lowest ``key``, by default the held-out loss; the setup's seed is
+    one that no result uses."""
     found = {}
     for lr in grid:
         for trained in fit(problem, replace(setup, lr=lr, seed=setup.seed)):
