@@ -2,7 +2,7 @@
 
     python -m experiments.evidence --data PATH
 
-An interrupted run goes on where it was; finished claims are not run again (``--no-resume`` starts over).
+An interrupted run goes on where it was (``--no-resume`` starts over); a finished one leaves nothing to go on with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import tyro
 
 from ansn.cli.common import guarded
-from experiments.lab.claim import Settings, publish
+from experiments.lab.claim import Settings, done, publish
 from experiments.lab.page import CLAIMS, claim, markdown, write_page
 
 _NAME = "evidence"
@@ -28,6 +28,8 @@ def run(settings: Settings) -> None:
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     if not settings.quick:
         write_page()
+        for name in CLAIMS:
+            done(claim(name), settings)
 
 
 def main() -> int:

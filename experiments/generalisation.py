@@ -26,7 +26,7 @@ from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.figure import curve, panels, save
 from experiments.lab.problems import Problem, problem
 from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
-from experiments.lab.training import Setup, Trained, fit, noise_model, one_copy, tuned
+from experiments.lab.training import Setup, Trained, blur, fit, noise_model, one_copy, tuned
 
 SEEDS = 5
 TUNING_SEED = 1000  # of no result
@@ -142,14 +142,10 @@ def _references(split: Parts, scored: int, shape: str) -> Row:
     shrinkage = min(SHRINKAGE, key=lambda a: gaussian_nll(x, validation, a))
     noise, frame = noise_model(split.learned, Setup(shape))
     noise.covariance.frozen or noise.update(frame.into(x))
-    r = noise.covariance.noise_shape()[0].double()
-    r = r if r.ndim == 2 else torch.diag(r)
-    if frame.mean is not None:
-        r = frame.factor @ r @ frame.factor.T
     whole = one_copy(problem(split.learned.name).train).flatten(1).double()
     return {
         "gaussian": gaussian_nll(x, split.test[:scored], shrinkage),
-        "footing": blur(torch.cov(whole.T), noise.levels.minimum**2 * r),
+        "footing": blur(torch.cov(whole.T), noise.levels.minimum**2 * frame.shape(noise)),
     }
 
 
@@ -160,15 +156,6 @@ def gaussian_nll(train: Tensor, x: Tensor, shrinkage: float) -> float:
     s = (1 - shrinkage) * s + (shrinkage + 1e-9) * s.trace() / d * torch.eye(d, dtype=s.dtype)
     density = torch.distributions.MultivariateNormal(train.mean(0), s)
     return -float(density.log_prob(x).mean()) / d
-
-
-def blur(s: Tensor, noise: Tensor) -> float:
-    """``KL(N(0, S) || N(0, S + N)) / d``, nats a dimension: what likelihood under a density of perturbed data loses on
-    clean data, if both were Gaussian. ``1/2 mean(ln(1 + t) - t/(1 + t))`` over the eigenvalues t of ``S^-1 N``."""
-    factor = torch.linalg.cholesky(s)
-    half = torch.linalg.solve_triangular(factor, noise, upper=False)
-    t = torch.linalg.eigvalsh(torch.linalg.solve_triangular(factor, half.T, upper=False))
-    return 0.5 * float((t.log1p() - t / (1 + t)).mean())
 
 
 # -- what the rows say ------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A claim as a program: cells, which are independent runs, the rows they give, and the section made of these.
 
 Rows go to a CSV file as cells end, and cells that are there are not run again: an interrupted claim goes on where it
-was. When the last is in, the file is copied beside the others under ``experiments/results`` and ``docs/results.md`` is
-made anew.
+was. When the last is in, the file moves beside the others under ``experiments/results`` and ``docs/results.md`` is made
+anew; the next run measures everything again.
 """
 
 from __future__ import annotations
@@ -128,6 +128,11 @@ def publish(claim: Claim, settings: Settings) -> Section:
     return claim.section(read(path), folder)
 
 
+def done(claim: Claim, settings: Settings) -> None:
+    """Forget the rows that were kept for going on."""
+    (settings.out / ("quick" if settings.quick else "full") / f"{claim.name}.csv").unlink(missing_ok=True)
+
+
 def main(claim: Claim, about: str | None) -> int:
     """A claim's command line; exit codes 0 done, 2 bad arguments, 130 interrupted."""
     settings = tyro.cli(Settings, prog=claim.name, description=about)
@@ -139,6 +144,7 @@ def main(claim: Claim, about: str | None) -> int:
         print(markdown(claim.name, section))
         if not settings.quick:
             write_page()
+            done(claim, settings)
 
     return guarded(claim.name, command)
 

@@ -17,7 +17,8 @@ _HEAD = """# Results: does adaptive noise do what the paper claims?
 Made from the CSV files under `experiments/results` by `python -m experiments.lab.page`. `make evidence` measures all of
 it anew ({machine}); `make evidence-quick` runs a small version of everything. Each section: what was asked, the answer,
 how it was measured, the numbers, what would change the answer. Intervals are 95 % over seeds (Student's t), differences
-are paired: runs of one seed share first weights, data order, levels and white noise. No figure was measured on a GPU.
+are paired: runs of one seed share first weights, data order, levels and white noise. Hundreds of intervals are looked
+at and none is corrected for that: one in twenty leaves out 0 by chance. No figure was measured on a GPU.
 Speed of the kernels is in [performance.md](performance.md); samplers, likelihood and inverse problems are in
 [samplers.md](samplers.md).
 """

@@ -52,6 +52,8 @@ class Problem:
     ``network()``: a new one, of torch's random state. ``features``: where the Frechet distance is taken. ``columns``:
     the bare coordinates, for the energy distance. ``density``: the data's own, where it is known.
     ``likelihood_rows``, ``likelihood_steps``: held-out rows that are scored, and steps of Heun's method for each.
+    ``evaluations``: of the network, a sample. In whitened coordinates the last level shows, and 20 of them end at 0.01,
+    12 at 0.028 data deviations.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Problem:
     density: Mixture | None = None
     likelihood_rows: int = 256
     likelihood_steps: int = 12
+    evaluations: int = 12
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,6 +137,7 @@ def _table() -> Problem:
     return Problem(
         "table", *splits, lambda: ansn.networks.MLP(shape, 128, 2),
         WhitenedFeatures(everything(splits[0]), name="table"), PixelFeatures(shape, "table"), likelihood_rows=142,
+        evaluations=20,
     )  # fmt: skip
 
 
@@ -155,7 +159,7 @@ def _fields() -> Problem:
     train, test = vectors("fields", fields(8000, 0)), vectors("fields", fields(1000, 1))
     return Problem(
         "fields", train, test, lambda: ansn.networks.MLP((64,), 256, 2),
-        WhitenedFeatures(everything(train), name="fields"), PixelFeatures((64,), "fields"),
+        WhitenedFeatures(everything(train), name="fields"), PixelFeatures((64,), "fields"), evaluations=20,
     )  # fmt: skip
 
 
@@ -177,4 +181,5 @@ def _mixture() -> Problem:
     return Problem(
         "mixture", *splits, lambda: ansn.networks.MLP((density.dim,), 128, 2),
         WhitenedFeatures(everything(splits[0]), name="mixture"), PixelFeatures((density.dim,), "mixture"), density,
+        evaluations=20,
     )  # fmt: skip

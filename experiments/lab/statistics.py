@@ -31,12 +31,14 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves out 0, else 0."""
+        """1 or -1 where the interval leaves out 0, else 0; an infinite mean, of a run that diverged, counts."""
+        if math.isinf(self.mean):
+            return 1 if self.mean > 0 else -1
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
     def show(self, digits: int = 3) -> str:
         if not math.isfinite(self.mean):
-            return "-"
+            return "diverged" if math.isinf(self.mean) else "-"
         half = f" ± {self.half:.{max(digits - 1, 1)}g}" if math.isfinite(self.half) else ""
         return f"{self.mean:.{digits}g}{half}"
 
@@ -100,6 +102,34 @@ def reached(at: Sequence[float], values: Sequence[float], target: float) -> floa
             share = (values[i - 1] - target) / (values[i - 1] - value)
             return math.exp(math.log(at[i - 1]) + share * (math.log(at[i]) - math.log(at[i - 1])))
     return math.inf
+
+
+@dataclass(frozen=True)
+class Sooner:
+    """How much sooner than a control a goal is reached. ``log``: mean of ``ln(control's / ours)``, above 0 if sooner;
+    ``bound``: "at least " where some of our runs were there at the first point looked at, "at most " where some never
+    were, "about " for both; each then counts as there at the first or the last point, which understates the
+    difference. ``n``: seeds, without those where neither is there."""
+
+    log: Estimate
+    bound: str
+    n: int
+
+    def show(self, digits: int = 2) -> str:
+        return self.bound + ratio(self.log, digits)
+
+
+def sooner(ours: dict[int, float], theirs: dict[int, float], first: float, last: float) -> Sooner | None:
+    """From where each seed reached the goal, inf for not; None where fewer than two seeds tell anything."""
+    both = [s for s in ours if s in theirs and (math.isfinite(ours[s]) or math.isfinite(theirs[s]))]
+    if len(both) < 2:
+        return None
+    logs = [log_ratio(min(theirs[s], last), min(ours[s], last)) for s in both]
+    # A control that is there at once, or never, bounds the ratio from the other side.
+    low = any(ours[s] <= first or not math.isfinite(theirs[s]) for s in both)
+    high = any(not math.isfinite(ours[s]) or theirs[s] <= first for s in both)
+    return Sooner(estimate(logs), "about " if low and high else "at least " if low else "at most " if high else "",
+                  len(both))  # fmt: skip
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import optimize
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -25,6 +26,7 @@ from ansn.evaluation.discrepancy import energy_distance
 from experiments.lab.problems import Problem
 
 CONTROLS = ("rho=0", "diagonal", "whitened", "fixed rho=0.5")
+SKIPS = ("gaussian skip rho=0", "gaussian skip rho=0.5")
 FAMILY = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
 SPECTRAL = ("gamma=0.25", "gamma=0.5")
 DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and floors are made from
@@ -34,7 +36,8 @@ DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and f
 class Setup:
     """One training run. ``shape``: ``rho=R`` or ``gamma=G`` (learned online), either with ``fixed`` before it (from the
     whole data set at the start), ``diagonal`` (rho = 0.5 of the pixels' variances alone) or ``whitened`` (isotropic
-    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``labels``: ``network`` tells a class-conditional
+    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``gaussian skip`` before a shape: see
+    :class:`GaussianSkip`. ``labels``: ``network`` tells a class-conditional
     network the class, ``regions`` also shapes the noise of each class by its own covariance (math section 6).
     ``decay``: share of the steps, the last ones, over which the learning rate falls to 0."""
 
@@ -87,6 +90,12 @@ class Frame:
             return u
         return (self.mean + u.flatten(1).double() @ self.factor.T).reshape(u.shape).to(u.dtype)
 
+    def shape(self, noise: ansn.NoiseModel) -> Tensor:
+        """R of noise in the frame, in the data's coordinates: float64 ``[d, d]``."""
+        r = noise.covariance.noise_shape()[0].double()
+        r = r if r.ndim == 2 else torch.diag(r)
+        return r if self.mean is None else self.factor @ r @ self.factor.T
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -116,6 +125,42 @@ class Trained:
         return found.log_density - self.frame.log_volume
 
 
+class GaussianSkip(ansn.Denoiser):
+    """A denoiser that begins as the best one of Gaussian data, whatever the noise's shape::
+
+        D = m + S (S + tau^2 R)^-1 (x~ - m) + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
+
+    Where R is S this is the package's preconditioning; under other shapes the package begins with ``1 / (1 + tau^2)``
+    in every direction. It tells the shape of the noise from what the network is given to begin with. One region.
+    """
+
+    def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
+        tau = self._tau(x, sigma)
+        mean, scale = self._snapshot(x, region)
+        basis, inverse, l = self._spectrum()
+        wide = tau.double().unsqueeze(1)
+        away = (x - mean).flatten(1).double() @ inverse.T
+        skip = (away * (l / (l + wide**2))) @ basis.T
+        tall = tau.to(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+        learned = (tall / torch.sqrt(1.0 + tall**2)) * scale * self._network(x, tau, region, extra).to(x.dtype)
+        return mean + skip.to(x.dtype).reshape(x.shape) + learned
+
+    @torch.no_grad()
+    def _spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``W``, ``W^-1`` and l with ``R = W W^T``, ``S = W diag(l) W^T``, float64, kept until R changes."""
+        covariance = self.noise.covariance
+        kept = getattr(self, "_kept", None)
+        if kept is None or kept[0] != covariance.revision:
+            r, s = covariance.noise_shape()[0].double(), covariance.covariance()[0].double()
+            factor = torch.linalg.cholesky(r)
+            half = torch.linalg.solve_triangular(factor, s, upper=False)
+            l, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.T, upper=False))
+            inverse = torch.linalg.solve_triangular(factor, torch.eye(len(r), dtype=r.dtype), upper=False)
+            kept = covariance.revision, (factor @ vectors, vectors.T @ inverse, l.clamp_min(0))
+            object.__setattr__(self, "_kept", kept)
+        return kept[1]
+
+
 def one_copy(data: Dataset) -> Tensor:
     """All rows, dequantised once and for all where the data set is."""
     return data.batch(torch.arange(len(data)), seed=DATA_SEED)[0]
@@ -137,6 +182,8 @@ def noise_model(problem: Problem, setup: Setup) -> tuple[ansn.NoiseModel, Frame]
 
     seen = covariance().update(x[:8192], _rows(region, 8192)).freeze()
     start = ansn.levels.tau_start(x[:1000], seen, region=_rows(region, 1000))
+    if setup.shape == "diagonal" and regions == 1:  # its start knows no correlations
+        start = max(start, diagonal_start(x[:8192], seen))
     top = setup.tau_max or max(ansn.levels.tau_max_flow(problem.dim), start)
     ladder = ansn.levels.karras(top, 0.01)
     told = {"start": min(start, ladder.maximum), "log_mean": setup.log_mean, "log_std": setup.log_std}
@@ -169,7 +216,8 @@ def fit(
     noise, frame = made or noise_model(problem, setup)
     torch.manual_seed(setup.seed)
     network = problem.network()
-    model = ansn.Denoiser(network, noise)
+    kind = GaussianSkip if setup.shape.startswith("gaussian skip") else ansn.Denoiser
+    model = kind(network, noise)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
     total, since, seconds, begun = 0.0, 0, 0.0, time.process_time()
@@ -193,7 +241,7 @@ def fit(
             return
         if step + 1 in at:
             seconds += time.process_time() - begun
-            averaged = ansn.Denoiser(average.module, noise).eval()
+            averaged = kind(average.module, noise).eval()
             yield Trained(step + 1, seconds, total / since, averaged, frame, model)
             total, since, begun = 0.0, 0, time.process_time()
 
@@ -220,23 +268,28 @@ def excess_loss(trained: Trained, problem: Problem, seed: int = 10_000) -> float
     u = frame.into(one_copy(problem.test))
     perturbed, level = noise.perturb(u, seed=seed, step=0)
     f = trained.model.f(perturbed, level.tau)
-    r = noise.covariance.noise_shape()[0].double()
-    r = r if r.ndim == 2 else torch.diag(r)
-    if frame.mean is not None:  # noise of the data: L z
-        r = frame.factor @ r @ frame.factor.T
-    x, sigma = frame.back(perturbed).double(), level.tau.double().square()[:, None, None] * r
+    x, sigma = frame.back(perturbed).double(), level.tau.double().square()[:, None, None] * frame.shape(noise)
     parts = [problem.density.denoised(x[i : i + 500], sigma[i : i + 500]) for i in range(0, len(x), 500)]
     best = frame.into(torch.cat(parts)).to(u.dtype)
     exact = noise.covariance.whiten(best - perturbed) / level.tau.to(u.dtype)[:, None]
     return 0.5 * float((f - exact).square().mean())
 
 
+def blur(s: Tensor, noise: Tensor) -> float:
+    """``KL(N(0, S) || N(0, S + N)) / d``, nats a dimension: what likelihood under a density of perturbed data loses on
+    clean data, if both were Gaussian. ``1/2 mean(ln(1 + t) - t/(1 + t))`` over the eigenvalues t of ``S^-1 N``."""
+    factor = torch.linalg.cholesky(s)
+    half = torch.linalg.solve_triangular(factor, noise, upper=False)
+    t = torch.linalg.eigvalsh(torch.linalg.solve_triangular(factor, half.T, upper=False))
+    return 0.5 * float((t.log1p() - t / (1 + t)).mean())
+
+
 def judge(
-    trained: Trained, problem: Problem, seed: int, evaluations: int = 12, method: str = "dpmpp_2m"
+    trained: Trained, problem: Problem, seed: int, evaluations: int | None = None, method: str = "dpmpp_2m"
 ) -> dict[str, float]:
     """Distances of as many samples as there are held-out rows to the training rows, and the mean held-out negative
     log-likelihood a dimension, nats. A run that has diverged has inf."""
-    x = trained.sample(len(problem.test), method, evaluations, seed=seed)
+    x = trained.sample(len(problem.test), method, evaluations or problem.evaluations, seed=seed)
     if not bool(torch.isfinite(x).all()):
         return dict.fromkeys(("fd", "fd_columns", "energy", "nll"), math.inf)
     train = reference(problem)
@@ -252,7 +305,7 @@ def judge(
 
 def distance(trained: Trained, problem: Problem, seed: int) -> float:
     """The Frechet distance of :func:`judge` alone: what a rate is chosen by where distances are compared."""
-    x = trained.sample(len(problem.test), seed=seed)
+    x = trained.sample(len(problem.test), evaluations=problem.evaluations, seed=seed)
     if not bool(torch.isfinite(x).all()):
         return math.inf
     return frechet_distance(problem.features(x), problem.features(reference(problem)))
@@ -280,7 +333,7 @@ def tuned(
     one that no result uses."""
     found = {}
     for lr in grid:
-        for trained in fit(problem, replace(setup, lr=lr, seed=setup.seed)):
+        for trained in fit(problem, replace(setup, lr=lr)):
             found[lr] = (key or partial(held_out_loss, problem=problem, metric=setup.metric))(trained)
     return min(found, key=lambda lr: found[lr])
 
@@ -290,10 +343,24 @@ def _family(shape: str) -> dict[str, Any]:
         return {"rho": 0.0}
     if shape == "diagonal":
         return {"structure": "diagonal", "rho": 0.5}
-    name, _, value = shape.removeprefix("fixed ").partition("=")
+    name, _, value = shape.removeprefix("fixed ").removeprefix("gaussian skip ").partition("=")
     if name not in ("rho", "gamma"):
-        raise ValueError(f"shape: got {shape!r}, expected rho=R, gamma=G, fixed rho=R, diagonal or whitened")
+        raise ValueError(f"shape: got {shape!r}, expected rho=R, gamma=G, diagonal or whitened")
     return {name: float(value)}
+
+
+def diagonal_start(x: Tensor, seen: ansn.AdaptiveCovariance, kl: float = ansn.levels.START_KL) -> float:
+    """The level from which ``N(m, diag(S) + tau^2 R)`` is within ``kl`` nats of ``N(m, S + tau^2 R)``."""
+    s = torch.cov(x.flatten(1).double().T)
+    r = torch.diag(seen.noise_shape()[0].double())
+
+    def excess(log_tau: float) -> float:
+        noise = math.exp(2 * log_tau) * r
+        start, truth = torch.diag(s.diagonal()) + noise, s + noise
+        both = torch.linalg.solve(truth, start)
+        return 0.5 * float(both.trace() - len(s) - torch.linalg.slogdet(both)[1]) - kl
+
+    return math.exp(optimize.brentq(excess, 0.0, 6.0, xtol=1e-3)) if excess(0.0) > 0 else 1.0
 
 
 def _rows(labels: Tensor | None, stop: int, start: int = 0) -> Tensor | None:

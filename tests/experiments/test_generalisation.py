@@ -12,7 +12,7 @@ import torch
 
 from experiments import generalisation
 from experiments.lab.claim import Settings
-from experiments.lab.training import one_copy
+from experiments.lab.training import blur, one_copy
 
 
 def _covariance(d: int, seed: int) -> torch.Tensor:
@@ -25,8 +25,8 @@ def test_blur_is_the_divergence_of_two_gaussians() -> None:
     zero = torch.zeros(5, dtype=torch.float64)
     p, q = (torch.distributions.MultivariateNormal(zero, c) for c in (s, s + noise))
     expected = float(torch.distributions.kl_divergence(p, q)) / 5
-    assert generalisation.blur(s, noise) == pytest.approx(expected, rel=1e-12)
-    assert generalisation.blur(s, 1e-4 * noise) < 1e-6  # of second order in the noise
+    assert blur(s, noise) == pytest.approx(expected, rel=1e-12)
+    assert blur(s, 1e-4 * noise) < 1e-6  # of second order in the noise
 
 
 def test_gaussian_likelihood_is_that_of_scipy() -> None:

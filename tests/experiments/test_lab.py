@@ -21,8 +21,19 @@ from experiments.lab import page
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, complete, publish, read, write
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import anisotropic, fields, problem
-from experiments.lab.statistics import Estimate, estimate, log_ratio, paired, ratio, reached, table
-from experiments.lab.training import Frame, Setup, excess_loss, fit, floors, judge, noise_model, one_copy, tuned
+from experiments.lab.statistics import Estimate, estimate, log_ratio, paired, ratio, reached, sooner, table
+from experiments.lab.training import (
+    Frame,
+    GaussianSkip,
+    Setup,
+    excess_loss,
+    fit,
+    floors,
+    judge,
+    noise_model,
+    one_copy,
+    tuned,
+)
 from tests import oracles
 
 # -- statistics --------------------------------------------------------------------------------------------------
@@ -73,6 +84,34 @@ def test_a_power_law_is_reached_where_it_is(scale: float, power: float) -> None:
     assert reached(at, values, target) == pytest.approx(150.0)
     assert reached(at, values, values[-1] - 1) == math.inf
     assert reached(at, values, values[0] + 1) == 50.0
+
+
+def test_sooner_bounds_what_was_not_seen() -> None:
+    theirs = {0: 400.0, 1: 400.0, 2: 400.0}
+    plain = sooner(dict.fromkeys(theirs, 200.0), theirs, 100, 800)
+    assert plain is not None
+    assert (plain.bound, math.exp(plain.log.mean)) == ("", pytest.approx(2.0))
+    at_once = sooner({0: 100.0, 1: 200.0, 2: 200.0}, theirs, 100, 800)
+    assert at_once is not None
+    assert at_once.show().startswith("at least ")
+    never = sooner({0: math.inf, 1: 700.0, 2: 800.0}, theirs, 100, 800)
+    assert never is not None
+    assert never.show().startswith("at most 0.5")
+    turned = sooner(theirs, {0: math.inf, 1: 700.0, 2: 800.0}, 100, 800)
+    assert turned is not None
+    assert turned.bound == "at least "
+    assert turned.log.mean == pytest.approx(-never.log.mean)
+    both = sooner({0: 100.0, 1: math.inf}, {0: 400.0, 1: 400.0}, 100, 800)
+    assert both is not None
+    assert both.bound == "about "
+    assert sooner(dict.fromkeys(theirs, math.inf), dict.fromkeys(theirs, math.inf), 100, 800) is None
+
+
+def test_a_run_that_diverged_counts() -> None:
+    control = [{"seed": s, "fd": 1.0} for s in range(3)]
+    found = paired([{"seed": s, "fd": math.inf if s else 1.0} for s in range(3)], control, "fd")
+    assert found.sign == 1
+    assert found.show() == "diverged"
 
 
 def test_a_table_is_markdown() -> None:
@@ -229,6 +268,42 @@ def test_a_fixed_shape_knows_all_data_from_the_start() -> None:
         noise.covariance.noise_shape()[0], s + eps * torch.eye(16, dtype=torch.float64), rtol=1e-5, atol=1e-6
     )
     assert noise.covariance.frozen
+
+
+@pytest.mark.parametrize("shape", ["gaussian skip rho=0", "gaussian skip rho=0.5", "gaussian skip gamma=0.5"])
+def test_the_gaussian_skip_is_the_best_denoiser_of_gaussian_data(shape: str) -> None:
+    learned = problem("mixture")
+    noise, frame = noise_model(learned, Setup(shape))
+    noise.update(one_copy(learned.train))
+    model = GaussianSkip(learned.network().double(), noise)  # a new network gives 0
+    s, r = noise.covariance.covariance()[0], frame.shape(noise)
+    m = noise.covariance.center[0].double()
+    x, tau = oracles.randn(6, 16), torch.logspace(-2, 1, 6, dtype=torch.float64)
+    exact = oracles.gaussian(m, s).denoised(x, tau.square()[:, None, None] * r)
+    torch.testing.assert_close(model(x, tau), exact, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(x, 0.01)).all())
+
+
+def test_the_gaussian_skip_of_the_full_shape_is_the_packages_own() -> None:
+    learned = problem("mixture")
+    run, own = (next(fit(learned, Setup(s, steps=3))).model for s in ("gaussian skip rho=1", "rho=1"))
+    x, _ = own.noise.perturb(one_copy(learned.test)[:50], tau=0.7)
+    # But for the ridge, which R has and S has not: it matters in the smallest directions, where there is little of x.
+    torch.testing.assert_close(run(x, 0.7), own(x, 0.7), rtol=0, atol=0.05)
+
+
+def test_the_diagonal_start_is_as_near_as_the_others() -> None:
+    noise, _ = noise_model(problem("mixture"), Setup("diagonal"))
+    tau = noise.levels.start
+    assert tau is not None
+    s = torch.cov(one_copy(problem("mixture").train).double().T)
+    r = torch.diag(0.5 * s.diagonal() + (0.5 + 1e-3) * s.diagonal().mean())
+    start, truth = torch.diag(s.diagonal()) + tau**2 * r, s + tau**2 * r
+    zero = torch.zeros(16, dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal
+    kl = torch.distributions.kl_divergence(normal(zero, start), normal(zero, truth))
+    assert float(kl) <= 1.02 * levels.START_KL
 
 
 def test_judge_and_floors_and_excess() -> None:

@@ -132,7 +132,7 @@ def _rows(gain: float) -> list[Row]:
 
 def test_section_follows_the_rows(tmp_path: Path) -> None:
     better, worse = (claim.section(_rows(gain), tmp_path) for gain in (0.2, -0.2))
-    assert better.answer.startswith("Yes, in all 1")
+    assert better.answer.startswith("Yes: ")
     assert "had the better modes in 1 of 1" in better.answer
     assert worse.answer.startswith("No:")
     assert "in 1 some kept them worse" in worse.answer
