@@ -168,7 +168,7 @@ def test_section_says_what_the_rows_say(tmp_path: Path) -> None:
     told = {
         "ahead of isotropic noise rho=0.5; behind it none": "ahead of isotropic noise none; behind it rho=0.5",
         "better symmetric root at rho=0.5; worse none": "better none; worse symmetric root at rho=0.5",
-        "in distance (better)": "in distance (worse)",
+        "(better), before": "(worse), before",
         "beats one fixed": "does not beat a fixed one",
         "digits, fisher: better": "digits, fisher: worse",
         "refuted: it gets better": "worse late is confirmed",

@@ -135,7 +135,7 @@ def test_section_follows_the_rows(tmp_path: Path) -> None:
     assert better.answer.startswith("Yes: ")
     assert "had the better modes in 1 of 1" in better.answer
     assert worse.answer.startswith("No:")
-    assert "in 1 some kept them worse" in worse.answer
+    assert "kept modes better in 0 of 1 pairs" in worse.answer
     assert "had the better modes in 0 of 1" in worse.answer
     assert "0 of 1 pairs of a setting and a rho, worse in 1" in worse.answer
     assert all((tmp_path / file).exists() for _, file in better.figures)
