@@ -12,7 +12,7 @@ import time
 
 import tyro
 
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from experiments.lab.claim import Settings, done, publish
 from experiments.lab.page import CLAIMS, claim, markdown, write_page
 
@@ -34,7 +34,7 @@ def run(settings: Settings) -> None:
 
 def main() -> int:
     """Entry point; exit codes 0 done, 2 bad arguments, 130 interrupted."""
-    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    settings = parsed(_NAME, lambda: tyro.cli(Settings, prog=_NAME, description=__doc__))
     return guarded(_NAME, lambda: run(settings))
 
 

@@ -343,9 +343,7 @@ def section(rows: list[Row], folder: Path) -> Section:
         f"Langevin {gain['langevin']:.1f} times the evaluations of noise shaped like the data, Euler "
         f"{gain['euler']:.1f}, Heun {gain['heun']:.1f}, DPM-Solver++(2M) {gain['dpmpp_2m']:.1f}"
         f"{_over_learned(found, top)}; {_growth(grown)}. "
-        f"The predicted ratio 1 + ln(kappa) / (2 ln(tau_1 / tau_N)): "
-        + "; ".join(f"{NAMES[sampler]} {text}" for sampler, text in verdicts.items())
-        + "."
+        f"The predicted ratio 1 + ln(kappa) / (2 ln(tau_1 / tau_N)) is {_summary(verdicts)}."
     )
     return Section(
         question="Exact scores: how many evaluations does the shape save where nothing is learned?",
@@ -364,7 +362,7 @@ def section(rows: list[Row], folder: Path) -> Section:
             ("What is left of the condition number, and KL against evaluations",
              _second_figure(found, top, folder / "exact_scores_shapes.png")),
         ],
-        findings=_findings(found, kappas, grown),
+        findings=[*(_verdict_line(NAMES[s], words) for s, words in verdicts.items()), *_findings(found, kappas, grown)],
         change="Data of several modes or heavy tails, where tau_1 has to be large and D is no linear map; learned "
         "scores, whose error the other claims measure; ladders that are neither geometric nor polynomial.",
     )  # fmt: skip
@@ -437,22 +435,33 @@ def _over_learned(found: _Found, kappa: float) -> str:
     return f" (against the shape learned from {POINTS} points {', '.join(told)})"
 
 
-def _verdict(found: _Found, sampler: str, kappas: list[float]) -> str:
-    """At every KL: the verdict depends on it, so each is counted."""
-    words: dict[str, list[str]] = {}
+def _verdict(found: _Found, sampler: str, kappas: list[float]) -> dict[float, str]:
+    """At every KL, since it depends on that: confirmed within a factor MARGIN at every condition number, or not."""
+    words = {}
     for target in TARGETS:
         parts = [found.ratio(sampler, k, target) / found.predicted(sampler, k, target) for k in kappas if k > 1.0]
         parts = [part for part in parts if not math.isnan(part)]
         if not parts or any(not math.isfinite(part) for part in parts):
-            word = "not reached"
+            words[target] = "not reached"
         elif min(parts) >= 1.0 / MARGIN and max(parts) <= MARGIN:
-            word = "confirmed"
+            words[target] = "confirmed"
         else:
-            word = "refuted, it is too low" if min(parts) * max(parts) > 1.0 else "refuted, it is too high"
-        words.setdefault(word, []).append(f"{target:g}")
-    last = kappas[-1]
-    told = ", ".join(f"{word}, at {' and '.join(at)} nats" if len(words) > 1 else word for word, at in words.items())
-    return f"{told} (measured {found.ratio(sampler, last):.1f}, predicted {found.predicted(sampler, last):.1f})"
+            words[target] = "too low" if min(parts) * max(parts) > 1.0 else "too high"
+    return words
+
+
+def _summary(verdicts: dict[str, dict[float, str]]) -> str:
+    words = [word for each in verdicts.values() for word in each.values()]
+    told = [f"{words.count(word)} times {word}" for word in ("confirmed", "too low", "too high") if word in words]
+    head = "confirmed" if set(words) == {"confirmed"} else "refuted" if "confirmed" not in words else "refuted in part"
+    return f"{head}: over {len(words)} pairs of a sampler and a KL, {', '.join(told) or 'never reached'}"
+
+
+def _verdict_line(name: str, words: dict[float, str]) -> str:
+    at: dict[str, list[str]] = {}
+    for target, word in words.items():
+        at.setdefault(word, []).append(f"{target:g}")
+    return f"{name}, the predicted ratio: " + "; ".join(f"{w} at {', '.join(t)} nats" for w, t in at.items()) + "."
 
 
 def _ratios(found: _Found, kappas: list[float]) -> str:

@@ -26,7 +26,7 @@ import tyro
 from torch import Tensor
 
 import ansn
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.errors import InputError
 from ansn.evaluation import everything, figures
 from ansn.machine import cpu_name
@@ -252,7 +252,7 @@ def _check(settings: Settings) -> None:
 
 def main() -> int:
     """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
-    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    settings = parsed(_NAME, lambda: tyro.cli(Settings, prog=_NAME, description=__doc__))
 
     def command() -> None:
         rows = run(settings)

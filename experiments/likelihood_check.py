@@ -29,7 +29,7 @@ import tyro
 from torch import Tensor, nn
 
 import ansn
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
 from ansn.errors import InputError
 from ansn.likelihood.flow import BASES, PROBES
@@ -314,7 +314,7 @@ def _check(settings: Settings) -> None:
 
 def main() -> int:
     """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
-    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    settings = parsed(_NAME, lambda: tyro.cli(Settings, prog=_NAME, description=__doc__))
     return guarded(_NAME, lambda: print("\n\n".join(run(settings))))
 
 

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from ansn import load_dataset
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
 from ansn.errors import InputError
 from ansn.evaluation import Features, frechet_distance, frechet_floor
@@ -222,7 +222,7 @@ def _check(settings: Settings) -> None:
 
 def main() -> int:
     """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
-    settings = tyro.cli(Settings, prog=_NAME, description=__doc__)
+    settings = parsed(_NAME, lambda: tyro.cli(Settings, prog=_NAME, description=__doc__))
     return guarded(_NAME, lambda: print(table(measured(settings))))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import tyro
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.errors import InputError
+from ansn.sampling import METHODS
 from ansn.sampling.stream import SUFFIXES
 from ansn.training import Run, load_run
 from ansn.training.distributed import processes
@@ -42,9 +42,9 @@ class Arguments:
     with all below, the run's own settings."""
     steps: int | None = None
     """Levels of the solvers, or Langevin steps a level."""
-    schedule: Literal["few_steps", "karras", "log_linear", "polynomial", "optimised"] = "few_steps"
-    """Spacing of the levels, of the solvers; optimised finds it for the model first, in as many evaluations as some
-    3000 samples."""
+    schedule: Literal["few_steps", "karras", "log_linear", "polynomial", "optimised"] | None = None
+    """Spacing of the levels, of the solvers, by default few_steps; optimised finds it for the model first, in as many
+    evaluations as some 3000 samples."""
     step_eps: float | None = None
     """Langevin: the paper's step size."""
     start: Literal["gaussian", "uniform"] | None = None
@@ -54,8 +54,8 @@ class Arguments:
     guidance: float | None = None
     """Weight of classifier-free guidance: 1 is plain sampling of the class, 2 to 4 exaggerates it; for a model trained
     with --label-dropout."""
-    guidance_interval: tuple[float, float] = (0.0, math.inf)
-    """Lowest and highest level at which the guidance acts, data standard deviations."""
+    guidance_interval: tuple[float, float] | None = None
+    """Lowest and highest level at which the guidance acts, data standard deviations; by default all."""
     seed: int = 0
     """Fixes the samples."""
     batch_size: int = 256
@@ -67,6 +67,8 @@ class Arguments:
     """Numbers of a .npy; uint8 for images: clipped to [0, 1], times 255, rounded."""
     resume: bool = True
     """Go on with the OUT.part that a stopped draw of the same settings left; --no-resume starts over."""
+    threads: int | None = None
+    """CPU threads; by default torch's. 1 where other programs use the cores."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
@@ -92,9 +94,14 @@ def _sample(arguments: Arguments) -> None:
         raise InputError(
             f"--out: got {out}, expected a name that ends in .png, .npy or .csv, or in / for a folder of PNG files"
         )
-    for name, value in (("-n", arguments.n), ("--batch-size", arguments.batch_size)):
-        if value < 1:
+    for name, value in (("-n", arguments.n), ("--batch-size", arguments.batch_size), ("--threads", arguments.threads)):
+        if value is not None and value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
+    if arguments.guidance_interval is not None and arguments.guidance is None:
+        low, high = arguments.guidance_interval
+        raise InputError(f"--guidance-interval: got {low:g} {high:g} without --guidance, which it limits")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     with processes(arguments.device) as (rank, _, device):
         run = load_run(arguments.run, ema=arguments.ema, device=device)
         _check(arguments, run, out)
@@ -112,6 +119,9 @@ def _sample(arguments: Arguments) -> None:
 def _check(arguments: Arguments, run: Run, out: Path) -> None:
     if out.suffix == ".csv" and run.info.columns is None:
         raise InputError(f"--out: got {out}, but {run.info.name} holds images; expected .png or .npy")
+    method = arguments.method or run.config.sampling.method
+    if arguments.schedule is not None and not METHODS[method].flow:
+        raise InputError(f"--schedule: got {arguments.schedule}, but {method} has its own ladder, expected a solver")
     if arguments.label is not None and not run.config.network.class_conditional:
         raise InputError(f"--label: got {arguments.label}, but the model of {run.path} knows no classes")
     if arguments.label is not None and not 0 <= arguments.label < run.info.num_classes:
@@ -123,13 +133,13 @@ def _options(arguments: Arguments, run: Run) -> dict[str, Any]:
     own = run.config.sampling
     config = own if arguments.method in (None, own.method) else SamplingConfig(method=arguments.method)
     options = sampler_options(config)
-    given: dict[str, Any] = {"steps": arguments.steps, "eps": arguments.step_eps, "start": arguments.start}
-    if arguments.guidance is not None:
-        given |= {"guidance": arguments.guidance, "guidance_interval": arguments.guidance_interval}
+    given: dict[str, Any] = {
+        "steps": arguments.steps, "eps": arguments.step_eps, "start": arguments.start, "schedule": arguments.schedule,
+        "guidance": arguments.guidance, "guidance_interval": arguments.guidance_interval,
+    }  # fmt: skip
     options |= {k: v for k, v in given.items() if v is not None}
     return options | {
-        "schedule": arguments.schedule, "dtype": getattr(torch, arguments.dtype), "compile": arguments.compile,
-        "cuda_graph": arguments.cuda_graph,
+        "dtype": getattr(torch, arguments.dtype), "compile": arguments.compile, "cuda_graph": arguments.cuda_graph,
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import tyro
 
-from ansn.cli.common import guarded
+from ansn.cli.common import guarded, parsed
 from ansn.errors import InputError
 from ansn.machine import cpu_name
 from ansn.training.checkpoint import write_atomic
@@ -135,7 +135,7 @@ def done(claim: Claim, settings: Settings) -> None:
 
 def main(claim: Claim, about: str | None) -> int:
     """A claim's command line; exit codes 0 done, 2 bad arguments, 130 interrupted."""
-    settings = tyro.cli(Settings, prog=claim.name, description=about)
+    settings = parsed(claim.name, lambda: tyro.cli(Settings, prog=claim.name, description=about))
 
     def command() -> None:
         from experiments.lab.page import markdown, write_page

@@ -204,6 +204,9 @@ SAMPLE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "method": (["--method", "magic"], ("--method", "magic")),
     "option": (["--bogus"], ("--bogus",)),
     "two runs": (["other"], ("other",)),
+    "threads": (["--threads", 0], ("--threads", "got 0", "at least 1")),
+    "interval of no guidance": (["--guidance-interval", 1, 2], ("--guidance-interval", "1 2", "--guidance")),
+    "schedule of a ladder": (["--method", "langevin", "--schedule", "karras"], ("--schedule", "karras", "langevin")),
 }
 
 
