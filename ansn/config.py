@@ -39,8 +39,8 @@ class NoiseConfig:
     structure: Literal["dense", "diagonal"] = "dense"
     """Storage of the covariance: d^2 numbers, or d."""
     rho: float | None = None
-    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor
-    gamma is given."""
+    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); when neither rho nor gamma is
+    given 0.5 for images and 1 for tables and other vectors, as docs/results.md found."""
     gamma: float | None = None
     """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
     eps: float | None = None

@@ -41,7 +41,8 @@ class AdaptiveCovariance(nn.Module):
         shape: shape of one data point, ``(1, 28, 28)`` or ``(d,)`` or ``d``.
         regions: K. K = 1 is the paper.
         structure: ``"dense"`` (K d^2 numbers) or ``"diagonal"`` (K d).
-        rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
+        rho: anisotropy in [0, 1]; default 0.5 when gamma is not given. 1 serves tables and fields better
+            (docs/results.md).
         gamma: exponent of the spectral family, instead of rho. Needs an eigendecomposition at each refresh.
         eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
         eps_floor: smallest default ridge; by default the quantisation noise of 8-bit data in [0, 1]. Give 0 for

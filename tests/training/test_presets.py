@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
     assert run.model.noise.covariance.seen == 8
     first, last = (tensors(tmp_path / "run", step) for step in checkpoint.steps(tmp_path / "run"))
     assert any(not torch.equal(v, last[k]) for k, v in first.items() if k.startswith("network/"))
+
+
+@pytest.mark.parametrize(("preset", "rho"), [("digits", 0.5), ("toy2d", 1.0)])
+def test_the_anisotropy_is_that_of_the_data_unless_it_is_given(tmp_path: Path, preset: str, rho: float) -> None:
+    config = small(tmp_path / "run", preset).noise
+    info = DataInfo(preset, "image" if rho == 0.5 else "vector", SHAPES[preset], 0, 0.0, None, None, None)
+    assert build.covariance(config, info).rho == rho
+    assert build.covariance(replace(config, rho=0.0), info).rho == 0.0
+    assert build.covariance(replace(config, gamma=0.5), info).gamma == 0.5
 
 
 # Of the published networks: 7,638,657 parameters with 10 conditional levels (NCSN on MNIST); the paper's is
