@@ -255,7 +255,7 @@ def section(rows: list[Row], folder: Path) -> Section:
         told.append(f"Learning rates at an end of the grid, where a wider one might serve better: {', '.join(edges)}")
     return Section(
         "Does noise shaped like the data train faster?",
-        f"{sentence(rows, 'rho=0.5')}." if "rho=0.5" in others else "no rows.",
+        f"{sentence(rows, 'rho=0.5')}.{_beginning(rows)}" if "rho=0.5" in others else "no rows.",
         _DESIGN,
         tables,
         drawn,
@@ -282,6 +282,24 @@ dimension. `fixed` takes the covariance from all the data beforehand, all others
 rho = 0.5 of the pixels' variances; `whitened` is isotropic noise on whitened data; `gaussian skip` is noise of that
 shape under a denoiser that begins as the best one of Gaussian data, `D = m + S (S + tau^2 R)^-1 (x~ - m) + ...`, as
 rho = 1 and `whitened` do: it tells what the noise's shape does from what the network is given to begin with."""
+
+
+def _beginning(rows: Sequence[Row]) -> str:
+    """Whether the noise's shape or what the network is given to begin with does more, by problems at the last step."""
+    skip = SKIPS[0]
+    if skip not in shapes(rows):
+        return ""
+    counts = {s: {k: len(v) for k, v in verdicts(rows, s, "fd", True).items()} for s in ("rho=0.5", skip)}
+    more = {s: c["better"] - c["worse"] for s, c in counts.items()}
+    word = {1: "more than", 0: "as much as", -1: "less than"}[
+        (more[skip] > more["rho=0.5"]) - (more[skip] < more["rho=0.5"])
+    ]
+    told = counts[skip]
+    return (
+        f" What the network is given to begin with does {word} the noise's shape: isotropic noise under a denoiser that"
+        f" begins as the best one of Gaussian data is at the last step better on {told['better']}, worse on"
+        f" {told['worse']} and level on {told['level']} of the problems."
+    )
 
 
 def _steps_to(rows: Sequence[Row], name: str, shape: str, target: float) -> str:
@@ -349,6 +367,9 @@ def _curves(rows: Sequence[Row], folder: Path, metric: str, at: str = "step") ->
             axis.axhline(select(rows, problem=name)[0]["fd_floor"], color="black", linestyle=":", linewidth=1)
             axis.set_yscale("log")
         axis.set_xscale("log")
+        if at == "step":
+            axis.set_xticks(STEPS[name], [str(step) for step in STEPS[name]])
+        axis.minorticks_off()
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("training steps" if at == "step" else "processor seconds of training")
     axes[0].legend(fontsize=7)
