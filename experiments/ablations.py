@@ -76,7 +76,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 DISTRIBUTIONS = ((-0.5, 1.2), (-1.2, 1.2), (0.2, 1.2), (-0.5, 0.8), (-0.5, 1.8))  # mean and deviation of ln tau
 TUNED_SHAPES = ("rho=0", "rho=0.5", "rho=1")
-TUNED_ON = ("digits", "table", "fields")
+TUNED_ON = ("digits", "table")
 DRIFT = (
     ("rho=0", "fixed"), ("rho=0", "online"), ("rho=0", "forgetting 0.98"),
     ("rho=0.5", "fixed"), ("rho=0.5", "online"), ("rho=0.5", "forgetting 0.98"), ("rho=0.5", "forgetting 0.9"),
@@ -90,7 +90,7 @@ LATE: dict[str, tuple[str, dict[str, Any]]] = {
     "rho=1, 400 rows": ("rho=1", {}),
 }
 FEW = 400  # training rows of the variants that say so
-LATE_STEPS = (400, 800, 2400)
+LATE_STEPS = (400, 800, 1600)
 GROUPS = 4  # of eigen-directions, smallest variance first
 SWITCH = 0.3  # level at which an early and a late network take turns
 
