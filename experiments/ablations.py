@@ -86,7 +86,6 @@ LATE: dict[str, tuple[str, dict[str, Any]]] = {
     "rho=0": ("rho=0", {}),
     "rho=1": ("rho=1", {}),
     "rho=1, rate falls": ("rho=1", {"decay": 0.5}),
-    "rho=1, whitened metric": ("rho=1", {"metric": "whitened"}),
     "rho=1, 400 rows": ("rho=1", {}),
 }
 FEW = 400  # training rows of the variants that say so
@@ -857,8 +856,8 @@ def _late_findings(
         apart = paired(full, of("rho=0"), "fd")
         parts.append(f"at {last} steps it is, against isotropic noise, {_WORDS[apart.sign]} ({_plain(apart)})")
     told = []
-    for variant in ("rho=1, rate falls", "rho=1, whitened metric", "rho=1, 400 rows"):
-        if variant in variants:
+    for variant in variants:
+        if variant.startswith("rho=1, "):
             apart = paired(of(variant), full, "fd")
             told.append(f"{variant.removeprefix('rho=1, ')}: {_WORDS[apart.sign]} ({_plain(apart)})")
     apart = paired(select(latest, variant="rho=1", step=last), full, "fd")
