@@ -47,7 +47,7 @@ def markdown(name: str, section: Section, *, link: str = "") -> str:
 
 def page(folder: Path = RESULTS, figures: Path | None = None) -> str:
     """The whole page, of the claims whose rows are there; figures are drawn into ``figures`` (default ``folder``)."""
-    sections, machines = [], []
+    sections, machines, missing = [], [], []
     for name in CLAIMS:
         path = folder / f"{name}.csv"
         if path.exists():
@@ -56,8 +56,11 @@ def page(folder: Path = RESULTS, figures: Path | None = None) -> str:
             sections.append(
                 markdown(name, claim(name).section(rows, figures or folder), link="../experiments/results/")
             )
+        else:
+            missing.append(f"`{name}`")
     told = "; ".join(dict.fromkeys(machines)) or "nothing measured yet"
-    return "\n".join([_HEAD.format(machine=told), *sections])
+    open_ = [f"Not measured in full yet: {', '.join(missing)}.\n"] if missing else []
+    return "\n".join([_HEAD.format(machine=told), *open_, *sections])
 
 
 def machine(rows: list[Row]) -> str:
