@@ -27,13 +27,12 @@ from torch import Tensor
 
 import ansn
 from ansn.cli.common import guarded, parsed
-from ansn.errors import InputError
 from ansn.evaluation import everything, figures
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import Blur, Downsample, Mask, Operator, Posterior, Replacement, mmps, pigdm
 from ansn.training import train
-from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.claim import RESULTS, Row, refuse, write
 
 _NAME = "inverse_problems"
 _SHAPE = (1, 8, 8)
@@ -245,9 +244,7 @@ def _check(settings: Settings) -> None:
         ("cg-steps", settings.cg_steps, settings.cg_steps >= 1, "at least 1"),
         ("threads", settings.threads, settings.threads is None or settings.threads >= 1, "at least 1"),
     ]
-    for name, value, good, expected in rules:
-        if not good:
-            raise InputError(f"--{name}: got {value}, expected {expected}")
+    refuse(rules)
 
 
 def main() -> int:

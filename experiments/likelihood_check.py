@@ -31,12 +31,11 @@ from torch import Tensor, nn
 import ansn
 from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
-from ansn.errors import InputError
 from ansn.likelihood.flow import BASES, PROBES
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.training import train
-from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.claim import RESULTS, Row, refuse, write
 
 _NAME = "likelihood_check"
 _SOLVERS: dict[str, list[dict[str, Any]]] = {
@@ -307,9 +306,7 @@ def _check(settings: Settings) -> None:
         ("probes", settings.probes, settings.probes >= 2, "at least 2"),
         ("threads", settings.threads, settings.threads is None or settings.threads >= 1, "at least 1"),
     ]
-    for name, value, good, expected in rules:
-        if not good:
-            raise InputError(f"--{name}: got {value}, expected {expected}")
+    refuse(rules)
 
 
 def main() -> int:

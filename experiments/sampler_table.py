@@ -31,7 +31,7 @@ from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import METHODS, Draw
 from ansn.training import Run, load_run, train
-from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.claim import RESULTS, Row, refuse, write
 
 _NAME = "sampler_table"
 
@@ -215,9 +215,7 @@ def _check(settings: Settings) -> None:
             f"a multiple of --floor-n {settings.floor_n}",
         ),
     ]  # fmt: skip
-    for name, value, good, expected in rules:
-        if not good:
-            raise InputError(f"--{name}: got {value}, expected {expected}")
+    refuse(rules)
 
 
 def main() -> int:

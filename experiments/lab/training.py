@@ -54,7 +54,6 @@ class Setup:
     forgetting: float = 1.0
     log_mean: float | None = None
     log_std: float | None = None
-    tau_max: float | None = None
     labels: str = ""
     decay: float = 0.0
 
@@ -184,7 +183,7 @@ def noise_model(problem: Problem, setup: Setup) -> tuple[ansn.NoiseModel, Frame]
     start = ansn.levels.tau_start(x[:1000], seen, region=_rows(region, 1000))
     if setup.shape == "diagonal" and regions == 1:  # its start knows no correlations
         start = max(start, diagonal_start(x[:8192], seen))
-    top = setup.tau_max or max(ansn.levels.tau_max_flow(problem.dim), start)
+    top = max(ansn.levels.tau_max_flow(problem.dim), start)
     ladder = ansn.levels.karras(top, 0.01)
     told = {"start": min(start, ladder.maximum), "log_mean": setup.log_mean, "log_std": setup.log_std}
     ladder = replace(ladder, **{name: value for name, value in told.items() if value is not None})
