@@ -95,6 +95,9 @@ class NetworkConfig:
     """The network gives the denoised data, or the whitened f of the paper's s_theta."""
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
+    skip: Literal["scalar", "wiener"] = "scalar"
+    """What the denoiser is before it learns: the data pulled to its mean, alike in every direction, or the best
+    denoiser of Gaussian data of the learned covariance. They are one at rho 1."""
     metric: Literal["pixel", "whitened", "paper"] | None = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 

@@ -20,6 +20,10 @@ from ansn.structures import STRUCTURES
 QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
 """Variance of the rounding of 8-bit data scaled to [0, 1]."""
 
+SPECTRUM_GROWTH = 1.0
+"""Growth of the number of points after which a tracked spectrum is remade: an eigendecomposition costs some thirty
+factorisations."""
+
 
 class AdaptiveCovariance(nn.Module):
     r"""Covariance of the data, learned online, one for each of K regions, and the noise shape ``R_k = L_k L_k^T``
@@ -62,6 +66,8 @@ class AdaptiveCovariance(nn.Module):
     center: Tensor
     scale: Tensor
     initial: Tensor
+    basis: Tensor | None
+    ratio: Tensor | None
 
     def __init__(
         self,
@@ -126,6 +132,9 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("factor", torch.zeros(storage, dtype=factor_dtype, device=device))
         self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
+        self.register_buffer("basis", None)
+        self.register_buffer("ratio", None)
+        self.seen_at_spectrum = 0
         self._eps_warned = False
         # What the last refresh reports, and the points at the one before it: see `_settle`.
         self._report: tuple[HostRead, int] | None = None
@@ -149,8 +158,7 @@ class AdaptiveCovariance(nn.Module):
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
         self.moments.update(x, region, self.forgetting)
         self.seen += x.shape[0]
-        if self.due(rows=x.shape[0]):
-            self.refresh()
+        self._refresh_if_due(x.shape[0])
         return self
 
     def due(self, pending: int = 0, rows: int = 0) -> bool:
@@ -159,9 +167,7 @@ class AdaptiveCovariance(nn.Module):
         Under forgetting the state remembers about ``rows / (1 - lambda)`` points, ``rows`` a batch: growth is
         against those.
         """
-        new = self.seen + pending - self.seen_at_refresh
-        memory = rows / (1.0 - self.forgetting) if self.forgetting < 1 and rows else math.inf
-        return not self.frozen and new > 0 and new >= self.growth * min(self.seen_at_refresh, memory)
+        return not self.frozen and self._grown(self.seen_at_refresh, self.growth, pending, rows)
 
     @torch.no_grad()
     def merge(
@@ -187,8 +193,7 @@ class AdaptiveCovariance(nn.Module):
         self.moments.merge(moments)
         self.revision += 1
         self.seen += other.seen if isinstance(other, AdaptiveCovariance) else points
-        if self.due(rows=rows):
-            self.refresh()
+        self._refresh_if_due(rows)
         return self
 
     def freeze(self) -> AdaptiveCovariance:
@@ -203,6 +208,33 @@ class AdaptiveCovariance(nn.Module):
     def refresh(self) -> None:
         """Remake ``factor``, ``center`` and ``scale`` from the moments. Raises ValueError if R has no factor,
         state untouched."""
+        self._refresh(spectrum=True)
+
+    @torch.no_grad()
+    def track_spectrum(self) -> AdaptiveCovariance:
+        """Keep the eigenbasis that S and R share in the snapshot too, for :meth:`wiener`. Returns self.
+
+        It is remade when the number of points has doubled (an eigendecomposition, for which a GPU is waited), by
+        :meth:`refresh` and by :meth:`freeze`: until learning ends it may be of an earlier S than the factor.
+        """
+        if self.ratio is None:
+            if self.structure.name == "dense":
+                self.register_buffer("basis", torch.zeros_like(self.factor))
+            self.register_buffer("ratio", torch.zeros_like(self.center))
+            s = self.covariance()
+            self._install_spectrum(s, self._shape(s))
+        return self
+
+    def _refresh_if_due(self, rows: int) -> None:
+        if self.due(rows=rows):
+            self._refresh(spectrum=self._grown(self.seen_at_spectrum, SPECTRUM_GROWTH, rows=rows))
+
+    def _grown(self, since: int, growth: float, pending: int = 0, rows: int = 0) -> bool:
+        new = self.seen + pending - since
+        memory = rows / (1.0 - self.forgetting) if self.forgetting < 1 and rows else math.inf
+        return new > 0 and new >= growth * min(since, memory)
+
+    def _refresh(self, spectrum: bool) -> None:
         if self.frozen:
             raise ValueError("refresh: this covariance is frozen, expected one that still learns")
         self._settle()
@@ -211,6 +243,8 @@ class AdaptiveCovariance(nn.Module):
         factor, status = self.structure.factor(r, self.root)
         good = (status == 0).all()
         self._install(factor, s, level, good)
+        if spectrum and self.ratio is not None:
+            self._install_spectrum(s, r, good)
         report = torch.stack((good.to(level.dtype), level.min()))
         self._report = (HostRead(report), self.seen_at_refresh)
         self.seen_at_refresh = self.seen
@@ -224,6 +258,13 @@ class AdaptiveCovariance(nn.Module):
         for buffer, new in ((self.factor, factor), (self.center, self.moments.mean), (self.scale, scale)):
             # In place: compiled code and captured graphs keep reading the same memory.
             buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+        self.revision += 1
+
+    def _install_spectrum(self, s: Tensor, r: Tensor, good: Tensor | None = None) -> None:
+        for buffer, new in zip((self.basis, self.ratio), self.structure.spectrum(s, r), strict=True):
+            if buffer is not None and new is not None:
+                buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+        self.seen_at_spectrum = self.seen
         self.revision += 1
 
     def _settle(self, wait: bool = False) -> None:
@@ -317,6 +358,18 @@ class AdaptiveCovariance(nn.Module):
         """``L^-1 v``, or ``L^-T v``, ``[B, *shape]``."""
         return ops.apply_factor(v, self.factor, region, transpose=transpose, inverse=True, lower=self.triangular)
 
+    def wiener(self, v: Tensor, tau: Tensor, region: Tensor | None = None) -> Tensor:
+        """``S (S + tau^2 R)^-1 v``, ``[B, *shape]``: the Wiener filter, which takes ``x~ - m`` to ``E[x | x~] - m``
+        where the data is Gaussian. ``tau`` ``[B]``. Raises ValueError before :meth:`track_spectrum`."""
+        if self.ratio is None:
+            raise ValueError("wiener: the spectrum is not tracked, expected a call of track_spectrum() before")
+        l = (self.ratio if region is None else self.ratio[region]).to(v.dtype)
+        gain = (l / (l + tau.to(v.dtype).unsqueeze(1) ** 2)).reshape(-1, *self.shape)
+        if self.basis is None:
+            return gain * v
+        turned = ops.apply_factor(v, self.basis, region, transpose=True, lower=False)
+        return ops.apply_factor(gain * turned, self.basis, region, lower=False)
+
     def extra_repr(self) -> str:
         family = f"rho={self.rho}" if self.gamma is None else f"gamma={self.gamma}"
         state = "frozen" if self.frozen else "learning"
@@ -328,14 +381,16 @@ class AdaptiveCovariance(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Host counters and which root the factor is, as a tensor, so that a checkpoint needs no pickle."""
-        return torch.tensor([self.seen, self.seen_at_refresh, int(self.frozen), int(self.triangular)])
+        counters = (self.seen, self.seen_at_refresh, self.seen_at_spectrum)
+        return torch.tensor([*counters, int(self.frozen), int(self.triangular)])
 
     def set_extra_state(self, state: Tensor) -> None:
-        seen, at_refresh, frozen, triangular = (int(v) for v in state)
+        seen, at_refresh, at_spectrum, frozen, triangular = state.tolist()
         if bool(triangular) != self.triangular:
             stored = "cholesky" if triangular else "symmetric"
             raise ValueError(f"root: the state holds a {stored} factor, expected a {self.root} one")
-        self.seen, self.seen_at_refresh, self.frozen = seen, at_refresh, bool(frozen)
+        self.seen, self.seen_at_refresh, self.seen_at_spectrum = seen, at_refresh, at_spectrum
+        self.frozen = bool(frozen)
         self.revision += 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:

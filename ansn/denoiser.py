@@ -12,6 +12,7 @@ from ansn import ops
 from ansn.noise import NoiseModel
 
 PREDICTIONS = ("denoiser", "whitened")
+SKIPS = ("scalar", "wiener")
 
 
 class Denoiser(nn.Module):
@@ -25,7 +26,9 @@ class Denoiser(nn.Module):
 
           D = m + (x~ - m) / v^2 + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
 
-      which is EDM's preconditioning (Karras et al. 2022, Table 1) in units where the data has unit variance.
+      which is EDM's preconditioning (Karras et al. 2022, Table 1) in units where the data has unit variance. With
+      ``skip="wiener"`` the second term is ``S (S + tau^2 R)^-1 (x~ - m)``: the denoiser of Gaussian data is there from
+      the start, whatever the shape of the noise. Where R is S the two are one.
     * ``prediction="whitened"``, the paper's ``s_theta``: the network gives ``f``, and ``D = x~ + tau L f``.
 
     Args:
@@ -37,6 +40,8 @@ class Denoiser(nn.Module):
         noise: levels and covariance; ``tau`` below is in its units.
         prediction: what the network gives.
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
+        skip: ``"scalar"`` or ``"wiener"``, for a denoiser network with preconditioning. The latter makes the
+            covariance track its spectrum and costs two products with a ``[d, d]`` matrix an evaluation.
         label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
             denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
     """
@@ -48,11 +53,16 @@ class Denoiser(nn.Module):
         prediction: str = "denoiser",
         *,
         precondition: bool = True,
+        skip: str = "scalar",
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+        if skip not in SKIPS:
+            raise ValueError(f"skip: got {skip!r}, expected one of {', '.join(SKIPS)}")
+        if skip == "wiener" and not (precondition and prediction == "denoiser"):
+            raise ValueError("skip: got 'wiener', expected 'scalar' but for prediction='denoiser', precondition=True")
         conditioning = getattr(network, "conditioning", "log")
         if conditioning not in ("log", "index", "none"):
             raise ValueError(f"network.conditioning: got {conditioning!r}, expected 'log', 'index' or 'none'")
@@ -64,6 +74,9 @@ class Denoiser(nn.Module):
             raise ValueError(f"label_dropout: got {label_dropout} for a network without classes, expected 0")
         self.network, self.noise, self.label_dropout = network, noise, label_dropout
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
+        self.skip = skip
+        if skip == "wiener":
+            noise.covariance.track_spectrum()
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """``D``, shape and dtype of ``x`` ``[B, *shape]``; ``sigma`` is tau, a number, ``[]`` or ``[B]``; extra
@@ -76,7 +89,9 @@ class Denoiser(nn.Module):
             return self._network(x, tau, region, extra).to(x.dtype)
         mean, scale = self._snapshot(x, region)
         v = torch.sqrt(1.0 + wide * wide)
-        return mean + (x - mean) / (v * v) + (wide / v) * scale * self._network(x, tau, region, extra).to(x.dtype)
+        away = x - mean
+        away = away / (v * v) if self.skip == "scalar" else self.noise.covariance.wiener(away, tau, region)
+        return mean + away + (wide / v) * scale * self._network(x, tau, region, extra).to(x.dtype)
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""

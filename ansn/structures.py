@@ -61,6 +61,11 @@ class Structure(abc.ABC):
     def eigenvalues(self, r: Tensor) -> Tensor:
         """Eigenvalues, ascending, ``[K, d]``."""
 
+    @abc.abstractmethod
+    def spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
+        """``Q`` and l with ``S = Q diag(l r) Q^T``, ``R = Q diag(r) Q^T``, of S and R with one eigenbasis:
+        ``[K, d, d]`` (None where it is the coordinates' own) and ``[K, d]``."""
+
     def bytes(self, regions: int, dim: int, state: torch.dtype, factor: torch.dtype) -> int:
         """Bytes of scatter and factor, and of a refresh: about six temporaries in the state's dtype, measured."""
         elements = 1
@@ -117,6 +122,10 @@ class Dense(Structure):
     def eigenvalues(self, r: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(r)
 
+    def spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
+        values, vectors = torch.linalg.eigh(s)
+        return vectors, values.clamp_min(0) / ((r @ vectors) * vectors).sum(1)
+
 
 class Diagonal(Structure):
     """Variances only: ``[K, d]``, the per-pixel control."""
@@ -152,6 +161,9 @@ class Diagonal(Structure):
 
     def eigenvalues(self, r: Tensor) -> Tensor:
         return r.sort(dim=1).values
+
+    def spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, s.clamp_min(0) / r
 
 
 def _powers(values: Tensor, gamma: float, eps: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from experiments.lab.statistics import Sooner, by_seed, estimate, paired, reache
 from experiments.lab.training import (
     CONTROLS,
     FAMILY,
-    SKIPS,
     SPECTRAL,
+    WIENER,
     Setup,
     blur,
     distance,
@@ -38,7 +38,7 @@ from experiments.lab.training import (
     tuned,
 )
 
-SHAPES = (*CONTROLS, *FAMILY, *SPECTRAL, *SKIPS)
+SHAPES = (*CONTROLS, *FAMILY, *SPECTRAL, *WIENER)
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_SEED = 1000
 CONTROL = "rho=0"
@@ -58,9 +58,9 @@ STEPS = {
 }
 # A step of the U-Net costs as much as three of the others: the shapes that the question is about.
 _MNIST_SHAPES = (
-    "rho=0", "diagonal", "whitened", "rho=0.2", "rho=0.5", "rho=1", "gamma=0.25", "gamma=0.5", SKIPS[0],
+    "rho=0", "diagonal", "whitened", "rho=0.2", "rho=0.5", "rho=1", "gamma=0.25", "gamma=0.5", *WIENER,
 )  # fmt: skip
-_DRAWN = ("rho=0", "rho=0.2", "rho=0.5", "rho=1", "whitened", "diagonal", "gamma=0.5", SKIPS[0])
+_DRAWN = ("rho=0", "rho=0.2", "rho=0.5", "rho=1", "whitened", "diagonal", "gamma=0.5", WIENER[0])
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -242,11 +242,12 @@ def section(rows: list[Row], folder: Path) -> Section:
     for name in problems(rows):
         tables.append(_end(rows, name))
     drawn = [_curves(rows, folder, metric) for metric in ("fd", "nll")] + [_curves(rows, folder, "fd", "seconds")]
-    told = [sentence(rows, s) for s in ("rho=0.2", "rho=1", "whitened", "diagonal", "gamma=0.5", *SKIPS) if s in others]
+    told = [sentence(rows, s) for s in ("rho=0.2", "rho=1", "whitened", "diagonal", "gamma=0.5", *WIENER)
+            if s in others]  # fmt: skip
     told += [sentence(rows, "rho=0.5", "nll"), *_quick(rows)]
     told += [pair(rows, *both) for both in (
-        ("rho=0.5", "fixed rho=0.5"), ("rho=1", "whitened"), ("rho=0.5", "whitened"), (SKIPS[0], CONTROL),
-        (SKIPS[1], "rho=0.5"), (SKIPS[1], SKIPS[0]), ("rho=1", SKIPS[0]),
+        ("rho=0.5", "fixed rho=0.5"), ("rho=1", "whitened"), ("rho=0.5", "whitened"), (WIENER[0], CONTROL),
+        (WIENER[1], "rho=0.5"), (WIENER[1], WIENER[0]), ("rho=1", WIENER[0]),
     )]  # fmt: skip
     edges = sorted({
         f"{row['shape']} on {row['problem']}" for row in rows if row["lr"] in (RATES[0], RATES[-1])
@@ -279,14 +280,14 @@ data for each shape. Frechet distance in the hidden layer of a classifier (digit
 (others), against the training rows; energy distance in bare coordinates; likelihood by the probability flow (Heun, two
 probes), of the data perturbed at tau = 0.01 by each shape's own R, which Gaussian data would pay for with `blur` nats a
 dimension. `fixed` takes the covariance from all the data beforehand, all others learn it while training; `diagonal` is
-rho = 0.5 of the pixels' variances; `whitened` is isotropic noise on whitened data; `gaussian skip` is noise of that
-shape under a denoiser that begins as the best one of Gaussian data, `D = m + S (S + tau^2 R)^-1 (x~ - m) + ...`, as
+rho = 0.5 of the pixels' variances; `whitened` is isotropic noise on whitened data; `wiener` is noise of that shape
+under a denoiser that begins as the best one of Gaussian data, `D = m + S (S + tau^2 R)^-1 (x~ - m) + ...`, as
 rho = 1 and `whitened` do: it tells what the noise's shape does from what the network is given to begin with."""
 
 
 def _beginning(rows: Sequence[Row]) -> str:
     """Whether the noise's shape or what the network is given to begin with does more, by problems at the last step."""
-    skip = SKIPS[0]
+    skip = WIENER[0]
     if skip not in shapes(rows):
         return ""
     counts = {s: {k: len(v) for k, v in verdicts(rows, s, "fd", True).items()} for s in ("rho=0.5", skip)}

@@ -31,8 +31,8 @@ def another(name: str) -> Any:
     """A value of the right type that is not the default."""
     given = {
         "structure": "diagonal", "root": "symmetric", "regions": "labels", "ladder": "paper", "network": "unet",
-        "training_levels": "ladder", "prediction": "whitened", "metric": "paper", "schedule": "cosine",
-        "start": "uniform", "convention": "ncsn",
+        "training_levels": "ladder", "prediction": "whitened", "skip": "wiener", "metric": "paper",
+        "schedule": "cosine", "start": "uniform", "convention": "ncsn",
         "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
         "freeze_after": 77,
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -170,13 +171,13 @@ def test_the_factor_is_remade_at_five_percent_growth():
     """O(log n) times, at exactly the points that the rule says."""
     covariance = AdaptiveCovariance(2)
     at: list[int] = []
-    original = covariance.refresh
+    original = covariance._refresh
 
-    def refresh() -> None:
-        original()
+    def refresh(spectrum: bool) -> None:
+        original(spectrum)
         at.append(covariance.seen)
 
-    covariance.refresh = refresh  # type: ignore[method-assign]
+    covariance._refresh = refresh  # type: ignore[method-assign]
     expected, last = [], 0
     for n, x in enumerate(randn(1500, 1, 2), start=1):
         before = covariance.factor.clone()
@@ -247,17 +248,20 @@ def test_a_bad_batch_leaves_the_state_as_it_was():
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_saved_state_continues_bit_for_bit(structure, frozen):
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_saved_state_continues_bit_for_bit(structure, frozen, tracked):
     options = {"regions": 2, "structure": structure, "forgetting": 0.95}
     batches, region = randn(8, 11, 3), torch.arange(11) % 2
-    one = AdaptiveCovariance(3, **options)
+    one, other = AdaptiveCovariance(3, **options), AdaptiveCovariance(3, **options)
+    if tracked:
+        one.track_spectrum(), other.track_spectrum()
     for x in batches[:4]:
         one.update(x, region)
     if frozen:
         one.freeze()
-    other = AdaptiveCovariance(3, **options)
     other.load_state_dict(load(save(one.state_dict())))
     assert (other.seen, other.seen_at_refresh, other.frozen) == (one.seen, one.seen_at_refresh, frozen)
+    assert other.seen_at_spectrum == one.seen_at_spectrum
     for x in batches[4:]:
         one.update(x, region)
         other.update(x, region)
@@ -400,3 +404,59 @@ def test_merging_what_was_gathered_under_forgetting_is_updating_with_it():
     other.merge(gathered, 15, decay=0.8**3)
     assert torch.allclose(one.count, other.count, rtol=1e-12)
     assert torch.allclose(one.covariance(), other.covariance(), rtol=1e-11)
+
+
+# -- spectrum
+
+
+def test_the_spectrum_is_remade_when_the_points_have_doubled_and_at_the_end():
+    """In between the factor goes on alone; the filter is then that of the S and R it was made from."""
+    covariance = AdaptiveCovariance(3, rho=0.5, factor_dtype=torch.float64).track_spectrum()
+    x, tau, v = randn(200, 3) @ torch.linalg.cholesky(spd(3)).T, torch.full((4,), 0.7, dtype=torch.float64), randn(4, 3)
+    made = []
+    for row in range(0, 200, 10):
+        before, kept = covariance.wiener(v, tau), covariance.ratio
+        covariance.update(x[row : row + 10])
+        assert covariance.ratio is kept  # in place
+        if not torch.equal(covariance.wiener(v, tau), before):
+            made.append(row + 10)
+            assert rms_ratio(covariance.wiener(v, tau), filtered(covariance, v, 0.7)) < 1e-12
+    assert made == [10, 20, 40, 80, 160]
+    assert rms_ratio(covariance.wiener(v, tau), filtered(covariance, v, 0.7)) > 1e-4
+    covariance.freeze()
+    assert rms_ratio(covariance.wiener(v, tau), filtered(covariance, v, 0.7)) < 1e-12
+
+
+def filtered(covariance: AdaptiveCovariance, v: torch.Tensor, tau: float) -> torch.Tensor:
+    s, r = covariance.covariance()[0], covariance.noise_shape()[0]
+    return torch.linalg.solve(s + tau**2 * r, v.T).T @ s
+
+
+def test_under_forgetting_the_spectrum_keeps_up_with_the_memory():
+    """It remembers about 80 points, so it is remade every 80 however many there were."""
+    covariance = AdaptiveCovariance(3, forgetting=0.875, factor_dtype=torch.float64).track_spectrum()
+    at = []
+    for row in range(100):
+        covariance.update(randn(10, 3, seed=row))
+        at.append(covariance.seen_at_spectrum)
+    late = sorted({n for n in at if n > 200})
+    assert len(late) >= 7
+    assert {b - a for a, b in pairwise(late)} == {80}
+
+
+def test_a_frozen_covariance_tells_its_spectrum_too():
+    v, tau = randn(4, 3), torch.full((4,), 0.7, dtype=torch.float64)
+    covariance = AdaptiveCovariance(3, factor_dtype=torch.float64).update(randn(50, 3)).freeze()
+    with pytest.raises(ValueError, match=r"^wiener: the spectrum is not tracked"):
+        covariance.wiener(v, tau)
+    assert rms_ratio(covariance.track_spectrum().wiener(v, tau), filtered(covariance, v, 0.7)) < 1e-12
+
+
+def test_a_direction_without_variance_is_filtered_out():
+    """S of rank 1 in three dimensions, without a ridge of note: what is orthogonal to the data goes."""
+    x = randn(50, 1) * torch.tensor([[1.0, 2.0, 2.0]])
+    covariance = AdaptiveCovariance(3, eps_floor=0.0, factor_dtype=torch.float64).update(x).freeze().track_spectrum()
+    v = torch.tensor([[2.0, -1.0, 0.0], [1.0, 2.0, 2.0]], dtype=torch.float64)
+    out = covariance.wiener(v, torch.full((2,), 0.1, dtype=torch.float64))
+    assert float(out[0].norm()) < 1e-7
+    assert rms_ratio(out[1] / out[1, 0], v[1]) < 1e-7

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import AdaptiveCovariance, Denoiser, networks
-from tests.oracles import fixed_covariance, noise_model, randn, spd
+from tests.oracles import fixed_covariance, gaussian, noise_model, randn, spd
 from tests.tolerances import EXACT, rms_ratio
 
 D = 4
@@ -53,6 +53,40 @@ def test_a_network_that_gives_zero_gives_the_denoiser_of_white_data():
     model = Denoiser(networks.MLP((D,), hidden=8).double(), noise_model(shape))
     x = randn(5, D)
     assert rms_ratio(model(x, 2.0).detach(), shape.center[0] + (x - shape.center[0]) / 5) < EXACT
+
+
+FAMILIES = [{"rho": 0.0}, {"rho": 0.5}, {"gamma": -0.5}, {"gamma": 0.5, "root": "symmetric"}, {"structure": "diagonal"}]
+
+
+@pytest.mark.parametrize("options", FAMILIES, ids=str)
+def test_a_wiener_skip_is_the_denoiser_of_gaussian_data(options):
+    """``E[x | x~] = m + S (S + Sigma)^-1 (x~ - m)`` for every shape of the noise, where the network gives zero."""
+    points = 2.0 + randn(60, D) @ torch.linalg.cholesky(spd(D)).T
+    shape = AdaptiveCovariance(D, factor_dtype=torch.float64, **options).update(points).freeze()
+    model = Denoiser(networks.MLP((D,), hidden=8).double(), noise_model(shape), skip="wiener")
+    x, tau = randn(5, D), torch.linspace(0.1, 4.0, 5, dtype=torch.float64)
+    s, r = torch.cov(points.T), shape.noise_shape()[0]
+    if r.ndim == 1:
+        s, r = s.diagonal().diag(), r.diag()
+    exact = gaussian(points.mean(0), s).denoised(x, tau.square().reshape(-1, 1, 1) * r)
+    assert rms_ratio(model(x, tau).detach(), exact) < 1e-12
+
+
+def test_a_wiener_skip_leaves_the_network_s_part_as_it_is():
+    shape, x, tau = covariance(), randn(5, D), torch.linspace(0.1, 4.0, 5, dtype=torch.float64)
+    scalar, wiener = (Denoiser(Recorder(), noise_model(shape), skip=skip) for skip in ("scalar", "wiener"))
+    away = x - shape.center[0]
+    difference = shape.wiener(away, tau) - away / (1 + tau.square().unsqueeze(1))
+    assert rms_ratio(wiener(x, tau) - scalar(x, tau), difference) < 1e-12
+    assert torch.equal(scalar.network.seen[0][0], wiener.network.seen[0][0])
+
+
+def test_a_wiener_skip_where_r_is_s_is_the_scalar_one():
+    points = randn(60, D) @ torch.linalg.cholesky(spd(D)).T
+    shape = AdaptiveCovariance(D, rho=1.0, eps=0.0, factor_dtype=torch.float64).update(points).freeze()
+    x = randn(5, D)
+    scalar, wiener = (Denoiser(Recorder(), noise_model(shape), skip=skip)(x, 0.7) for skip in ("scalar", "wiener"))
+    assert rms_ratio(wiener, scalar) < 1e-12
 
 
 def test_without_preconditioning_the_network_is_the_denoiser():
@@ -128,29 +162,33 @@ def test_output_has_the_input_s_dtype(prediction, dtype):
         assert (value.dtype, value.shape) == (dtype, x.shape)
 
 
-def test_regions_have_their_own_center_and_scale():
+@pytest.mark.parametrize("skip", ["scalar", "wiener"])
+def test_regions_have_their_own_center_and_scale(skip):
     """And rows are not confused with regions where there happen to be as many."""
     shape = AdaptiveCovariance(D, regions=3, factor_dtype=torch.float64)
     for k in range(3):
         shape.update(5.0 * k + (k + 1) * randn(40, D, seed=k), torch.full((40,), k))
     shape.freeze()
-    model, x, region = Denoiser(Recorder(), noise_model(shape)), randn(3, D), torch.tensor([2, 0, 2])
+    model, x, region = Denoiser(Recorder(), noise_model(shape), skip=skip), randn(3, D), torch.tensor([2, 0, 2])
     out = model(x, 0.5, region)
     for row, k in enumerate(region.tolist()):
         single = (
             AdaptiveCovariance(D, factor_dtype=torch.float64).update(5.0 * k + (k + 1) * randn(40, D, seed=k)).freeze()
         )
-        assert rms_ratio(out[row], Denoiser(Recorder(), noise_model(single))(x[row : row + 1], 0.5)[0]) < 1e-10
+        alone = Denoiser(Recorder(), noise_model(single), skip=skip)
+        assert rms_ratio(out[row], alone(x[row : row + 1], 0.5)[0]) < 1e-10
     for rows in (1, 3, 5):
         with pytest.raises(ValueError, match=r"region: got None, expected int64 \[\d\] because there are 3 regions"):
             model(randn(rows, D), 0.5)
 
 
-@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
-def test_gradients_reach_the_network_and_x(prediction):
+@pytest.mark.parametrize(
+    "options", [{}, {"prediction": "whitened"}, {"skip": "wiener"}], ids=["denoiser", "whitened", "wiener"]
+)
+def test_gradients_reach_the_network_and_x(options):
     network = networks.MLP((D,), hidden=8).double()
     nn.init.normal_(network.output.weight, generator=torch.Generator().manual_seed(0))
-    model = Denoiser(network, noise_model(covariance()), prediction)
+    model = Denoiser(network, noise_model(covariance()), **options)
     x = randn(3, D).requires_grad_()
     for quantity in (model, model.f, model.score):
         assert torch.autograd.gradcheck(lambda x: quantity(x, 0.5), (x,))  # noqa: B023
@@ -166,6 +204,9 @@ def model_of(**options) -> Denoiser:
     ("name", "call"),
     [
         ("prediction", lambda: model_of(prediction="noise")),
+        ("skip", lambda: model_of(skip="gaussian")),
+        ("skip", lambda: model_of(skip="wiener", prediction="whitened")),
+        ("skip", lambda: model_of(skip="wiener", precondition=False)),
         ("network.conditioning", lambda: Denoiser(Recorder("sigma"), noise_model(covariance()))),
         ("x", lambda: model_of()(randn(3, D + 1), 0.5)),
         ("x", lambda: model_of()(randn(3, 2, 2), 0.5)),

@@ -115,3 +115,14 @@ def test_eigenvalues_ascend(structure):
     assert values.shape == (K, D)
     expected = np.stack([np.sort(np.linalg.eigvalsh(m)) for m in restored(structure, r).numpy()])
     assert rms_ratio(values, torch.as_tensor(expected)) < 1e-11
+
+
+def test_spectrum(structure):
+    """``S = Q diag(l r) Q^T`` and ``R = Q diag(r) Q^T`` from S and an R of the same eigenbasis."""
+    s = stored(structure, matrices())
+    r = 0.5 * s + structure.scaled_identity(torch.tensor([0.1, 1.0, 2.0]).double(), D)
+    basis, ratio = structure.spectrum(s, r)
+    q = torch.eye(D).double().expand(K, D, D) if basis is None else basis
+    assert rms_ratio(q.mT @ q, torch.eye(D).double().expand(K, D, D)) < EXACT
+    spread = torch.einsum("kij,kil,klj->kj", q, restored(structure, r), q)
+    assert rms_ratio((q * (ratio * spread).unsqueeze(1)) @ q.mT, restored(structure, s)) < EXACT

@@ -115,7 +115,7 @@ def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.
             network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
         model = Denoiser(
             network, noise, config.network.prediction, precondition=config.network.precondition,
-            label_dropout=config.network.label_dropout,
+            skip=config.network.skip, label_dropout=config.network.label_dropout,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None

@@ -26,7 +26,7 @@ from ansn.evaluation.discrepancy import energy_distance
 from experiments.lab.problems import Problem
 
 CONTROLS = ("rho=0", "diagonal", "whitened", "fixed rho=0.5")
-SKIPS = ("gaussian skip rho=0", "gaussian skip rho=0.5")
+WIENER = ("wiener rho=0", "wiener rho=0.5")
 FAMILY = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
 SPECTRAL = ("gamma=0.25", "gamma=0.5")
 DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and floors are made from
@@ -36,10 +36,10 @@ DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and f
 class Setup:
     """One training run. ``shape``: ``rho=R`` or ``gamma=G`` (learned online), either with ``fixed`` before it (from the
     whole data set at the start), ``diagonal`` (rho = 0.5 of the pixels' variances alone) or ``whitened`` (isotropic
-    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``gaussian skip`` before a shape: see
-    :class:`GaussianSkip`. ``labels``: ``network`` tells a class-conditional
-    network the class, ``regions`` also shapes the noise of each class by its own covariance (math section 6).
-    ``decay``: share of the steps, the last ones, over which the learning rate falls to 0."""
+    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``wiener`` before a shape: under a
+    denoiser with that skip. ``labels``: ``network`` tells a class-conditional network the class, ``regions`` also
+    shapes the noise of each class by its own covariance (math section 6). ``decay``: share of the steps, the last
+    ones, over which the learning rate falls to 0."""
 
     shape: str = "rho=0"
     seed: int = 0
@@ -124,42 +124,6 @@ class Trained:
         return found.log_density - self.frame.log_volume
 
 
-class GaussianSkip(ansn.Denoiser):
-    """A denoiser that begins as the best one of Gaussian data, whatever the noise's shape::
-
-        D = m + S (S + tau^2 R)^-1 (x~ - m) + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
-
-    Where R is S this is the package's preconditioning; under other shapes the package begins with ``1 / (1 + tau^2)``
-    in every direction. It tells the shape of the noise from what the network is given to begin with. One region.
-    """
-
-    def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
-        tau = self._tau(x, sigma)
-        mean, scale = self._snapshot(x, region)
-        basis, inverse, l = self._spectrum()
-        wide = tau.double().unsqueeze(1)
-        away = (x - mean).flatten(1).double() @ inverse.T
-        skip = (away * (l / (l + wide**2))) @ basis.T
-        tall = tau.to(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
-        learned = (tall / torch.sqrt(1.0 + tall**2)) * scale * self._network(x, tau, region, extra).to(x.dtype)
-        return mean + skip.to(x.dtype).reshape(x.shape) + learned
-
-    @torch.no_grad()
-    def _spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``W``, ``W^-1`` and l with ``R = W W^T``, ``S = W diag(l) W^T``, float64, kept until R changes."""
-        covariance = self.noise.covariance
-        kept = getattr(self, "_kept", None)
-        if kept is None or kept[0] != covariance.revision:
-            r, s = covariance.noise_shape()[0].double(), covariance.covariance()[0].double()
-            factor = torch.linalg.cholesky(r)
-            half = torch.linalg.solve_triangular(factor, s, upper=False)
-            l, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.T, upper=False))
-            inverse = torch.linalg.solve_triangular(factor, torch.eye(len(r), dtype=r.dtype), upper=False)
-            kept = covariance.revision, (factor @ vectors, vectors.T @ inverse, l.clamp_min(0))
-            object.__setattr__(self, "_kept", kept)
-        return kept[1]
-
-
 def one_copy(data: Dataset) -> Tensor:
     """All rows, dequantised once and for all where the data set is."""
     return data.batch(torch.arange(len(data)), seed=DATA_SEED)[0]
@@ -215,8 +179,8 @@ def fit(
     noise, frame = made or noise_model(problem, setup)
     torch.manual_seed(setup.seed)
     network = problem.network()
-    kind = GaussianSkip if setup.shape.startswith("gaussian skip") else ansn.Denoiser
-    model = kind(network, noise)
+    skip = "wiener" if setup.shape.startswith("wiener ") else "scalar"
+    model = ansn.Denoiser(network, noise, skip=skip)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
     total, since, seconds, begun = 0.0, 0, 0.0, time.process_time()
@@ -240,7 +204,7 @@ def fit(
             return
         if step + 1 in at:
             seconds += time.process_time() - begun
-            averaged = kind(average.module, noise).eval()
+            averaged = ansn.Denoiser(average.module, noise, skip=skip).eval()
             yield Trained(step + 1, seconds, total / since, averaged, frame, model)
             total, since, begun = 0.0, 0, time.process_time()
 
@@ -342,7 +306,7 @@ def _family(shape: str) -> dict[str, Any]:
         return {"rho": 0.0}
     if shape == "diagonal":
         return {"structure": "diagonal", "rho": 0.5}
-    name, _, value = shape.removeprefix("fixed ").removeprefix("gaussian skip ").partition("=")
+    name, _, value = shape.removeprefix("fixed ").removeprefix("wiener ").partition("=")
     if name not in ("rho", "gamma"):
         raise ValueError(f"shape: got {shape!r}, expected rho=R, gamma=G, diagonal or whitened")
     return {name: float(value)}

@@ -24,7 +24,6 @@ from experiments.lab.problems import anisotropic, fields, problem
 from experiments.lab.statistics import Estimate, estimate, log_ratio, paired, ratio, reached, sooner, table
 from experiments.lab.training import (
     Frame,
-    GaussianSkip,
     Setup,
     excess_loss,
     fit,
@@ -270,27 +269,13 @@ def test_a_fixed_shape_knows_all_data_from_the_start() -> None:
     assert noise.covariance.frozen
 
 
-@pytest.mark.parametrize("shape", ["gaussian skip rho=0", "gaussian skip rho=0.5", "gaussian skip gamma=0.5"])
-def test_the_gaussian_skip_is_the_best_denoiser_of_gaussian_data(shape: str) -> None:
-    learned = problem("mixture")
-    noise, frame = noise_model(learned, Setup(shape))
-    noise.update(one_copy(learned.train))
-    model = GaussianSkip(learned.network().double(), noise)  # a new network gives 0
-    s, r = noise.covariance.covariance()[0], frame.shape(noise)
-    m = noise.covariance.center[0].double()
-    x, tau = oracles.randn(6, 16), torch.logspace(-2, 1, 6, dtype=torch.float64)
-    exact = oracles.gaussian(m, s).denoised(x, tau.square()[:, None, None] * r)
-    torch.testing.assert_close(model(x, tau), exact, rtol=1e-5, atol=1e-6)
-    with torch.no_grad():
-        assert bool(torch.isfinite(model(x, 0.01)).all())
-
-
-def test_the_gaussian_skip_of_the_full_shape_is_the_packages_own() -> None:
-    learned = problem("mixture")
-    run, own = (next(fit(learned, Setup(s, steps=3))).model for s in ("gaussian skip rho=1", "rho=1"))
-    x, _ = own.noise.perturb(one_copy(learned.test)[:50], tau=0.7)
-    # But for the ridge, which R has and S has not: it matters in the smallest directions, where there is little of x.
-    torch.testing.assert_close(run(x, 0.7), own(x, 0.7), rtol=0, atol=0.05)
+@pytest.mark.parametrize(("shape", "rho"), [("wiener rho=0", 0.0), ("wiener rho=0.5", 0.5)])
+def test_a_wiener_shape_is_that_noise_under_that_skip(shape: str, rho: float) -> None:
+    run = next(fit(problem("mixture"), Setup(shape, steps=3)))
+    for model in (run.model, run.latest):
+        assert model.skip == "wiener"
+        assert model.noise.covariance.rho == rho
+    assert next(fit(problem("mixture"), Setup(f"rho={rho}", steps=3))).model.skip == "scalar"
 
 
 def test_the_diagonal_start_is_as_near_as_the_others() -> None:

@@ -28,6 +28,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "frozen before": {"freeze_after": 300},
     "frozen after": {"freeze_after": 900, "gamma": 0.5, "root": "symmetric"},
     "diagonal, geometric": {"structure": "diagonal", "ladder": "geometric"},
+    "wiener skip": {"skip": "wiener", "freeze_after": None},
+    "wiener skip, frozen, diagonal": {"skip": "wiener", "freeze_after": 900, "structure": "diagonal"},
     "whitened network": {"prediction": "whitened", "clip": 0.0},
     "unet": {"network": "unet", "width": 8, "multipliers": (1,), "batch_size": 8, "dropout": 0.2},
 }
