@@ -39,8 +39,8 @@ class NoiseConfig:
     structure: Literal["dense", "diagonal"] = "dense"
     """Storage of the covariance: d^2 numbers, or d."""
     rho: float | None = None
-    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); when neither rho nor gamma is
-    given 0.5 for images and 1 for tables and other vectors, as docs/results.md found."""
+    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma
+    is given, as docs/results.md found."""
     gamma: float | None = None
     """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
     eps: float | None = None
@@ -95,9 +95,9 @@ class NetworkConfig:
     """The network gives the denoised data, or the whitened f of the paper's s_theta."""
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
-    skip: Literal["scalar", "wiener"] = "scalar"
-    """What the denoiser is before it learns: the data pulled to its mean, alike in every direction, or the best
-    denoiser of Gaussian data of the learned covariance. They are one at rho 1."""
+    skip: Literal["scalar", "wiener"] | None = None
+    """What a preconditioned denoiser is before it learns: its input pulled to the mean, alike in every direction, or
+    (the default) the best denoiser of Gaussian data of the learned covariance. They are one at rho 1."""
     metric: Literal["pixel", "whitened", "paper"] | None = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 

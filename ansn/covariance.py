@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -21,7 +22,7 @@ QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
 """Variance of the rounding of 8-bit data scaled to [0, 1]."""
 
 SPECTRUM_GROWTH = 1.0
-"""Growth of the number of points after which a tracked spectrum is remade: an eigendecomposition costs some thirty
+"""Growth of the number of points after which a tracked spectrum is remade: an eigendecomposition costs some fifteen
 factorisations."""
 
 
@@ -45,8 +46,7 @@ class AdaptiveCovariance(nn.Module):
         shape: shape of one data point, ``(1, 28, 28)`` or ``(d,)`` or ``d``.
         regions: K. K = 1 is the paper.
         structure: ``"dense"`` (K d^2 numbers) or ``"diagonal"`` (K d).
-        rho: anisotropy in [0, 1]; default 0.5 when gamma is not given. 1 serves tables and fields better
-            (docs/results.md).
+        rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
         gamma: exponent of the spectral family, instead of rho. Needs an eigendecomposition at each refresh.
         eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
         eps_floor: smallest default ridge; by default the quantisation noise of 8-bit data in [0, 1]. Give 0 for
@@ -392,6 +392,11 @@ class AdaptiveCovariance(nn.Module):
         self.seen, self.seen_at_refresh, self.seen_at_spectrum = seen, at_refresh, at_spectrum
         self.frozen = bool(frozen)
         self.revision += 1
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}ratio" in state_dict:  # of one that tracked its spectrum
+            self.track_spectrum()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:
         keep_dtypes(self, fn)

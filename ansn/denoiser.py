@@ -24,11 +24,11 @@ class Denoiser(nn.Module):
 
     * ``prediction="denoiser"``, a network in data units::
 
-          D = m + (x~ - m) / v^2 + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
+          D = m + S (S + tau^2 R)^-1 (x~ - m) + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
 
-      which is EDM's preconditioning (Karras et al. 2022, Table 1) in units where the data has unit variance. With
-      ``skip="wiener"`` the second term is ``S (S + tau^2 R)^-1 (x~ - m)``: the denoiser of Gaussian data is there from
-      the start, whatever the shape of the noise. Where R is S the two are one.
+      The second term, the Wiener filter, is the denoiser of Gaussian data whatever the shape of the noise. With
+      ``skip="scalar"`` it is ``(x~ - m) / v^2``, EDM's preconditioning (Karras et al. 2022, Table 1) in units where the
+      data has unit variance. Where R is S the two are one.
     * ``prediction="whitened"``, the paper's ``s_theta``: the network gives ``f``, and ``D = x~ + tau L f``.
 
     Args:
@@ -40,8 +40,9 @@ class Denoiser(nn.Module):
         noise: levels and covariance; ``tau`` below is in its units.
         prediction: what the network gives.
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
-        skip: ``"scalar"`` or ``"wiener"``, for a denoiser network with preconditioning. The latter makes the
-            covariance track its spectrum and costs two products with a ``[d, d]`` matrix an evaluation.
+        skip: ``"scalar"`` or ``"wiener"``; the latter is for a denoiser network with preconditioning, and the default
+            there (docs/results.md: it trains several times faster on anisotropic data). It makes the covariance track
+            its spectrum and costs two products with a ``[d, d]`` matrix an evaluation.
         label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
             denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
     """
@@ -53,15 +54,18 @@ class Denoiser(nn.Module):
         prediction: str = "denoiser",
         *,
         precondition: bool = True,
-        skip: str = "scalar",
+        skip: str | None = None,
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+        preconditioned = precondition and prediction == "denoiser"
+        if skip is None:
+            skip = "wiener" if preconditioned else "scalar"
         if skip not in SKIPS:
             raise ValueError(f"skip: got {skip!r}, expected one of {', '.join(SKIPS)}")
-        if skip == "wiener" and not (precondition and prediction == "denoiser"):
+        if skip == "wiener" and not preconditioned:
             raise ValueError("skip: got 'wiener', expected 'scalar' but for prediction='denoiser', precondition=True")
         conditioning = getattr(network, "conditioning", "log")
         if conditioning not in ("log", "index", "none"):

@@ -39,6 +39,7 @@ from experiments.lab.mixture import Mixture
 from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, problem
 from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
 from experiments.lab.training import (
+    WIENER,
     Frame,
     Setup,
     Trained,
@@ -62,12 +63,13 @@ QUICK_STEPS = (4, 8)
 SHAPES = {
     "digits": (
         "rho=0", "rho=0.2", "rho=0.5", "rho=0.8", "rho=1", "gamma=-0.5", "gamma=0.25", "gamma=0.5", "diagonal",
+        *WIENER,
     ),
-    "fields": ("rho=0", "rho=0.5", "rho=1", "gamma=-0.5", "gamma=0.5"),
+    "fields": ("rho=0", "rho=0.5", "rho=1", "gamma=-0.5", "gamma=0.5", *WIENER),
 }  # fmt: skip
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "symmetric root": ({"root": "symmetric"}, ("rho=0.5", "rho=1")),
-    "whitened metric": ({"metric": "whitened"}, ("rho=0", "rho=0.5", "rho=1")),
+    "whitened metric": ({"metric": "whitened"}, ("rho=0", "rho=0.5", "rho=1", WIENER[1])),
     "paper metric": ({"metric": "paper"}, ("rho=0.5", "rho=1")),
     "frozen after 500 rows": ({"freeze_after": 500}, ("rho=0.5",)),
     "frozen after 5000 rows": ({"freeze_after": 5000}, ("rho=0.5",)),
@@ -75,16 +77,18 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "warm-up of 5000 rows": ({"warmup": 5000}, ("rho=0.5",)),
 }
 DISTRIBUTIONS = ((-0.5, 1.2), (-1.2, 1.2), (0.2, 1.2), (-0.5, 0.8), (-0.5, 1.8))  # mean and deviation of ln tau
-TUNED_SHAPES = ("rho=0", "rho=0.5", "rho=1")
+TUNED_SHAPES = ("rho=0", "rho=0.5", "rho=1", WIENER[1])
 TUNED_ON = ("digits", "table")
 DRIFT = (
     ("rho=0", "fixed"), ("rho=0", "online"), ("rho=0", "forgetting 0.98"),
     ("rho=0.5", "fixed"), ("rho=0.5", "online"), ("rho=0.5", "forgetting 0.98"), ("rho=0.5", "forgetting 0.9"),
+    (WIENER[1], "fixed"), (WIENER[1], "online"), (WIENER[1], "forgetting 0.98"),
 )  # fmt: skip
 SOURCES = ("data", "fisher", "posterior", "score")
 LATE: dict[str, tuple[str, dict[str, Any]]] = {
     "rho=0": ("rho=0", {}),
     "rho=1": ("rho=1", {}),
+    WIENER[1]: (WIENER[1], {}),
     "rho=1, rate falls": ("rho=1", {"decay": 0.5}),
     "rho=1, 400 rows": ("rho=1", {}),
 }
@@ -938,7 +942,8 @@ features on digits, with 20 in whitened coordinates elsewhere; "less" is a paire
 better, bold where its interval leaves out 0. Many intervals are looked at, of which one in twenty leaves out 0 by
 chance. *Levels*: of 5 distributions the one whose run has the smallest distance, then of 13 ladders, both under a
 seed of their own. *Drift*: 16 dimensions, five modes; *fixed* learns covariance, mean and scale in the first tenth;
-each shape is also learned online, with and without forgetting. *Score*: R is half isotropic and half, at the data's
+each shape is also learned online, with and without forgetting. `wiener` is noise of that shape under a denoiser that
+begins as the best one of Gaussian data. *Score*: R is half isotropic and half, at the data's
 trace, the covariance of the data; *fisher*, inverse Fisher information of the perturbed data less the noise, which is
 the data's covariance for Gaussian data and the width within modes for others; *posterior*, what noise of level 0.3
 leaves uncertain; or *score*, the covariance of the score itself, wide where data is thin. All are fixed before

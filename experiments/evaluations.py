@@ -32,6 +32,7 @@ from experiments.lab.statistics import Sooner, by_seed, estimate, paired, reache
 from experiments.lab.training import (
     CONTROLS,
     FAMILY,
+    WIENER,
     Frame,
     Setup,
     Trained,
@@ -43,8 +44,9 @@ from experiments.lab.training import (
     tuned,
 )
 
-SHAPES = (*CONTROLS, *FAMILY)
-EXACT_SHAPES = tuple(s for s in SHAPES if not s.startswith("fixed"))  # exact moments are fixed ones
+SHAPES = (*CONTROLS, *FAMILY, *WIENER)
+# Exact moments are fixed ones, and an exact denoiser has nothing to begin with.
+EXACT_SHAPES = tuple(s for s in (*CONTROLS, *FAMILY) if not s.startswith("fixed"))
 PROBLEMS = ("mixture", "digits", "fields")
 COUNTS = (3, 4, 6, 8, 12, 20, 40)
 METHODS = ("dpmpp_2m", "heun")
@@ -273,6 +275,13 @@ def answer(rows: Sequence[Row]) -> str:
             f"with the exact score of the mixture, to {FIXED:g} times isotropic noise's limit: fewer in {exact[0]}"
             f" of {sum(exact)} shapes, more in {exact[1]}{_best(rows)}"
         )
+    wiener = counts(rows, "fixed", WIENER, "dpmpp_2m", False)
+    if sum(wiener):
+        parts.append(
+            "under a denoiser that begins as the best one of Gaussian data (`wiener`, isotropic or rho = 0.5), against"
+            f" isotropic noise without, to {FIXED:g} times its limit: fewer in {wiener[0]} of {sum(wiener)}, more in"
+            f" {wiener[1]}"
+        )
     head = "adapted noise against isotropic noise, pairs of a problem and a rho, DPM-Solver++(2M)"
     return f"{verdict}: {head}: {'; '.join(parts)}."
 
@@ -318,7 +327,8 @@ interpolated in the logarithm. Times fewer: geometric means over seeds of the is
 above 1 is fewer; a run that is there at the fewest evaluations, or never, bounds the ratio. A frozen global shape is
 isotropic noise in whitened coordinates with another view for the network, so `whitened` is the control for rho = 1.
 The flow starts from a Gaussian with the data's mean and covariance under every shape, isotropic noise's too;
-`diagonal` knows no correlations and starts higher."""
+`diagonal` knows no correlations and starts higher. `wiener` is noise of that shape under a denoiser that begins as the
+best one of Gaussian data."""
 
 
 def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tuple[str, str]:

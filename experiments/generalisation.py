@@ -26,7 +26,7 @@ from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.figure import curve, panels, save
 from experiments.lab.problems import Problem, problem
 from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
-from experiments.lab.training import Setup, Trained, blur, fit, noise_model, one_copy, tuned
+from experiments.lab.training import WIENER, Setup, Trained, blur, fit, noise_model, one_copy, tuned
 
 SEEDS = 5
 TUNING_SEED = 1000  # of no result
@@ -37,17 +37,18 @@ QUANTILE = 0.05  # of the test rows' distances: what counts as a repetition
 LEVELS = {"digits": 17}  # grey levels, for bits; other data has nats
 SHRINKAGE = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the Gaussian beside the networks
 
-EVERY = ("rho=0", "rho=0.5", "rho=1", "diagonal", "whitened", "fixed rho=0.5")
-MAIN = ("rho=0", "rho=0.5", "rho=1", "diagonal", "whitened")
+EVERY = ("rho=0", "rho=0.5", "rho=1", *WIENER, "diagonal", "whitened", "fixed rho=0.5")
+MAIN = ("rho=0", "rho=0.5", "rho=1", *WIENER, "diagonal", "whitened")
+FEW_SHAPES = ("rho=0", "rho=0.5", "rho=1", *WIENER)
 # Fields are alike at every point: there the per-pixel covariance is the isotropic one.
-STATIONARY = ("rho=0", "rho=0.5", "rho=1", "whitened")
+STATIONARY = ("rho=0", "rho=0.5", "rho=1", *WIENER, "whitened")
 FEW, MORE = (200, 400, 800, 1600), (200, 500, 1000)  # steps to look at, by rows: few are soon learned by heart
 PLAN: tuple[tuple[str, int, tuple[str, ...], tuple[int, ...]], ...] = (
     ("digits", 200, EVERY, FEW),
-    ("digits", 500, ("rho=0", "rho=0.5", "rho=1"), MORE),
+    ("digits", 500, FEW_SHAPES, MORE),
     ("digits", 1200, MAIN, MORE),
     ("fields", 200, STATIONARY, MORE),
-    ("fields", 1000, ("rho=0", "rho=0.5", "rho=1"), MORE),
+    ("fields", 1000, FEW_SHAPES, MORE),
 )
 QUICK: tuple[tuple[str, int, tuple[str, ...], tuple[int, ...]], ...] = (
     ("digits", 200, ("rho=0", "rho=0.5", "rho=1", "whitened"), (10, 20)),
@@ -208,7 +209,8 @@ Heun's method, one Rademacher probe, the same for every shape; as many training 
 dequantised and counted in bits a dimension, fields in nats a dimension. *Best* is the checkpoint with the best
 validation likelihood of each run; its test likelihood is reported. *Gap* is test less training. *Repeated*: share of
 450 samples that are nearer to a training row than 5 % of the test rows; *ratio*: their median distance over that of
-the test rows. Both have the validation rows beside them. *Gaussian* is a normal density with the training rows'
+the test rows. Both have the validation rows beside them. `wiener` is noise of that shape under a
+denoiser that begins as the best one of Gaussian data. *Gaussian* is a normal density with the training rows'
 covariance, shrunk as the validation rows like it. Every shape's density is that of data under its own lowest noise,
 0.01 R^1/2, of different volume for each shape: *blur*, the loss by it if the data were Gaussian, says how little that
 is."""
@@ -317,8 +319,9 @@ def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[s
         f"{_verdict(partial)}: at each run's best checkpoint and against isotropic noise, the held-out likelihood of"
         f" rho = 0.5 is {_counted(partial, unit)}"
     ]
-    if "rho=1" in at_best:
-        parts.append(f"that of rho = 1 is {_counted(at_best['rho=1'], unit)}")
+    for shape, told in (("rho=1", "that of rho = 1"), *((s, f"that of `{s}`") for s in WIENER)):
+        if shape in at_best:
+            parts.append(f"{told} is {_counted(at_best[shape], unit)}")
     repeated = []
     for plan, group in groups.items():
         last = max(row["step"] for row in group)

@@ -33,7 +33,7 @@ from experiments.lab.exact import ExactDenoiser, known_covariance
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import Problem, vectors
 from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
-from experiments.lab.training import Setup, Trained, diagonal_start, fit, tuned
+from experiments.lab.training import WIENER, Setup, Trained, diagonal_start, fit, tuned
 
 DIM = 8
 N = 1000  # samples of a seed
@@ -49,6 +49,7 @@ CONTROL = "rho=0"
 VARIANTS = {
     **{s: Setup(s) for s in ("rho=0", "diagonal", "whitened", "fixed rho=0.5")},
     **{s: Setup(s) for s in ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")},
+    **{s: Setup(s) for s in WIENER},
     "rho=0 lower levels": Setup("rho=0", log_mean=-2.0),
     "rho=1 whitened metric": Setup("rho=1", metric="whitened"),
     "rho=0 told": Setup("rho=0", labels="network"),
@@ -56,7 +57,8 @@ VARIANTS = {
     "rho=1 regions": Setup("rho=1", labels="regions"),
 }
 _ADAPTED = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
-_ALL = tuple(VARIANTS)[:11]
+_GLOBAL = tuple(VARIANTS)[:11]
+_ALL = tuple(VARIANTS)[:13]
 _ROTATED = ("rho=0", "rho=0.5", "rho=1", "rho=0 told", "rho=0.5 regions", "rho=1 regions")
 
 
@@ -304,7 +306,7 @@ def cells(settings: Settings) -> list[Cell]:
     out += [_cell("transport", "two", h, share=0.8, shape=s) for h in (3.0, 0.1) for s in ("rho=0", "rho=0.5", "rho=1")]
     out += [_cell("learned", "two", half, shape=s, steps=STEPS) for half in (1.0, 0.3, 0.1) for s in FEW_SHAPES]
     out += [_cell("learned", "two", 0.1, share=0.8, shape=s, steps=STEPS) for s in _ALL]
-    out += [_cell("learned", "eight", 1.0, shape=s, steps=EIGHT_STEPS) for s in _ALL[:9]]
+    out += [_cell("learned", "eight", 1.0, shape=s, steps=EIGHT_STEPS) for s in _GLOBAL]
     out += [_cell("learned", "rotated", 1.0, ratio=8.0, shape=s, steps=STEPS) for s in _ROTATED]
     return out
 
@@ -520,7 +522,7 @@ def answer(rows: Sequence[Row]) -> str:
         head = f"No: with a learned score adapted noise against isotropic noise kept modes {count}"
     else:
         head = f"Not in general: with a learned score adapted noise against isotropic noise kept modes {count}"
-    return "; ".join([head, *_early(rows), *_whitening(rows), *_regions(rows), *_ladder(rows)]) + "."
+    return "; ".join([head, *_early(rows), *_whitening(rows), *_wiener(rows), *_regions(rows), *_ladder(rows)]) + "."
 
 
 def _early(rows: Sequence[Row]) -> list[str]:
@@ -561,6 +563,21 @@ def _whitening(rows: Sequence[Row]) -> list[str]:
         f"isotropic noise on whitened data was better than adapted noise in {signs.count(-1)} of {len(signs)} pairs"
         f" of a setting and a rho, worse in {signs.count(1)}"
     ]
+
+
+def _wiener(rows: Sequence[Row]) -> list[str]:
+    """What a denoiser that begins as the Wiener filter does, under isotropic noise and under noise of rho = 0.5."""
+    out = []
+    for shape in WIENER:
+        bare, signs = shape.removeprefix("wiener "), []
+        for place in settings_of(rows, "learned"):
+            own = of(rows, "learned", place, sampler="flow")
+            if select(own, shape=shape):
+                signs.append(_WORDS[against(own, shape, bare).sign])
+        if signs:
+            told = ", ".join(f"{word} in {signs.count(word)}" for word in dict.fromkeys(signs))
+            out.append(f"{shape} against {bare}: {told} of {len(signs)} settings")
+    return out
 
 
 def _ladder(rows: Sequence[Row]) -> list[str]:
@@ -664,7 +681,8 @@ with 40 Karras levels to {LOW:g} (`flow low`), annealed Langevin with the paper'
 from order on the line (flow). *Learned*: residual MLP 64 x 2, {STEPS} steps (eight modes {EIGHT_STEPS}), batch 128,
 learning rate of each from {", ".join(f"{rate:g}" for rate in RATES)} by held-out loss under seed {TUNING_SEED} at
 half of the steps, 20 evaluations (`flow early`: after a quarter of the steps); `rho=0 lower levels` draws training
-levels around exp(-2) instead of exp(-0.5). {N} samples a seed. `shares`: total variation of the modes' shares, with
+levels around exp(-2) instead of exp(-0.5); `wiener` is noise of that shape under a denoiser that begins as the best one
+of Gaussian data. {N} samples a seed. `shares`: total variation of the modes' shares, with
 what lies outside of every mode (beyond the central {1 - OUTSIDE:g} in principal axes) as one more; `covariance`: mean
 over modes of `|W^-1/2 S W^-1/2 - I| / sqrt(d)`; sliced W2 in whitened coordinates. Floors: as many exact samples."""
 

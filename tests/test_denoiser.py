@@ -35,9 +35,9 @@ def covariance() -> AdaptiveCovariance:
 
 
 def test_preconditioning_is_the_formula():
-    """``D = m + (x~ - m)/v^2 + (tau/v) s G((x~ - m)/(v s), ln(tau)/4)``."""
+    """``D = m + (x~ - m)/v^2 + (tau/v) s G((x~ - m)/(v s), ln(tau)/4)``, with the scalar skip."""
     shape, network = covariance(), Recorder()
-    model = Denoiser(network, noise_model(shape))
+    model = Denoiser(network, noise_model(shape), skip="scalar")
     x, tau = randn(6, D, seed=1), torch.linspace(0.1, 4.0, 6, dtype=torch.float64)
     out = model(x, tau)
     m, s, v = shape.center[0], shape.scale[0], (1 + tau**2).sqrt().unsqueeze(1)
@@ -50,7 +50,7 @@ def test_preconditioning_is_the_formula():
 def test_a_network_that_gives_zero_gives_the_denoiser_of_white_data():
     """Data ``N(m, R)``: the posterior mean is ``m + (x~ - m)/(1 + tau^2)``, in every direction at once."""
     shape = covariance()
-    model = Denoiser(networks.MLP((D,), hidden=8).double(), noise_model(shape))
+    model = Denoiser(networks.MLP((D,), hidden=8).double(), noise_model(shape), skip="scalar")
     x = randn(5, D)
     assert rms_ratio(model(x, 2.0).detach(), shape.center[0] + (x - shape.center[0]) / 5) < EXACT
 
@@ -194,6 +194,12 @@ def test_gradients_reach_the_network_and_x(options):
         assert torch.autograd.gradcheck(lambda x: quantity(x, 0.5), (x,))  # noqa: B023
     model(x, 0.5).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
+def test_the_default_skip_is_the_wiener_filter_where_there_can_be_one():
+    assert model_of().skip == "wiener"
+    assert model_of(prediction="whitened").skip == "scalar"
+    assert model_of(precondition=False).skip == "scalar"
 
 
 def model_of(**options) -> Denoiser:

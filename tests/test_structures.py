@@ -117,9 +117,10 @@ def test_eigenvalues_ascend(structure):
     assert rms_ratio(values, torch.as_tensor(expected)) < 1e-11
 
 
-def test_spectrum(structure):
+@pytest.mark.parametrize("correlated", [True, False])
+def test_spectrum(structure, correlated):
     """``S = Q diag(l r) Q^T`` and ``R = Q diag(r) Q^T`` from S and an R of the same eigenbasis."""
-    s = stored(structure, matrices())
+    s = stored(structure, matrices() if correlated else torch.diag_embed(randn(K, D).square()))
     r = 0.5 * s + structure.scaled_identity(torch.tensor([0.1, 1.0, 2.0]).double(), D)
     basis, ratio = structure.spectrum(s, r)
     q = torch.eye(D).double().expand(K, D, D) if basis is None else basis

@@ -19,9 +19,9 @@ from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.errors import InputError
 from ansn.evaluation.measurement import Evaluation
+from ansn.files import write_atomic
 from ansn.sampling import METHODS
 from ansn.training import Run, load_run
-from ansn.training.checkpoint import write_atomic
 from ansn.training.distributed import choose_device
 from ansn.training.pictures import sampler_options
 

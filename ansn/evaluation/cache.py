@@ -11,7 +11,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ansn.data import Dataset
 from ansn.evaluation.features import everything
+from ansn.files import write_atomic
 
 
 def folder() -> Path:
@@ -57,8 +57,8 @@ def kept(settings: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]], 
     try:
         place.mkdir(parents=True, exist_ok=True)
         # The JSON last: without it there is no entry.
-        _replace(tensors, content)
-        _replace(entry, json.dumps(about, indent=1).encode())
+        write_atomic(tensors, content)
+        write_atomic(entry, json.dumps(about, indent=1))
     except OSError as error:
         warnings.warn(f"{place}: the classifier cannot be kept there ({error.strerror or error})", stacklevel=2)
     return made
@@ -75,14 +75,3 @@ def _read(tensors: Path, entry: Path, settings: Any) -> dict[str, Tensor] | None
         pass
     warnings.warn(f"{tensors}: is damaged and made again", stacklevel=3)
     return None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ansn.errors import InputError
-from ansn.training.checkpoint import write_atomic
+from ansn.files import write_atomic
 
 _SETTINGS, _DATA = "settings.json", ("rows.npy", "images")
 _PNG_END = b"IEND\xaeB`\x82"

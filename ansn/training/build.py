@@ -17,9 +17,6 @@ from ansn.errors import InputError
 from ansn.levels import Levels
 from ansn.noise import NoiseModel
 
-RHO = {"image": 0.5, "vector": 1.0}
-"""Anisotropy by kind of data. Below 1 the small directions of a correlated table or field are learned later than
-under isotropic noise; at 1 the denoiser begins as the best one of Gaussian data (docs/results.md)."""
 _PROBE = 2000  # points that the data-driven largest level looks at
 _PAIRS = 1000
 
@@ -63,12 +60,9 @@ def covariance(config: NoiseConfig, info: DataInfo, device: torch.device | str =
         if not info.num_classes:
             raise InputError(f"--regions labels: {info.name} has no labels; expected a labelled data set")
         regions = info.num_classes
-    rho = config.rho
-    if rho is None and config.gamma is None:
-        rho = RHO[info.kind]
     try:
         return AdaptiveCovariance(
-            info.shape, regions, config.structure, rho=rho, gamma=config.gamma, eps=config.eps,
+            info.shape, regions, config.structure, rho=config.rho, gamma=config.gamma, eps=config.eps,
             eps_floor=info.quantisation, root=config.root, forgetting=config.forgetting, device=device,
         )  # fmt: skip
     except (ValueError, MemoryError) as error:

@@ -25,16 +25,9 @@ from torch import Tensor
 from ansn.errors import InputError
 from ansn.ops._dispatch import BackendError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8,})")
 _KEEP = 2
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def steps(run: Path) -> list[int]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ansn.training.checkpoint import write_atomic
+from ansn.files import write_atomic
 
 
 def read_metrics(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:

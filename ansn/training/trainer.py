@@ -21,13 +21,13 @@ from torch.optim.swa_utils import AveragedModel
 from ansn.config import TrainConfig, differences, from_dict, to_dict, validate
 from ansn.data import Dataset, iterate, load_dataset
 from ansn.errors import InputError
+from ansn.files import write_atomic
 from ansn.levels import Levels
 from ansn.loss import dsm_loss
 from ansn.moments import RunningMoments
 from ansn.noise import Level
 from ansn.training import build, checkpoint
 from ansn.training.build import DataInfo
-from ansn.training.checkpoint import write_atomic
 from ansn.training.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
 from ansn.training.progress import Reporter
 

@@ -26,8 +26,8 @@ import tyro
 
 from ansn.cli.common import guarded, parsed
 from ansn.errors import InputError
+from ansn.files import write_atomic
 from ansn.machine import cpu_name
-from ansn.training.checkpoint import write_atomic
 
 Cell = dict[str, Any]
 Row = dict[str, Any]

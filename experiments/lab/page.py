@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from ansn.training.checkpoint import write_atomic
+from ansn.files import write_atomic
 from experiments.lab.claim import RESULTS, Claim, Row, Section, read
 
 CLAIMS = (

@@ -249,7 +249,7 @@ def network() -> Denoiser:
         return trained()
 
 
-SIDE, SPACING = torch.arange(-5.0, 5.0, 0.13, dtype=torch.float64), 0.13
+SIDE, SPACING = torch.arange(-5.0, 5.0, 0.09, dtype=torch.float64), 0.09
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import jinja2
@@ -20,6 +19,7 @@ from ansn.evaluation.measurement import Evaluation
 from ansn.evaluation.report import data, numbers, words
 from ansn.evaluation.report.page import NAMES, Material, Section, Shares
 from ansn.evaluation.trajectory import Trajectory
+from ansn.files import write_atomic
 from ansn.training.runs import Run
 
 __all__ = ["Shares", "write_report"]
@@ -68,8 +68,8 @@ def write_report(
     target = Path(folder)
     pictures = target / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
-    written = [_write(pictures / f"{p.name}.png", p.image.light) for s in made for p in s.pictures]
-    page_path = _write(target / NAME, page.encode("utf-8", "replace"))
+    written = [write_atomic(pictures / f"{p.name}.png", p.image.light) for s in made for p in s.pictures]
+    page_path = write_atomic(target / NAME, page.encode("utf-8", "replace"))
     for name in NAMES - {path.stem for path in written}:  # of a report before this one
         (pictures / f"{name}.png").unlink(missing_ok=True)
     return [page_path, *written]
@@ -87,15 +87,3 @@ def _render(title: str, summary: str, made: Sequence[Section], footer: str) -> s
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _write(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    return path
