@@ -49,8 +49,8 @@ class AdaptiveCovariance(nn.Module):
         rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
         gamma: exponent of the spectral family, instead of rho. Needs an eigendecomposition at each refresh.
         eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
-        eps_floor: smallest default ridge; by default the quantisation noise of 8-bit data in [0, 1]. Give 0 for
-            data without quantisation.
+        eps_floor: smallest default ridge, and smallest variance of S in :meth:`wiener`; by default the quantisation
+            noise of 8-bit data in [0, 1]. Give 0 for data without quantisation.
         root: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates).
         warmup: points, at least 2, that a region needs before its own S replaces ``initial``.
         initial: guess of S before that: a variance, ``[d]`` variances or ``[d, d]``; default 1. Haario's C_0 is
@@ -261,7 +261,7 @@ class AdaptiveCovariance(nn.Module):
         self.revision += 1
 
     def _install_spectrum(self, s: Tensor, r: Tensor, good: Tensor | None = None) -> None:
-        for buffer, new in zip((self.basis, self.ratio), self.structure.spectrum(s, r), strict=True):
+        for buffer, new in zip((self.basis, self.ratio), self.structure.spectrum(s, r, self.eps_floor), strict=True):
             if buffer is not None and new is not None:
                 buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
         self.seen_at_spectrum = self.seen
@@ -360,7 +360,8 @@ class AdaptiveCovariance(nn.Module):
 
     def wiener(self, v: Tensor, tau: Tensor, region: Tensor | None = None) -> Tensor:
         """``S (S + tau^2 R)^-1 v``, ``[B, *shape]``: the Wiener filter, which takes ``x~ - m`` to ``E[x | x~] - m``
-        where the data is Gaussian. ``tau`` ``[B]``. Raises ValueError before :meth:`track_spectrum`."""
+        where the data is Gaussian. ``tau`` ``[B]``. S is taken to be at least ``eps_floor`` in every direction: what
+        the rounding hides may be there. Raises ValueError before :meth:`track_spectrum`."""
         if self.ratio is None:
             raise ValueError("wiener: the spectrum is not tracked, expected a call of track_spectrum() before")
         l = (self.ratio if region is None else self.ratio[region]).to(v.dtype)

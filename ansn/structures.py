@@ -62,9 +62,10 @@ class Structure(abc.ABC):
         """Eigenvalues, ascending, ``[K, d]``."""
 
     @abc.abstractmethod
-    def spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
+    def spectrum(self, s: Tensor, r: Tensor, floor: float) -> tuple[Tensor | None, Tensor]:
         """``Q`` and l with ``S = Q diag(l r) Q^T``, ``R = Q diag(r) Q^T``, of S and R with one eigenbasis:
-        ``[K, d, d]`` (None where it is the coordinates' own) and ``[K, d]``."""
+        ``[K, d, d]`` (None where it is the coordinates' own) and ``[K, d]``. S counts as at least ``floor`` in every
+        direction."""
 
     def bytes(self, regions: int, dim: int, state: torch.dtype, factor: torch.dtype) -> int:
         """Bytes of scatter and factor, and of a refresh: about six temporaries in the state's dtype, measured."""
@@ -122,12 +123,13 @@ class Dense(Structure):
     def eigenvalues(self, r: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(r)
 
-    def spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
+    def spectrum(self, s: Tensor, r: Tensor, floor: float) -> tuple[Tensor | None, Tensor]:
         values = self.variances(s)
         if torch.equal(s, torch.diag_embed(values)):  # before any data: at d = 3072 the decomposition takes seconds
-            return torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand_as(s), values / self.variances(r)
+            basis = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand_as(s)
+            return basis, values.clamp_min(floor) / self.variances(r)
         values, vectors = torch.linalg.eigh(s)
-        return vectors, values.clamp_min(0) / ((r @ vectors) * vectors).sum(1)
+        return vectors, values.clamp_min(floor) / ((r @ vectors) * vectors).sum(1)
 
 
 class Diagonal(Structure):
@@ -165,8 +167,8 @@ class Diagonal(Structure):
     def eigenvalues(self, r: Tensor) -> Tensor:
         return r.sort(dim=1).values
 
-    def spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
-        return None, s.clamp_min(0) / r
+    def spectrum(self, s: Tensor, r: Tensor, floor: float) -> tuple[Tensor | None, Tensor]:
+        return None, s.clamp_min(floor) / r
 
 
 def _powers(values: Tensor, gamma: float, eps: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ QUICK_STEPS = (4, 8)
 SHAPES = {
     "digits": (
         "rho=0", "rho=0.2", "rho=0.5", "rho=0.8", "rho=1", "gamma=-0.5", "gamma=0.25", "gamma=0.5", "diagonal",
-        *WIENER,
+        "whitened", *WIENER,
     ),
-    "fields": ("rho=0", "rho=0.5", "rho=1", "gamma=-0.5", "gamma=0.5", *WIENER),
+    "fields": ("rho=0", "rho=0.5", "rho=1", "gamma=-0.5", "gamma=0.5", "whitened", *WIENER),
 }  # fmt: skip
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "symmetric root": ({"root": "symmetric"}, ("rho=0.5", "rho=1")),

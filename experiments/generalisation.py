@@ -37,7 +37,9 @@ QUANTILE = 0.05  # of the test rows' distances: what counts as a repetition
 LEVELS = {"digits": 17}  # grey levels, for bits; other data has nats
 SHRINKAGE = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the Gaussian beside the networks
 
-EVERY = ("rho=0", "rho=0.5", "rho=1", *WIENER, "diagonal", "whitened", "fixed rho=0.5")
+EVERY = (
+    "rho=0", "rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1", *WIENER, "diagonal", "whitened", "fixed rho=0.5",
+)  # fmt: skip
 MAIN = ("rho=0", "rho=0.5", "rho=1", *WIENER, "diagonal", "whitened")
 FEW_SHAPES = ("rho=0", "rho=0.5", "rho=1", *WIENER)
 # Fields are alike at every point: there the per-pixel covariance is the isotropic one.
@@ -45,7 +47,6 @@ STATIONARY = ("rho=0", "rho=0.5", "rho=1", *WIENER, "whitened")
 FEW, MORE = (200, 400, 800, 1600), (200, 500, 1000)  # steps to look at, by rows: few are soon learned by heart
 PLAN: tuple[tuple[str, int, tuple[str, ...], tuple[int, ...]], ...] = (
     ("digits", 200, EVERY, FEW),
-    ("digits", 500, FEW_SHAPES, MORE),
     ("digits", 1200, MAIN, MORE),
     ("fields", 200, STATIONARY, MORE),
     ("fields", 1000, FEW_SHAPES, MORE),

@@ -453,10 +453,14 @@ def test_a_frozen_covariance_tells_its_spectrum_too():
 
 
 def test_a_direction_without_variance_is_filtered_out():
-    """S of rank 1 in three dimensions, without a ridge of note: what is orthogonal to the data goes."""
+    """S of rank 1 in three dimensions: what is orthogonal to the data goes, but for what the floor lets be there."""
     x = randn(50, 1) * torch.tensor([[1.0, 2.0, 2.0]])
     covariance = AdaptiveCovariance(3, eps_floor=0.0, factor_dtype=torch.float64).update(x).freeze().track_spectrum()
     v = torch.tensor([[2.0, -1.0, 0.0], [1.0, 2.0, 2.0]], dtype=torch.float64)
     out = covariance.wiener(v, torch.full((2,), 0.1, dtype=torch.float64))
     assert float(out[0].norm()) < 1e-7
     assert rms_ratio(out[1] / out[1, 0], v[1]) < 1e-7
+    rounded = AdaptiveCovariance(3, eps_floor=0.01, factor_dtype=torch.float64).update(x).freeze().track_spectrum()
+    out = rounded.wiener(v, torch.full((2,), 0.1, dtype=torch.float64))
+    r = rounded.eigenvalues()[0, 0]
+    assert rms_ratio(out[0], v[0] * 0.01 / (0.01 + 0.01 * r)) < 1e-7

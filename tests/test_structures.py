@@ -122,8 +122,10 @@ def test_spectrum(structure, correlated):
     """``S = Q diag(l r) Q^T`` and ``R = Q diag(r) Q^T`` from S and an R of the same eigenbasis."""
     s = stored(structure, matrices() if correlated else torch.diag_embed(randn(K, D).square()))
     r = 0.5 * s + structure.scaled_identity(torch.tensor([0.1, 1.0, 2.0]).double(), D)
-    basis, ratio = structure.spectrum(s, r)
+    basis, ratio = structure.spectrum(s, r, 0.0)
     q = torch.eye(D).double().expand(K, D, D) if basis is None else basis
     assert rms_ratio(q.mT @ q, torch.eye(D).double().expand(K, D, D)) < EXACT
     spread = torch.einsum("kij,kil,klj->kj", q, restored(structure, r), q)
     assert rms_ratio((q * (ratio * spread).unsqueeze(1)) @ q.mT, restored(structure, s)) < EXACT
+    raised = structure.spectrum(s, r, 0.7)[1]
+    assert rms_ratio(raised * spread, (ratio * spread).clamp_min(0.7)) < EXACT

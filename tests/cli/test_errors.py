@@ -287,7 +287,7 @@ def test_a_damaged_run(command: str, digits: Path, tmp_path: Path) -> None:
     state = run / "checkpoints" / "step-00000020" / "state.json"
     state.write_text(json.dumps({"format": 7}))
     where = ["--out", run] if command == "train" else [run]
-    assert_refused(call(command, *where), command, str(run), "format 7, expected 1")
+    assert_refused(call(command, *where), command, str(run), "format 7, expected 2")
 
 
 def test_sample_needs_a_run() -> None:
