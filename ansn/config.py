@@ -97,7 +97,8 @@ class NetworkConfig:
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Literal["scalar", "wiener"] | None = None
     """What a preconditioned denoiser is before it learns: its input pulled to the mean, alike in every direction, or
-    (the default) the best denoiser of Gaussian data of the learned covariance. They are one at rho 1."""
+    the best denoiser of Gaussian data of the learned covariance. By default the latter, where there are at least two
+    examples (in each region) for each dimension."""
     metric: Literal["pixel", "whitened", "paper"] | None = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 
@@ -263,6 +264,9 @@ def validate(config: TrainConfig) -> None:
             f"--label-dropout: got {config.network.label_dropout}, but the network is told no class;"
             " expected --class-conditional"
         )
+    network = config.network
+    if network.skip == "wiener" and not (network.precondition and network.prediction == "denoiser"):
+        raise InputError("--skip: got wiener, expected --prediction denoiser and --precondition with it")
     # What only the pictures at the end would find wrong.
     if draw.sampler_levels is not None:
         top, bottom, n = draw.sampler_levels

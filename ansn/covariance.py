@@ -21,6 +21,10 @@ from ansn.structures import STRUCTURES
 QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
 """Variance of the rounding of 8-bit data scaled to [0, 1]."""
 
+SPECTRUM_POINTS = 2
+"""Points for each dimension from which S is worth a filter: with as many the error of denoising Gaussian data is
+within 1.2 of the best at every level, with half as many up to 18 times it (tests/properties/test_wiener.py)."""
+
 SPECTRUM_GROWTH = 1.0
 """Growth of the number of points after which a tracked spectrum is remade: an eigendecomposition costs some fifteen
 factorisations."""
@@ -37,10 +41,9 @@ class AdaptiveCovariance(nn.Module):
         C_k = s_d (S_k + eps I),  s_d = 2.4^2 / d        (Haario's form, Eq. 2.5 of the paper)
 
     Every R has about the trace of S, so that a level ``tau`` counts standard deviations of the data. ``factor``,
-    ``center`` and ``scale`` are
-    a snapshot, remade by :meth:`update` when the number of points has grown by ``refresh`` since the last one, by
-    :meth:`refresh` and by
-    :meth:`freeze`; noise, denoiser and samplers read only the snapshot.
+    ``center`` and ``scale`` are a snapshot, remade by :meth:`update` when the number of points has grown by ``refresh``
+    since the last one, by :meth:`refresh` and by :meth:`freeze`; so is the spectrum, less often, once
+    :meth:`track_spectrum` was called. Noise, denoiser and samplers read only the snapshot.
 
     Args:
         shape: shape of one data point, ``(1, 28, 28)`` or ``(d,)`` or ``d``.
@@ -137,7 +140,7 @@ class AdaptiveCovariance(nn.Module):
         self.seen_at_spectrum = 0
         self._eps_warned = False
         # What the last refresh reports, and the points at the one before it: see `_settle`.
-        self._report: tuple[HostRead, int] | None = None
+        self._report: tuple[HostRead, int, int] | None = None
         self.refresh()
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -214,16 +217,20 @@ class AdaptiveCovariance(nn.Module):
     def track_spectrum(self) -> AdaptiveCovariance:
         """Keep the eigenbasis that S and R share in the snapshot too, for :meth:`wiener`. Returns self.
 
-        It is remade when the number of points has doubled (an eigendecomposition, for which a GPU is waited), by
-        :meth:`refresh` and by :meth:`freeze`: until learning ends it may be of an earlier S than the factor.
+        It is remade with the factor when the number of points has doubled (an eigendecomposition, for which a GPU is
+        waited), by :meth:`refresh` and by :meth:`freeze`: until learning ends it may be of an earlier S than the
+        factor is.
         """
         if self.ratio is None:
-            if self.structure.name == "dense":
-                self.register_buffer("basis", torch.zeros_like(self.factor))
-            self.register_buffer("ratio", torch.zeros_like(self.center))
+            self._register_spectrum()
             s = self.covariance()
             self._install_spectrum(s, self._shape(s))
         return self
+
+    def _register_spectrum(self) -> None:
+        if self.structure.name == "dense":
+            self.register_buffer("basis", torch.zeros_like(self.factor))
+        self.register_buffer("ratio", torch.ones_like(self.center))
 
     def _refresh_if_due(self, rows: int) -> None:
         if self.due(rows=rows):
@@ -242,11 +249,11 @@ class AdaptiveCovariance(nn.Module):
         r, level = self._shape(s), self.structure.variances(s).mean(1)
         factor, status = self.structure.factor(r, self.root)
         good = (status == 0).all()
+        report = torch.stack((good.to(level.dtype), level.min()))
+        self._report = (HostRead(report), self.seen_at_refresh, self.seen_at_spectrum)
         self._install(factor, s, level, good)
         if spectrum and self.ratio is not None:
             self._install_spectrum(s, r, good)
-        report = torch.stack((good.to(level.dtype), level.min()))
-        self._report = (HostRead(report), self.seen_at_refresh)
         self.seen_at_refresh = self.seen
         self._settle()
 
@@ -255,16 +262,19 @@ class AdaptiveCovariance(nn.Module):
         # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
         level = torch.where(level > 0, level, self._eps(s))
         scale = torch.where(level > 0, level, 1.0).sqrt()
-        for buffer, new in ((self.factor, factor), (self.center, self.moments.mean), (self.scale, scale)):
-            # In place: compiled code and captured graphs keep reading the same memory.
-            buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
-        self.revision += 1
+        self._copy(((self.factor, factor), (self.center, self.moments.mean), (self.scale, scale)), good)
 
     def _install_spectrum(self, s: Tensor, r: Tensor, good: Tensor | None = None) -> None:
-        for buffer, new in zip((self.basis, self.ratio), self.structure.spectrum(s, r, self.eps_floor), strict=True):
-            if buffer is not None and new is not None:
-                buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+        basis, ratio = self.structure.spectrum(s, r, self._eps(s).clamp_max(self.eps_floor))
+        enough = self._points(SPECTRUM_POINTS * self.dim).unsqueeze(1)
+        self._copy(((self.basis, basis), (self.ratio, torch.where(enough, ratio, 1.0))), good)
         self.seen_at_spectrum = self.seen
+
+    def _copy(self, pairs: Sequence[tuple[Tensor | None, Tensor | None]], good: Tensor | None) -> None:
+        for buffer, new in pairs:
+            if buffer is not None and new is not None:
+                # In place: compiled code and captured graphs keep reading the same memory.
+                buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
         self.revision += 1
 
     def _settle(self, wait: bool = False) -> None:
@@ -275,7 +285,7 @@ class AdaptiveCovariance(nn.Module):
         """
         if self._report is None or not (wait or self._report[0].arrived()):
             return
-        (read, seen_before), self._report = self._report, None
+        (read, *before), self._report = self._report, None
         good, low = read.wait().tolist()
         if self.eps is None and not self._eps_warned and self.seen >= self.warmup and self.eps_floor > 0.1 * low:
             self._eps_warned = True
@@ -290,9 +300,11 @@ class AdaptiveCovariance(nn.Module):
         try:
             factor = self._raised(self._shape(s))
         except ValueError:
-            self.seen_at_refresh = seen_before
+            self.seen_at_refresh, self.seen_at_spectrum = before
             raise
         self._install(factor, s, self.structure.variances(s).mean(1))
+        if self.ratio is not None:
+            self._install_spectrum(s, self.structure.gram(factor))
 
     # -- readings ------------------------------------------------------------------------------------------------
 
@@ -358,18 +370,28 @@ class AdaptiveCovariance(nn.Module):
         """``L^-1 v``, or ``L^-T v``, ``[B, *shape]``."""
         return ops.apply_factor(v, self.factor, region, transpose=transpose, inverse=True, lower=self.triangular)
 
-    def wiener(self, v: Tensor, tau: Tensor, region: Tensor | None = None) -> Tensor:
-        """``S (S + tau^2 R)^-1 v``, ``[B, *shape]``: the Wiener filter, which takes ``x~ - m`` to ``E[x | x~] - m``
-        where the data is Gaussian. ``tau`` ``[B]``. S is taken to be at least ``eps_floor`` in every direction: what
-        the rounding hides may be there. Raises ValueError before :meth:`track_spectrum`."""
+    def wiener(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None) -> Tensor:
+        """``S (S + tau^2 R)^-1 v``: the Wiener filter, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
+        Gaussian.
+
+        ``v`` and the result ``[B, *shape]`` of one dtype; ``tau`` a number, ``[]`` or ``[B]``, data standard
+        deviations; ``region`` int64 ``[B]``. S counts as at least ``eps_floor`` (``eps``, if that is less) in every
+        direction: what the rounding hides may be there. A region of fewer than ``2 d`` points counts as ``S = R``,
+        since its S would be too narrow off its own points. Raises ValueError before :meth:`track_spectrum`, and
+        TypeError or ValueError naming the argument.
+        """
         if self.ratio is None:
             raise ValueError("wiener: the spectrum is not tracked, expected a call of track_spectrum() before")
-        l = (self.ratio if region is None else self.ratio[region]).to(v.dtype)
-        gain = (l / (l + tau.to(v.dtype).unsqueeze(1) ** 2)).reshape(-1, *self.shape)
+        _checks.batched("v", v)
+        _checks.region(region, v.shape[0], self.regions, v.device)
+        tau = torch.as_tensor(tau, dtype=self.ratio.dtype, device=v.device).reshape(-1, 1)
+        l = self.ratio if region is None else self.ratio[region]
+        # What is taken away, not what is left: the last digits of v stay right at small tau, where D is close to x~.
+        loss = (tau**2 / (l + tau**2)).to(v.dtype).expand(v.shape[0], -1).reshape(-1, *self.shape)
         if self.basis is None:
-            return gain * v
+            return v - loss * v
         turned = ops.apply_factor(v, self.basis, region, transpose=True, lower=False)
-        return ops.apply_factor(gain * turned, self.basis, region, lower=False)
+        return v - ops.apply_factor(loss * turned, self.basis, region, lower=False)
 
     def extra_repr(self) -> str:
         family = f"rho={self.rho}" if self.gamma is None else f"gamma={self.gamma}"
@@ -395,8 +417,8 @@ class AdaptiveCovariance(nn.Module):
         self.revision += 1
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}ratio" in state_dict:  # of one that tracked its spectrum
-            self.track_spectrum()
+        if f"{prefix}ratio" in state_dict and self.ratio is None:  # of one that tracked its spectrum
+            self._register_spectrum()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:
@@ -411,8 +433,11 @@ class AdaptiveCovariance(nn.Module):
         By the effective number ``W^2 / sum w^2``: n without forgetting, and unlike W it does not fade in a region that
         is not visited for a while.
         """
+        return self._points(self.warmup)
+
+    def _points(self, count: int) -> Tensor:
         w, w2 = self.moments.weight, self.moments.weight2
-        return w * w >= self.warmup * w2.clamp_min(torch.finfo(torch.float64).tiny)
+        return w * w >= count * w2.clamp_min(torch.finfo(torch.float64).tiny)
 
     def _eps(self, s: Tensor) -> Tensor:
         if self.eps is not None:

@@ -42,7 +42,8 @@ class Denoiser(nn.Module):
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
         skip: ``"scalar"`` or ``"wiener"``; the latter is for a denoiser network with preconditioning, and the default
             there (docs/results.md: it trains several times faster on anisotropic data). It makes the covariance track
-            its spectrum and costs two products with a ``[d, d]`` matrix an evaluation.
+            its spectrum and costs two products with a ``[d, d]`` matrix an evaluation (a diagonal structure: none).
+            Give ``"scalar"`` where there are fewer than about two distinct examples for each dimension.
         label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
             denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
     """
@@ -66,7 +67,7 @@ class Denoiser(nn.Module):
         if skip not in SKIPS:
             raise ValueError(f"skip: got {skip!r}, expected one of {', '.join(SKIPS)}")
         if skip == "wiener" and not preconditioned:
-            raise ValueError("skip: got 'wiener', expected 'scalar' but for prediction='denoiser', precondition=True")
+            raise ValueError("skip: got 'wiener', expected prediction='denoiser' and precondition=True with it")
         conditioning = getattr(network, "conditioning", "log")
         if conditioning not in ("log", "index", "none"):
             raise ValueError(f"network.conditioning: got {conditioning!r}, expected 'log', 'index' or 'none'")

@@ -62,17 +62,18 @@ class Structure(abc.ABC):
         """Eigenvalues, ascending, ``[K, d]``."""
 
     @abc.abstractmethod
-    def spectrum(self, s: Tensor, r: Tensor, floor: float) -> tuple[Tensor | None, Tensor]:
+    def spectrum(self, s: Tensor, r: Tensor, floor: Tensor) -> tuple[Tensor | None, Tensor]:
         """``Q`` and l with ``S = Q diag(l r) Q^T``, ``R = Q diag(r) Q^T``, of S and R with one eigenbasis:
-        ``[K, d, d]`` (None where it is the coordinates' own) and ``[K, d]``. S counts as at least ``floor`` in every
-        direction."""
+        ``[K, d, d]`` (None where it is the coordinates' own) and ``[K, d]``. S counts as at least ``floor`` ``[K]`` in
+        every direction."""
 
     def bytes(self, regions: int, dim: int, state: torch.dtype, factor: torch.dtype) -> int:
-        """Bytes of scatter and factor, and of a refresh: about six temporaries in the state's dtype, measured."""
+        """Bytes of scatter, factor and eigenbasis, and of a refresh: about six temporaries in the state's dtype,
+        measured."""
         elements = 1
         for size in self.storage(regions, dim):
             elements *= size
-        return elements * (7 * state.itemsize + factor.itemsize)
+        return elements * (7 * state.itemsize + 2 * factor.itemsize)
 
 
 class Dense(Structure):
@@ -123,13 +124,13 @@ class Dense(Structure):
     def eigenvalues(self, r: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(r)
 
-    def spectrum(self, s: Tensor, r: Tensor, floor: float) -> tuple[Tensor | None, Tensor]:
+    def spectrum(self, s: Tensor, r: Tensor, floor: Tensor) -> tuple[Tensor | None, Tensor]:
         values = self.variances(s)
         if torch.equal(s, torch.diag_embed(values)):  # before any data: at d = 3072 the decomposition takes seconds
             basis = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand_as(s)
-            return basis, values.clamp_min(floor) / self.variances(r)
+            return basis, _ratio(values, self.variances(r), floor)
         values, vectors = torch.linalg.eigh(s)
-        return vectors, values.clamp_min(floor) / ((r @ vectors) * vectors).sum(1)
+        return vectors, _ratio(values, ((r @ vectors) * vectors).sum(1), floor)
 
 
 class Diagonal(Structure):
@@ -167,13 +168,19 @@ class Diagonal(Structure):
     def eigenvalues(self, r: Tensor) -> Tensor:
         return r.sort(dim=1).values
 
-    def spectrum(self, s: Tensor, r: Tensor, floor: float) -> tuple[Tensor | None, Tensor]:
-        return None, s.clamp_min(floor) / r
+    def spectrum(self, s: Tensor, r: Tensor, floor: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, _ratio(s, r, floor)
 
 
 def _powers(values: Tensor, gamma: float, eps: Tensor) -> Tensor:
     clipped = values.clamp_min(0)
     return (clipped + eps.unsqueeze(1)) ** gamma if gamma < 0 else clipped**gamma
+
+
+def _ratio(s: Tensor, r: Tensor, floor: Tensor) -> Tensor:
+    # Rounding can put an eigenvalue of a semidefinite R below 0.
+    least = torch.finfo(r.dtype).eps * r.amax(1, keepdim=True)
+    return torch.maximum(s, floor.unsqueeze(1)) / torch.maximum(r, least)
 
 
 STRUCTURES: dict[str, Structure] = {s.name: s for s in (Dense(), Diagonal())}

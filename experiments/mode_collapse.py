@@ -57,8 +57,8 @@ VARIANTS = {
     "rho=1 regions": Setup("rho=1", labels="regions"),
 }
 _ADAPTED = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
-_GLOBAL = tuple(VARIANTS)[:11]
-_ALL = tuple(VARIANTS)[:13]
+_GLOBAL = ("rho=0", "diagonal", "whitened", "fixed rho=0.5", *_ADAPTED, *WIENER)
+_ALL = (*_GLOBAL, "rho=0 lower levels", "rho=1 whitened metric")
 _ROTATED = ("rho=0", "rho=0.5", "rho=1", "rho=0 told", "rho=0.5 regions", "rho=1 regions")
 
 

@@ -28,7 +28,7 @@ CLOSE = 1e-5
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 MODES = [
     ({}, "pixel"),
-    ({"skip": "wiener"}, "pixel"),
+    ({"skip": "scalar"}, "pixel"),
     ({"prediction": "whitened"}, "whitened"),
     ({}, "paper"),
 ]

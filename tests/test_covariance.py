@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from itertools import pairwise
 
@@ -325,7 +326,7 @@ def test_what_cannot_fit_is_refused_with_its_size_and_what_fits():
     with pytest.raises(MemoryError) as error:
         AdaptiveCovariance(1000, regions=2, memory_limit=10**6)
     one_line(error, "structure: 'dense' of 2 x 1000 coordinates")
-    size = 2 * 1000 * 1000 * (7 * 8 + 4)
+    size = 2 * 1000 * 1000 * (7 * 8 + 2 * 4)
     assert f"({size} bytes)" in str(error.value)
     assert "structures that fit: diagonal" in str(error.value)
     with pytest.raises(MemoryError, match="structures that fit: none"):
@@ -464,3 +465,64 @@ def test_a_direction_without_variance_is_filtered_out():
     out = rounded.wiener(v, torch.full((2,), 0.1, dtype=torch.float64))
     r = rounded.eigenvalues()[0, 0]
     assert rms_ratio(out[0], v[0] * 0.01 / (0.01 + 0.01 * r)) < 1e-7
+
+
+@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_spectrum_of_data_without_a_ridge_is_finite(root, structure):
+    """R of rank 2 in five dimensions has a factor only with its ridge raised; the spectrum is then of that R."""
+    x = torch.cat((randn(60, 2), randn(60, 2), torch.zeros(60, 1)), 1) if structure == "diagonal" else (
+        randn(60, 2) @ randn(2, 5, seed=1)
+    )  # fmt: skip
+    covariance = AdaptiveCovariance(
+        5, structure=structure, rho=1.0, eps=0.0, eps_floor=0.0, root=root, factor_dtype=torch.float64
+    ).track_spectrum()
+    for row in range(0, 60, 20):
+        covariance.update(x[row : row + 20])
+    covariance.freeze()
+    v, tau = randn(4, 5), 0.7
+    out = covariance.wiener(v, tau)
+    assert bool(torch.isfinite(out).all())
+    assert not torch.equal(covariance.ratio, torch.ones_like(covariance.ratio))
+    if structure == "dense":
+        inside = x[:4]
+        assert rms_ratio(covariance.wiener(inside, tau), inside / (1 + tau**2)) < 1e-6
+
+
+def test_a_bad_shape_leaves_the_spectrum_as_it_was():
+    covariance = AdaptiveCovariance(2, factor_dtype=torch.float64).track_spectrum().update(randn(40, 2))
+    v, at = randn(4, 2), covariance.seen_at_spectrum
+    before = covariance.wiener(v, 0.7)
+    with pytest.raises(ValueError, match=r"^eps: the noise shape of region 0"):
+        covariance.update(1e160 * randn(40, 2))
+    assert torch.equal(covariance.wiener(v, 0.7), before)
+    assert covariance.seen_at_spectrum == at
+
+
+def test_a_merge_remakes_the_spectrum():
+    one, x = AdaptiveCovariance(3, factor_dtype=torch.float64).track_spectrum(), randn(80, 3)
+    one.update(x[:20])
+    one.merge(AdaptiveCovariance(3).update(x[20:]))
+    tau, v = 0.7, randn(4, 3)
+    assert one.seen_at_spectrum == 80
+    assert rms_ratio(one.wiener(v, tau), filtered(one, v, tau)) < 1e-12
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_wrong_arguments_of_the_filter_are_named(structure):
+    covariance = AdaptiveCovariance(3, regions=3, structure=structure).track_spectrum()
+    for name, call in (
+        ("region: got None", lambda: covariance.wiener(randn(3, 3), 0.5)),
+        ("region: got int64 tensor of shape [2]", lambda: covariance.wiener(randn(3, 3), 0.5, torch.tensor([0, 1]))),
+        ("v: got shape [3]", lambda: covariance.wiener(randn(3), 0.5)),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(name)):
+            call()
+
+
+def test_levels_of_the_filter_are_a_number_a_scalar_or_a_row_each():
+    covariance = AdaptiveCovariance(3).update(randn(20, 3)).track_spectrum()
+    v = randn(4, 3)
+    wanted = covariance.wiener(v, torch.full((4,), 0.7))
+    assert torch.equal(covariance.wiener(v, 0.7), wanted)
+    assert torch.equal(covariance.wiener(v, torch.tensor(0.7)), wanted)

@@ -183,7 +183,7 @@ def test_regions_have_their_own_center_and_scale(skip):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prediction": "whitened"}, {"skip": "wiener"}], ids=["denoiser", "whitened", "wiener"]
+    "options", [{}, {"prediction": "whitened"}, {"skip": "scalar"}], ids=["denoiser", "whitened", "scalar skip"]
 )
 def test_gradients_reach_the_network_and_x(options):
     network = networks.MLP((D,), hidden=8).double()

@@ -37,7 +37,7 @@ def test_names():
 def test_storage_and_bytes(structure):
     size = structure.storage(K, D)
     assert size == ((K, D, D) if structure.name == "dense" else (K, D))
-    assert structure.bytes(K, D, torch.float64, torch.float32) == int(np.prod(size)) * (7 * 8 + 4)
+    assert structure.bytes(K, D, torch.float64, torch.float32) == int(np.prod(size)) * (7 * 8 + 2 * 4)
 
 
 def test_covariance_reads_the_lower_triangle_and_gives_it_whole(structure):
@@ -122,10 +122,11 @@ def test_spectrum(structure, correlated):
     """``S = Q diag(l r) Q^T`` and ``R = Q diag(r) Q^T`` from S and an R of the same eigenbasis."""
     s = stored(structure, matrices() if correlated else torch.diag_embed(randn(K, D).square()))
     r = 0.5 * s + structure.scaled_identity(torch.tensor([0.1, 1.0, 2.0]).double(), D)
-    basis, ratio = structure.spectrum(s, r, 0.0)
+    basis, ratio = structure.spectrum(s, r, torch.zeros(K).double())
     q = torch.eye(D).double().expand(K, D, D) if basis is None else basis
     assert rms_ratio(q.mT @ q, torch.eye(D).double().expand(K, D, D)) < EXACT
     spread = torch.einsum("kij,kil,klj->kj", q, restored(structure, r), q)
     assert rms_ratio((q * (ratio * spread).unsqueeze(1)) @ q.mT, restored(structure, s)) < EXACT
-    raised = structure.spectrum(s, r, 0.7)[1]
-    assert rms_ratio(raised * spread, (ratio * spread).clamp_min(0.7)) < EXACT
+    floor = torch.tensor([0.0, 0.2, 0.7], dtype=torch.float64)
+    raised = structure.spectrum(s, r, floor)[1]
+    assert rms_ratio(raised * spread, torch.maximum(ratio * spread, floor.unsqueeze(1))) < EXACT

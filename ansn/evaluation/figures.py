@@ -6,11 +6,11 @@ is complete or not there; the same input gives the same bytes.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from ansn.covariance import AdaptiveCovariance
+from ansn.files import write_atomic
 
 _DPI = 110
 _MIN_PIXELS = 640  # width of a grid of samples
@@ -402,12 +403,6 @@ def rasterised(figure: Figure, dpi: int) -> Image.Image:
 
 
 def _write(path: Path_, image: Image.Image) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    png = io.BytesIO()
+    image.save(png, format="PNG")
+    write_atomic(Path(path), png.getvalue())

@@ -19,7 +19,7 @@ class Wrapper(Denoiser):
     """
 
     def __init__(self, model: Denoiser) -> None:
-        super().__init__(model.network, model.noise, label_dropout=model.label_dropout)
+        super().__init__(model.network, model.noise, skip="scalar", label_dropout=model.label_dropout)
         self.model = model
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:

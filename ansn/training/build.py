@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ansn import levels, networks
 from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
-from ansn.covariance import AdaptiveCovariance
+from ansn.covariance import SPECTRUM_POINTS, AdaptiveCovariance
 from ansn.data import Dataset
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
@@ -33,6 +33,7 @@ class DataInfo:
     columns: tuple[str, ...] | None
     offset: tuple[float, ...] | None
     scale: tuple[float, ...] | None
+    rows: int
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
@@ -45,6 +46,7 @@ class DataInfo:
             dataset.columns,
             None if dataset.offset is None else tuple(dataset.offset.tolist()),
             None if dataset.scale is None else tuple(dataset.scale.tolist()),
+            len(dataset),
         )
 
     @classmethod
@@ -109,13 +111,21 @@ def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.
             network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
         model = Denoiser(
             network, noise, config.network.prediction, precondition=config.network.precondition,
-            skip=config.network.skip, label_dropout=config.network.label_dropout,
+            skip=_skip(config.network, info, noise.covariance), label_dropout=config.network.label_dropout,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
     if config.network.network != "mlp":
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device)
+
+
+def _skip(config: NetworkConfig, info: DataInfo, learned: AdaptiveCovariance) -> str | None:
+    """The skip that was asked for; else the denoiser's own default, where there are distinct examples enough for it:
+    the covariance counts those that come again in every epoch."""
+    if config.skip is None and info.rows < SPECTRUM_POINTS * learned.dim * learned.regions:
+        return "scalar"
+    return config.skip
 
 
 def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str, Any]:

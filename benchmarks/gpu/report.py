@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ansn.files import write_atomic
 from benchmarks.gpu.step import Journal
 
 Row = dict[str, Any]
@@ -28,14 +28,8 @@ def write(out: Path, journal: Journal) -> None:
     rows: dict[str, list[Row]] = {}
     for row in journal.rows():
         rows.setdefault(row["step"], []).append(row)
-    _replace(out / "gpu_check.json", json.dumps(rows, indent=1) + "\n")
-    _replace(out / "gpu_check.md", markdown(rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomic(out / "gpu_check.json", json.dumps(rows, indent=1) + "\n")
+    write_atomic(out / "gpu_check.md", markdown(rows))
 
 
 def markdown(rows: dict[str, list[Row]]) -> str:

@@ -81,3 +81,14 @@ def test_a_changed_copy_leaves_the_original():
 def test_a_wrapper_must_say_what_d_is():
     with pytest.raises(NotImplementedError):
         Wrapper(model())(randn(1, D), 0.5)
+
+
+@pytest.mark.parametrize("make", WRAPPERS.values(), ids=WRAPPERS.keys())
+@pytest.mark.parametrize("prediction", ["whitened", "denoiser"])
+def test_the_model_inside_is_left_as_it_was(make, prediction):
+    noise = noise_model(fixed_covariance(spd(D)))
+    inner = Denoiser(model().network, noise, prediction, skip="scalar", label_dropout=0.1)
+    before = set(inner.state_dict())
+    make(inner)
+    assert set(inner.state_dict()) == before
+    assert inner.skip == "scalar"
