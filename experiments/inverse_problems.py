@@ -89,6 +89,8 @@ class Settings:
     """Levels of the Heun sampler: 2 levels - 1 evaluations of D."""
     cg_steps: int = 1
     """Steps of conjugate gradients of the Jacobian's method."""
+    skip: Literal["scalar", "wiener"] = "scalar"
+    """The denoiser's skip; the published figures are of the scalar one."""
     threads: int | None = None
     """CPU threads; by default torch's."""
     runs: Path = Path("runs/inverse")
@@ -103,7 +105,7 @@ def trained(settings: Settings, rho: float, seed: int) -> ansn.Denoiser:
     config = replace(
         base,
         noise=replace(base.noise, rho=rho),
-        network=replace(base.network, width=settings.width),
+        network=replace(base.network, width=settings.width, skip=settings.skip),
         optim=replace(base.optim, steps=settings.steps),
         run=replace(base.run, out=folder, seed=seed, device="cpu", threads=settings.threads),
     )

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -65,6 +65,8 @@ class Settings:
     """Digits: images of each split that are scored."""
     probes: int = 2
     """Digits: probes of each image."""
+    skip: Literal["scalar", "wiener"] = "scalar"
+    """The denoiser's skip; the published figures are of the scalar one."""
     threads: int | None = None
     """CPU threads; by default torch's."""
     out: Path = RESULTS
@@ -197,6 +199,7 @@ def _trained(settings: Settings, rho: float, seed: int, folder: str) -> ansn.Den
         preset,
         data=dataclasses.replace(preset.data, dequantise=True),
         noise=dataclasses.replace(preset.noise, rho=rho),
+        network=dataclasses.replace(preset.network, skip=settings.skip),
         optim=dataclasses.replace(preset.optim, steps=settings.steps),
         sampling=dataclasses.replace(preset.sampling, samples=0),
         run=dataclasses.replace(preset.run, out=folder, seed=seed, threads=settings.threads),

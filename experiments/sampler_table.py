@@ -48,6 +48,8 @@ class Settings:
     """Folder of the run, made or gone on with; by default runs/sampler-table-PRESET."""
     train_steps: int | None = None
     """Training steps; by default the preset's."""
+    skip: Literal["scalar", "wiener"] = "scalar"
+    """The denoiser's skip; the published figures are of the scalar one."""
     methods: tuple[str, ...] = tuple(name for name in METHODS if name != "paper")
     """Samplers; Algorithm 1 as printed needs isotropic noise."""
     schedules: tuple[str, ...] = ("few_steps",)
@@ -78,6 +80,7 @@ def trained(settings: Settings) -> tuple[Run, Dataset, Dataset]:
     config = replace(
         preset,
         data=replace(preset.data, data=root),
+        network=replace(preset.network, skip=settings.skip),
         optim=replace(preset.optim, steps=settings.train_steps or preset.optim.steps),
         run=replace(preset.run, out=str(folder), threads=settings.threads),
     )

@@ -31,7 +31,9 @@ def _curve(shape: str, scale: float, seed: int, limit: float = 1.0) -> list[Row]
 def _rows(ours: float, limit: float = 1.0) -> list[Row]:
     rows: list[Row] = []
     for seed in range(5):
-        rows += _curve("rho=0", 4.0, seed) + _curve("rho=1", ours * (1 + 0.001 * (seed % 2)), seed, limit)
+        scale = ours * (1 + 0.001 * (seed % 2))
+        rows += _curve("rho=0", 4.0, seed) + _curve("rho=1", scale, seed, limit)
+        rows += _curve("wiener rho=0", scale, seed, limit)
     return rows
 
 
@@ -50,6 +52,9 @@ def test_answer_and_section_follow_the_rows(tmp_path: Path) -> None:
     fast, slow, same = (claim.section(_rows(scale), tmp_path) for scale in (2.0, 8.0, 4.0))
     assert fast.answer.startswith("Yes")
     assert "fewer in 1 of 1 shapes" in fast.answer
+    wiener = "against isotropic noise without, to 1.25 times its limit: "
+    assert f"{wiener}fewer in 1 of 1, more in 0" in fast.answer
+    assert f"{wiener}fewer in 0 of 1, more in 1" in slow.answer
     assert slow.answer.startswith("No")
     assert "more in 1" in slow.answer
     assert same.answer.startswith("No difference seen")

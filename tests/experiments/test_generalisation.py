@@ -56,7 +56,10 @@ def _rows(sign: float) -> list[dict[str, Any]]:
     """Three seeds and steps; ``sign`` -1: rho = 0.5 has the lower negative log-likelihood and repeats less."""
     rows = []
     for seed in range(3):
-        for shape, moved in (("rho=0", 0.0), ("rho=0.5", sign), ("rho=1", -sign), ("whitened", 0.01 * seed - 0.01)):
+        for shape, moved in (
+            ("rho=0", 0.0), ("rho=0.5", sign), ("rho=1", -sign), ("whitened", 0.01 * seed - 0.01),
+            ("wiener rho=0.5", sign),
+        ):  # fmt: skip
             for step, away in ((100, 0.3), (200, 0.0), (400, 0.2)):
                 value = -1.0 + away + 0.1 * moved * (1 + 0.05 * seed) + 0.01 * seed
                 rows.append({
@@ -81,6 +84,8 @@ def test_section_says_what_the_rows_say(tmp_path: Path) -> None:
     assert behind.answer.startswith("No: it generalises worse")
     assert "rho = 0.5 is better in 1, worse in 0, undecided in 0 of 1" in ahead.answer
     assert "rho = 0.5 is better in 0, worse in 1, undecided in 0 of 1" in behind.answer
+    assert "`wiener rho=0.5` is better in 1, worse in 0, undecided in 0 of 1" in ahead.answer
+    assert "`wiener rho=0.5` is better in 0, worse in 1, undecided in 0 of 1" in behind.answer
     assert "more often than isotropic noise in 0 and less often in 1" in ahead.answer
     assert "more often than isotropic noise in 1 and less often in 0" in behind.answer
     assert any("is better than whitened" in line for line in ahead.findings)

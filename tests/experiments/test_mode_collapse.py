@@ -111,16 +111,17 @@ def test_rotated_components_have_an_isotropic_covariance() -> None:
 
 
 def _rows(gain: float) -> list[Row]:
-    """Learned and exact rows in which rho = 1 is below isotropic noise by ``gain``."""
+    """Learned and exact rows in which rho = 1, and isotropic noise under the Wiener skip, is below isotropic noise by
+    ``gain``."""
     rows: list[Row] = []
     for seed in range(5):
-        for shape in ("rho=0", "rho=1", "whitened"):
-            level = 0.5 - gain * (shape == "rho=1") - 2 * gain * (shape == "whitened") + 0.001 * seed
+        for shape in ("rho=0", "rho=1", "whitened", "wiener rho=0"):
+            level = 0.5 - gain * (shape in ("rho=1", "wiener rho=0")) - 2 * gain * (shape == "whitened") + 0.001 * seed
             base: dict[str, Any] = {
                 "modes": "two", "half": 0.1, "ratio": 5.0, "share": 0.5, "shape": shape, "seed": seed,
                 "evaluations": 20,
             }  # fmt: skip
-            base |= dict.fromkeys(("tv", "weights", "cov", "sw2"), level + 1e-4 * (seed % 2) * (shape == "rho=1"))
+            base |= dict.fromkeys(("tv", "weights", "cov", "sw2"), level + 1e-4 * (seed % 2) * (shape != "rho=0"))
             base |= dict.fromkeys(("tv_floor", "weights_floor", "cov_floor", "sw2_floor"), 0.01)
             for sampler in ("flow", "flow early"):
                 rows.append({**base, "kind": "learned", "sampler": sampler, "lr": 1e-3})
@@ -134,6 +135,8 @@ def test_section_follows_the_rows(tmp_path: Path) -> None:
     better, worse = (claim.section(_rows(gain), tmp_path) for gain in (0.2, -0.2))
     assert better.answer.startswith("Yes: ")
     assert "had the better modes in 1 of 1" in better.answer
+    assert "wiener rho=0 against rho=0: better in 1 of 1 settings" in better.answer
+    assert "wiener rho=0 against rho=0: worse in 1 of 1 settings" in worse.answer
     assert worse.answer.startswith("No:")
     assert "kept modes better in 0 of 1 pairs" in worse.answer
     assert "had the better modes in 0 of 1" in worse.answer
