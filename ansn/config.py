@@ -132,13 +132,14 @@ class SamplingConfig:
     """The samples drawn at the end of training."""
 
     method: Literal[
-        "dpmpp_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn", "predictor_corrector", "langevin",
-        "paper"
+        "dpmpp_2m", "gaussian_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn",
+        "predictor_corrector", "langevin", "paper"
     ] = "dpmpp_2m"  # fmt: skip
-    """Solver of the probability flow (DPM-Solver++(2M), exponential Adams-Bashforth, Heun, Euler), stochastic solver,
-    corrected annealed Langevin, or Algorithm 1 as printed."""
+    """Solver of the probability flow (DPM-Solver++(2M), the same about the Gaussian flow, exponential Adams-Bashforth,
+    Heun, Euler), stochastic solver, corrected annealed Langevin, or Algorithm 1 as printed."""
     sample_steps: int | None = None
-    """Levels of the solvers (default 12 for dpmpp_2m, else 20), or Langevin steps a level (default 100)."""
+    """Levels of the solvers (default 12 for dpmpp_2m, 6 for gaussian_2m, else 20), or Langevin steps a level (default
+    100)."""
     step_eps: float | None = None
     """Langevin: the paper's step size; 2e-5 in the paper."""
     sampler_levels: tuple[float, float, int] | None = None

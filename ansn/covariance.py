@@ -265,10 +265,14 @@ class AdaptiveCovariance(nn.Module):
         self._copy(((self.factor, factor), (self.center, self.moments.mean), (self.scale, scale)), good)
 
     def _install_spectrum(self, s: Tensor, r: Tensor, good: Tensor | None = None) -> None:
+        basis, ratio = self._spectrum(s, r)
+        self._copy(((self.basis, basis), (self.ratio, ratio)), good)
+        self.seen_at_spectrum = self.seen
+
+    def _spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
         basis, ratio = self.structure.spectrum(s, r, self._eps(s).clamp_max(self.eps_floor))
         enough = self._points(SPECTRUM_POINTS * self.dim).unsqueeze(1)
-        self._copy(((self.basis, basis), (self.ratio, torch.where(enough, ratio, 1.0))), good)
-        self.seen_at_spectrum = self.seen
+        return basis, torch.where(enough, ratio, 1.0)
 
     def _copy(self, pairs: Sequence[tuple[Tensor | None, Tensor | None]], good: Tensor | None) -> None:
         for buffer, new in pairs:
@@ -369,6 +373,17 @@ class AdaptiveCovariance(nn.Module):
     def whiten(self, v: Tensor, region: Tensor | None = None, *, transpose: bool = False) -> Tensor:
         """``L^-1 v``, or ``L^-T v``, ``[B, *shape]``."""
         return ops.apply_factor(v, self.factor, region, transpose=transpose, inverse=True, lower=self.triangular)
+
+    @torch.no_grad()
+    def spectrum(self) -> tuple[Tensor | None, Tensor]:
+        """``Q`` ``[K, d, d]`` (None: the coordinates' own) and l ``[K, d]`` with ``R = Q diag(r) Q^T``,
+        ``S = Q diag(l r) Q^T``, of the snapshot where it is tracked, else decomposed now; ``factor_dtype``. What S
+        counts as: see :meth:`wiener`."""
+        if self.ratio is not None:
+            return self.basis, self.ratio
+        s, dtype = self.covariance(), self.factor.dtype
+        basis, ratio = self._spectrum(s, self._shape(s))
+        return None if basis is None else basis.to(dtype), ratio.to(dtype)
 
     def wiener(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None) -> Tensor:
         """``S (S + tau^2 R)^-1 v``: the Wiener filter, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is

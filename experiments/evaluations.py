@@ -49,7 +49,8 @@ SHAPES = (*CONTROLS, *FAMILY, *WIENER)
 EXACT_SHAPES = tuple(s for s in (*CONTROLS, *FAMILY) if not s.startswith("fixed"))
 PROBLEMS = ("mixture", "digits", "fields")
 COUNTS = (3, 4, 6, 8, 12, 20, 40)
-METHODS = ("dpmpp_2m", "heun")
+GAUSSIAN = "gaussian_2m"  # exact where the data is Gaussian; compared with 2M on the same model
+METHODS = ("dpmpp_2m", "heun", GAUSSIAN)
 LANGEVIN = (100, 400)
 LANGEVIN_SHAPES = ("rho=0", "rho=0.5")
 STEPS, RATES, TUNING_SEED = 700, (5e-4, 1e-3, 2e-3), 1000
@@ -58,7 +59,7 @@ WITHIN = 1.1  # of its own limit, or of its own best
 FIXED = 1.25  # of the isotropic control's limit of the same seed: the fixed quality
 CLOSE = 0.1  # rms from its own limit's samples, in the spread of the data where the Frechet distance is taken
 EXACT_N = 3000  # samples of the closed form, which cost little
-_NAMES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun"}
+_NAMES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", GAUSSIAN: "Gaussian 2M"}
 
 
 # -- cells -------------------------------------------------------------------------------------------------------
@@ -282,6 +283,7 @@ def answer(rows: Sequence[Row]) -> str:
             f" isotropic noise without, to {FIXED:g} times its limit: fewer in {wiener[0]} of {sum(wiener)}, more in"
             f" {wiener[1]}"
         )
+    parts += _solver_answer(rows)
     head = "adapted noise against isotropic noise, pairs of a problem and a rho, DPM-Solver++(2M)"
     return f"{verdict}: {head}: {'; '.join(parts)}."
 
@@ -298,7 +300,7 @@ def section(rows: list[Row], folder: Path) -> Section:
     """Tables of needed evaluations, curves, and a sentence for each problem."""
     tables = []
     flows = [row for row in rows if row["method"] in METHODS]
-    for method in METHODS:
+    for method in (m for m in METHODS if m != GAUSSIAN):
         for kind, told in (
             ("own", "Frechet distance within 10 % of the shape's own limit"),
             ("best", "Frechet distance within 10 % of the shape's own lowest"),
@@ -306,6 +308,7 @@ def section(rows: list[Row], folder: Path) -> Section:
             ("away", f"samples within {CLOSE:g} of the data's spread (rms) of their own limit's"),
         ):
             tables.append(_needed_table(flows, method, kind, told))
+    tables += _solver_table(flows)
     tables += [_values_table(flows, *place) for place in places(flows)]
     tables += _langevin_table(rows)
     figures = [_curves(flows, folder, "fd"), _curves(flows, folder, "energy"), _curves(flows, folder, "away")]
@@ -328,7 +331,8 @@ above 1 is fewer; a run that is there at the fewest evaluations, or never, bound
 isotropic noise in whitened coordinates with another view for the network, so `whitened` is the control for rho = 1.
 The flow starts from a Gaussian with the data's mean and covariance under every shape, isotropic noise's too;
 `diagonal` knows no correlations and starts higher. `wiener` is noise of that shape under a denoiser that begins as the
-best one of Gaussian data."""
+best one of Gaussian data. Gaussian 2M integrates the flow of Gaussian data of the learned covariance exactly and only
+the rest by two steps, and its last step goes to tau = 0 by the same rule, where the others end with a denoising."""
 
 
 def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tuple[str, str]:
@@ -350,6 +354,55 @@ def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tup
         lines.append(line)
     head = ["shape", *(f"{name}, {place}" for place, name in places(rows))]
     return f"{_NAMES[method]}, evaluations until {told}; times fewer than the isotropic control", table(head, lines)
+
+
+def solvers(rows: Sequence[Row], place: str, name: str, shape: str) -> tuple[dict[int, float], Sooner] | None:
+    """Evaluations that Gaussian 2M needs, and how many times fewer than 2M, on the same model of a problem: both to
+    FIXED times 2M's limit of the seed. None where one was not run, or neither is there."""
+    ours, theirs = (select(rows, kind=place, problem=name, shape=shape, method=m) for m in (GAUSSIAN, "dpmpp_2m"))
+    if not ours or not theirs:
+        return None
+    at = needed(ours, theirs, "fixed")
+    counted = [row["evaluations"] for row in theirs]
+    found = sooner(at, needed(theirs, theirs, "fixed"), min(counted), max(counted))
+    return None if found is None else (at, found)
+
+
+def _solver_table(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    if not select(rows, method=GAUSSIAN):
+        return []
+    lines = []
+    for shape in shapes(rows):
+        line = [shape]
+        for place, name in places(rows):
+            found = solvers(rows, place, name, shape)
+            mean = math.inf if found is None else sum(found[0].values()) / len(found[0])
+            told = "not reached" if math.isinf(mean) else f"{mean:.1f}" if mean > COUNTS[0] else f"at most {COUNTS[0]}"
+            line.append("-" if found is None else f"{told}; {found[1].show()}")
+        lines.append(line)
+    head = ["shape", *(f"{name}, {place}" for place, name in places(rows))]
+    return [(
+        f"Gaussian 2M, evaluations until Frechet distance at {FIXED:g} times the limit of DPM-Solver++(2M) on the same"
+        " model or below; times fewer than DPM-Solver++(2M)",
+        table(head, lines),
+    )]  # fmt: skip
+
+
+def _solver_answer(rows: Sequence[Row]) -> list[str]:
+    """By problem: over shapes, how often Gaussian 2M needs fewer and more evaluations than 2M."""
+    parts = []
+    for place, name in places(select(rows, method=GAUSSIAN)):
+        signs = [
+            -found[1].log.sign for s in shapes(rows) if (found := solvers(rows, place, name, s)) is not None
+        ]  # fmt: skip
+        parts.append(f"{name}, {place} score: fewer under {signs.count(-1)} of {len(signs)} shapes, more under"
+                     f" {signs.count(1)}")  # fmt: skip
+    if not parts:
+        return []
+    return [
+        "the solver about the Gaussian flow against DPM-Solver++(2M) on the same model, to"
+        f" {FIXED:g} times the latter's limit: {'; '.join(parts)}"
+    ]
 
 
 def _values_table(rows: Sequence[Row], place: str, name: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from ansn.sampling import (
     dpmpp_2m,
     dpmpp_2m_sde,
     exponential_ab,
+    gaussian_2m,
     heun,
     heun_churn,
     predictor_corrector,
@@ -150,7 +151,7 @@ def test_compiled_code_follows_the_spectrum(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "sampler",
-    [heun, annealed_langevin, dpmpp_2m, exponential_ab, dpmpp_2m_sde, heun_churn, predictor_corrector],
+    [heun, annealed_langevin, dpmpp_2m, gaussian_2m, exponential_ab, dpmpp_2m_sde, heun_churn, predictor_corrector],
 )
 def test_a_whole_sampler(backend, sampler):
     """The library's own loop over three levels, its checks included."""

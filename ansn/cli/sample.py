@@ -35,8 +35,8 @@ class Arguments:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Number of samples."""
     method: Literal[
-        "dpmpp_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn", "predictor_corrector", "langevin",
-        "paper"
+        "dpmpp_2m", "gaussian_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn",
+        "predictor_corrector", "langevin", "paper"
     ] | None = None  # fmt: skip
     """Solver of the flow, stochastic solver, corrected annealed Langevin, or Algorithm 1 as printed; by default and
     with all below, the run's own settings."""

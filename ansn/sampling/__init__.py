@@ -4,6 +4,7 @@ from ansn.sampling import schedules
 from ansn.sampling.annealed_langevin import algorithm_1, annealed_langevin
 from ansn.sampling.common import Callback, NoiseSampler, colored_noise_sampler
 from ansn.sampling.driver import METHODS, Draw, Method, sample
+from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.guidance import Guided
 from ansn.sampling.inverse import Posterior, Replacement, mmps, pigdm
 from ansn.sampling.multistep import dpmpp_2m, exponential_ab
@@ -33,6 +34,7 @@ __all__ = [
     "dpmpp_2m_sde",
     "euler",
     "exponential_ab",
+    "gaussian_2m",
     "heun",
     "heun_churn",
     "mmps",

@@ -22,6 +22,7 @@ from ansn.hostread import HostRead
 from ansn.sampling.annealed_langevin import algorithm_1, annealed_langevin
 from ansn.sampling.common import Callback, bar
 from ansn.sampling.engine import Engine, engaged, graph_or_warning
+from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.guidance import Guided
 from ansn.sampling.multistep import dpmpp_2m, exponential_ab
 from ansn.sampling.ode import euler, heun
@@ -70,6 +71,7 @@ class Method:
 
 METHODS = {
     "dpmpp_2m": Method(dpmpp_2m, steps=12),
+    "gaussian_2m": Method(gaussian_2m, steps=6),
     "exponential_ab": Method(exponential_ab),
     "heun": Method(heun, evaluations=_two_a_level),
     "euler": Method(euler),
@@ -234,11 +236,11 @@ def sample(
 
     Args:
         model: the denoiser; its device is used.
-        method: a name in :data:`METHODS`: solvers of the flow (``"dpmpp_2m"``, ``"exponential_ab"``, ``"heun"``,
-            ``"euler"``) and their stochastic relatives (``"dpmpp_2m_sde"``, ``"heun_churn"``,
+        method: a name in :data:`METHODS`: solvers of the flow (``"dpmpp_2m"``, ``"gaussian_2m"``, ``"exponential_ab"``,
+            ``"heun"``, ``"euler"``) and their stochastic relatives (``"dpmpp_2m_sde"``, ``"heun_churn"``,
             ``"predictor_corrector"``), ``"langevin"`` (corrected), ``"paper"`` (Algorithm 1 as printed).
-        steps: number of levels, default 12 for ``"dpmpp_2m"``, else 20; ``"langevin"`` and ``"paper"``: steps a level,
-            default 100.
+        steps: number of levels, default 12 for ``"dpmpp_2m"``, 6 for ``"gaussian_2m"``, else 20; ``"langevin"`` and
+            ``"paper"``: steps a level, default 100.
         taus: levels to use instead, decreasing ``[N]``.
         schedule: spacing of the levels between the ladder's start and its end, for all but Langevin: ``"few_steps"``,
             ``"karras"``, ``"log_linear"``, ``"polynomial"``, a function ``(top, bottom, n)``, or ``"optimised"``

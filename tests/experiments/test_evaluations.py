@@ -61,6 +61,17 @@ def test_answer_and_section_follow_the_rows(tmp_path: Path) -> None:
     assert all((tmp_path / file).exists() for _, file in fast.figures)
 
 
+@pytest.mark.parametrize(("scale", "told"), [(1.0, "fewer under 3 of 3 shapes, more under 0"), (9.0, "more under 3")])
+def test_the_gaussian_solver_is_compared_on_the_same_model(scale: float, told: str, tmp_path: Path) -> None:
+    rows = [row for row in _rows(4.0) if row["method"] != claim.GAUSSIAN]
+    for shape in ("rho=0", "rho=1", "wiener rho=0"):
+        for seed in range(5):
+            rows += [row for row in _curve(shape, scale, seed) if row["method"] == claim.GAUSSIAN]
+    found = claim.section(rows, tmp_path)
+    assert told in found.answer
+    assert any(caption.startswith("Gaussian 2M, evaluations until") for caption, _ in found.tables)
+
+
 def test_a_worse_limit_that_is_near_sooner_is_no_gain_at_fixed_quality() -> None:
     answer = claim.answer(_rows(2.0, limit=2.0))
     assert "within 10 % of its own limit: fewer evaluations in all 1" in answer

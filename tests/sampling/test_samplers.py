@@ -18,6 +18,7 @@ from ansn.sampling import (
     dpmpp_2m_sde,
     euler,
     exponential_ab,
+    gaussian_2m,
     heun,
     heun_churn,
     predictor_corrector,
@@ -41,12 +42,14 @@ SAMPLERS = {
     "euler": euler,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
+    "gaussian_2m": gaussian_2m,
     "exponential_ab": exponential_ab,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "heun_churn": functools.partial(heun_churn, s_min=5.0),  # above every level here: see test_orders for churn
     "predictor_corrector": functools.partial(predictor_corrector, corrections=0),
 }
-FLOW = set(SAMPLERS) - {"langevin", "algorithm_1"}
+# Those whose last step is a denoising; the Gaussian solver's goes to tau = 0 as its others do: see test_gaussian_flow.
+FLOW = set(SAMPLERS) - {"langevin", "algorithm_1", "gaussian_2m"}
 
 
 # -- Langevin
