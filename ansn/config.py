@@ -138,7 +138,7 @@ class SamplingConfig:
     """Solver of the probability flow (DPM-Solver++(2M), the same about the Gaussian flow, exponential Adams-Bashforth,
     Heun, Euler), stochastic solver, corrected annealed Langevin, or Algorithm 1 as printed."""
     sample_steps: int | None = None
-    """Levels of the solvers (default 12 for dpmpp_2m, 6 for gaussian_2m, else 20), or Langevin steps a level (default
+    """Levels of the solvers (default 12 for dpmpp_2m and gaussian_2m, else 20), or Langevin steps a level (default
     100)."""
     step_eps: float | None = None
     """Langevin: the paper's step size; 2e-5 in the paper."""

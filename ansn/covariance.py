@@ -139,8 +139,10 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("ratio", None)
         self.seen_at_spectrum = 0
         self._eps_warned = False
-        # What the last refresh reports, and the points at the one before it: see `_settle`.
-        self._report: tuple[HostRead, int, int] | None = None
+        # What the last refresh reports, whether it was of the spectrum too, and the points at those before it: see
+        # `_settle`.
+        self._report: tuple[HostRead, bool, int, int] | None = None
+        self._decomposed: tuple[tuple[int, int, torch.device], tuple[Tensor | None, Tensor]] | None = None
         self.refresh()
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ class AdaptiveCovariance(nn.Module):
         factor, status = self.structure.factor(r, self.root)
         good = (status == 0).all()
         report = torch.stack((good.to(level.dtype), level.min()))
-        self._report = (HostRead(report), self.seen_at_refresh, self.seen_at_spectrum)
+        self._report = (HostRead(report), spectrum, self.seen_at_refresh, self.seen_at_spectrum)
         self._install(factor, s, level, good)
         if spectrum and self.ratio is not None:
             self._install_spectrum(s, r, good)
@@ -265,14 +267,17 @@ class AdaptiveCovariance(nn.Module):
         self._copy(((self.factor, factor), (self.center, self.moments.mean), (self.scale, scale)), good)
 
     def _install_spectrum(self, s: Tensor, r: Tensor, good: Tensor | None = None) -> None:
+        if good is not None:  # a decomposition of what is not finite raises, before anybody can say what is wrong
+            one = self.structure.scaled_identity(torch.ones(self.regions, dtype=s.dtype, device=s.device), self.dim)
+            s, r = torch.where(good, s, one), torch.where(good, r, one)
         basis, ratio = self._spectrum(s, r)
         self._copy(((self.basis, basis), (self.ratio, ratio)), good)
         self.seen_at_spectrum = self.seen
 
     def _spectrum(self, s: Tensor, r: Tensor) -> tuple[Tensor | None, Tensor]:
         basis, ratio = self.structure.spectrum(s, r, self._eps(s).clamp_max(self.eps_floor))
-        enough = self._points(SPECTRUM_POINTS * self.dim).unsqueeze(1)
-        return basis, torch.where(enough, ratio, 1.0)
+        known = self._points(SPECTRUM_POINTS * self.dim) | ~self._warm()  # or as `initial` says
+        return basis, torch.where(known.unsqueeze(1), ratio, 1.0)
 
     def _copy(self, pairs: Sequence[tuple[Tensor | None, Tensor | None]], good: Tensor | None) -> None:
         for buffer, new in pairs:
@@ -289,7 +294,7 @@ class AdaptiveCovariance(nn.Module):
         """
         if self._report is None or not (wait or self._report[0].arrived()):
             return
-        (read, *before), self._report = self._report, None
+        (read, spectrum, *before), self._report = self._report, None
         good, low = read.wait().tolist()
         if self.eps is None and not self._eps_warned and self.seen >= self.warmup and self.eps_floor > 0.1 * low:
             self._eps_warned = True
@@ -307,7 +312,7 @@ class AdaptiveCovariance(nn.Module):
             self.seen_at_refresh, self.seen_at_spectrum = before
             raise
         self._install(factor, s, self.structure.variances(s).mean(1))
-        if self.ratio is not None:
+        if spectrum and self.ratio is not None:
             self._install_spectrum(s, self.structure.gram(factor))
 
     # -- readings ------------------------------------------------------------------------------------------------
@@ -377,13 +382,16 @@ class AdaptiveCovariance(nn.Module):
     @torch.no_grad()
     def spectrum(self) -> tuple[Tensor | None, Tensor]:
         """``Q`` ``[K, d, d]`` (None: the coordinates' own) and l ``[K, d]`` with ``R = Q diag(r) Q^T``,
-        ``S = Q diag(l r) Q^T``, of the snapshot where it is tracked, else decomposed now; ``factor_dtype``. What S
-        counts as: see :meth:`wiener`."""
+        ``S = Q diag(l r) Q^T``, in ``factor_dtype``: of the snapshot where it is tracked, else decomposed once and kept
+        until the state changes. What S counts as: see :meth:`wiener`."""
         if self.ratio is not None:
             return self.basis, self.ratio
-        s, dtype = self.covariance(), self.factor.dtype
-        basis, ratio = self._spectrum(s, self._shape(s))
-        return None if basis is None else basis.to(dtype), ratio.to(dtype)
+        state = self.seen, self.revision, self.factor.device
+        if self._decomposed is None or self._decomposed[0] != state:
+            s, dtype = self.covariance(), self.factor.dtype
+            basis, ratio = self._spectrum(s, self._shape(s))
+            self._decomposed = state, (None if basis is None else basis.to(dtype), ratio.to(dtype))
+        return self._decomposed[1]
 
     def wiener(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None) -> Tensor:
         """``S (S + tau^2 R)^-1 v``: the Wiener filter, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is

@@ -157,9 +157,12 @@ class Diagonal(Structure):
         return _powers(s, gamma, eps)
 
     def factor(self, r: Tensor, root: str) -> tuple[Tensor, Tensor]:
-        return r.clamp_min(0).sqrt(), (r.amin(1) <= 0).to(torch.int32)
+        good = ((r > 0) & torch.isfinite(r)).all(1)
+        return r.clamp_min(0).sqrt(), (~good).to(torch.int32)
 
     def obstacle(self, r: Tensor, status: int, root: str) -> str:
+        if not bool(torch.isfinite(r).all()):
+            return "it is not finite"
         return f"smallest variance {float(r.min()):.3g}, coordinate {int(r.argmin())}"
 
     def gram(self, factor: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     python -m experiments.evaluations
 
 Every shape is trained on three problems (a mixture whose best denoiser is known, digits, random fields) with its own
-learning rate, and sampled with 3 to 40 evaluations of two solvers of the flow, from its own start, found from the data.
+learning rate, and sampled with 3 to 40 evaluations of three solvers of the flow, from its own start, found from the
+data.
 On the mixture the closed-form denoiser of each shape is sampled too: there, what is lost is the solver's alone.
 """
 
@@ -204,7 +205,7 @@ def needed(rows: Sequence[Row], control: Sequence[Row], kind: str) -> dict[int, 
     """Evaluations of each seed until what ``kind`` says is reached, inf where it is not. ``own``: Frechet distance
     within 10 % of the seed's own limit, its value at the most evaluations; ``best``: of its own lowest value;
     ``fixed``: at FIXED times the control's limit of the same seed, or below; ``away``: samples within CLOSE of their
-    own limit's. ``rows``, ``control``: of one problem and solver."""
+    own limit's. ``rows``, ``control``: of one problem."""
     column, out = "away" if kind == "away" else "fd", {}
     for seed in sorted({row["seed"] for row in rows}):
         own = sorted(select(rows, seed=seed), key=lambda row: row["evaluations"])
@@ -410,6 +411,8 @@ def _values_table(rows: Sequence[Row], place: str, name: str) -> tuple[str, str]
     for method in METHODS:
         for shape in shapes(own):
             mine = select(own, shape=shape, method=method)
+            if not mine:
+                continue
             line = [_NAMES[method], shape, f"{mine[0]['start']:.2g}"]
             for count in COUNTS:
                 at = select(mine, evaluations=count)

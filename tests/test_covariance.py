@@ -489,12 +489,14 @@ def test_the_spectrum_of_data_without_a_ridge_is_finite(root, structure):
         assert rms_ratio(covariance.wiener(inside, tau), inside / (1 + tau**2)) < 1e-6
 
 
-def test_a_bad_shape_leaves_the_spectrum_as_it_was():
-    covariance = AdaptiveCovariance(2, factor_dtype=torch.float64).track_spectrum().update(randn(40, 2))
-    v, at = randn(4, 2), covariance.seen_at_spectrum
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_bad_shape_leaves_the_spectrum_as_it_was(structure):
+    covariance = AdaptiveCovariance(3, structure=structure, factor_dtype=torch.float64).track_spectrum()
+    covariance.update(randn(40, 3))
+    v, at = randn(4, 3), covariance.seen_at_spectrum
     before = covariance.wiener(v, 0.7)
     with pytest.raises(ValueError, match=r"^eps: the noise shape of region 0"):
-        covariance.update(1e160 * randn(40, 2))
+        covariance.update(1e160 * randn(40, 3))
     assert torch.equal(covariance.wiener(v, 0.7), before)
     assert covariance.seen_at_spectrum == at
 
@@ -526,3 +528,18 @@ def test_levels_of_the_filter_are_a_number_a_scalar_or_a_row_each():
     wanted = covariance.wiener(v, torch.full((4,), 0.7))
     assert torch.equal(covariance.wiener(v, 0.7), wanted)
     assert torch.equal(covariance.wiener(v, torch.tensor(0.7)), wanted)
+
+
+def test_a_guess_of_the_covariance_has_its_spectrum():
+    s, v = spd(3), randn(4, 3)
+    covariance = AdaptiveCovariance(3, initial=s, factor_dtype=torch.float64).freeze().track_spectrum()
+    assert rms_ratio(covariance.wiener(v, 0.7), filtered(covariance, v, 0.7)) < 1e-12
+
+
+def test_an_untracked_spectrum_is_decomposed_once_until_the_state_changes():
+    covariance = AdaptiveCovariance(3).update(randn(40, 3))
+    _, first = covariance.spectrum()
+    assert covariance.spectrum()[1] is first
+    covariance.update(randn(40, 3, seed=1))
+    assert not torch.equal(covariance.spectrum()[1], first)
+    assert set(covariance.state_dict()) == set(AdaptiveCovariance(3).state_dict())

@@ -71,7 +71,7 @@ class Method:
 
 METHODS = {
     "dpmpp_2m": Method(dpmpp_2m, steps=12),
-    "gaussian_2m": Method(gaussian_2m, steps=6),
+    "gaussian_2m": Method(gaussian_2m, steps=12),
     "exponential_ab": Method(exponential_ab),
     "heun": Method(heun, evaluations=_two_a_level),
     "euler": Method(euler),
@@ -239,8 +239,8 @@ def sample(
         method: a name in :data:`METHODS`: solvers of the flow (``"dpmpp_2m"``, ``"gaussian_2m"``, ``"exponential_ab"``,
             ``"heun"``, ``"euler"``) and their stochastic relatives (``"dpmpp_2m_sde"``, ``"heun_churn"``,
             ``"predictor_corrector"``), ``"langevin"`` (corrected), ``"paper"`` (Algorithm 1 as printed).
-        steps: number of levels, default 12 for ``"dpmpp_2m"``, 6 for ``"gaussian_2m"``, else 20; ``"langevin"`` and
-            ``"paper"``: steps a level, default 100.
+        steps: number of levels, default 12 for ``"dpmpp_2m"`` and ``"gaussian_2m"``, else 20; ``"langevin"``
+            and ``"paper"``: steps a level, default 100.
         taus: levels to use instead, decreasing ``[N]``.
         schedule: spacing of the levels between the ladder's start and its end, for all but Langevin: ``"few_steps"``,
             ``"karras"``, ``"log_linear"``, ``"polynomial"``, a function ``(top, bottom, n)``, or ``"optimised"``

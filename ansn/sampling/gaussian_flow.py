@@ -6,7 +6,7 @@ that of this data and a rest, ``D = m + A (x - m) + g`` with ``A = S (S + tau^2 
 
     dw/du = - Q^T g / tau,      u = asinh(tau / sqrt(l))
 
-A network under the Wiener skip gives ``g / tau`` up to a factor between the data's scale and itself. Exponential
+Under the Wiener skip ``g / tau`` is ``s G / sqrt(1 + tau^2)``, what the network gives. Exponential
 integrators about a linear part that was learned from the data are those of DPM-Solver-v3 (Zheng et al. 2023); that the
 Gaussian part goes far is Wang and Vastola's finding (2023).
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.denoiser import Denoiser
+from ansn.ops import _checks
 from ansn.sampling.common import Callback, bar, ladder, targets, tell
 
 
@@ -29,6 +30,7 @@ def gaussian_2m(
     x: Tensor,
     taus: Tensor | None = None,
     *,
+    denoise: bool = False,
     region: Tensor | None = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -38,15 +40,22 @@ def gaussian_2m(
 
         w <- w + h (q_i + h / (2 h_before) (q_i - q_{i-1})),      y = sqrt(l + tau'^2) w
 
-    The first step is Euler's; the last goes to tau = 0 by the same rule and not by denoising, so that small directions
-    keep their variance: Gaussian data is exact with any number of levels. Arguments as in
-    :func:`ansn.sampling.euler`; N evaluations, four products with Q each. Needs no Wiener skip, only the covariance.
+    The first step is Euler's; the last goes to tau = 0 by the same rule, so that small directions keep their variance:
+    Gaussian data is exact with any number of levels. ``denoise``: end with D instead, as the other solvers do; for
+    posteriors, which meet their measurement by it, and for data of modes far narrower than the whole.
+
+    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, two products with Q each besides the denoiser's.
+    Needs no Wiener skip, only the covariance; compiling it needs a tracked spectrum
+    (:meth:`AdaptiveCovariance.track_spectrum`).
     """
     covariance, taus = model.noise.covariance, ladder(model, x, taus)
+    if x.shape[1:] != covariance.shape:
+        raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, covariance.shape))}]")
+    _checks.region(region, x.shape[0], covariance.regions, x.device)
     basis, ratio = covariance.spectrum()
-    which: Tensor | slice = slice(None) if region is None or covariance.regions == 1 else region
+    which: Tensor | slice = slice(None) if region is None else region
     mean = covariance.center[which].to(x.dtype).reshape(-1, *covariance.shape)
-    # Where the data has no variance w is y / tau, and stays small.
+    # Where the data has no variance sqrt(l) w stays small.
     l = ratio[which].to(taus.dtype).clamp_min(1e-6 * taus[-1] ** 2)
     root, following = l.sqrt(), targets(taus)
     y, before, since = _turn(x - mean, basis, region, True), x, l
@@ -54,6 +63,8 @@ def gaussian_2m(
     for i in bar(range(len(taus)), progress, "Gaussian 2M"):
         denoised = model(x, taus[i], region, **extra)
         tell(callback, i, taus[i], x, denoised)
+        if denoise and i + 1 == len(taus):
+            return denoised
         here, there = l + taus[i] ** 2, l + following[i] ** 2
         q = (_turn(denoised - mean, basis, region, True) - (l / here) * y) / taus[i]
         h = torch.asinh(taus[i] / root) - torch.asinh(following[i] / root)

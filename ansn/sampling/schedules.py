@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ansn import levels
 from ansn.denoiser import Denoiser
+from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.multistep import dpmpp_2m
 
 Schedule = Callable[[float, float, int], Tensor]
@@ -78,7 +79,8 @@ def optimised(
     if n == 1:
         return _tensor((top,))
     run = _runner(model, top, rows, seed, extra)
-    end = run(dpmpp_2m, karras(top, bottom, _REFERENCE))
+    # The two end differently: with D at the last level, or at tau = 0.
+    end = run(gaussian_2m if sampler is gaussian_2m else dpmpp_2m, karras(top, bottom, _REFERENCE))
 
     def deviation(taus: Tensor) -> float:
         away = run(sampler, taus) - end

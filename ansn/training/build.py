@@ -34,6 +34,8 @@ class DataInfo:
     offset: tuple[float, ...] | None
     scale: tuple[float, ...] | None
     rows: int
+    fewest: int
+    """Examples of the smallest class, or all of them."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
@@ -47,6 +49,7 @@ class DataInfo:
             None if dataset.offset is None else tuple(dataset.offset.tolist()),
             None if dataset.scale is None else tuple(dataset.scale.tolist()),
             len(dataset),
+            len(dataset) if dataset.labels is None else int(torch.bincount(dataset.labels).min()),
         )
 
     @classmethod
@@ -123,7 +126,8 @@ def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.
 def _skip(config: NetworkConfig, info: DataInfo, learned: AdaptiveCovariance) -> str | None:
     """The skip that was asked for; else the denoiser's own default, where there are distinct examples enough for it:
     the covariance counts those that come again in every epoch."""
-    if config.skip is None and info.rows < SPECTRUM_POINTS * learned.dim * learned.regions:
+    distinct = info.rows if learned.regions == 1 else info.fewest
+    if config.skip is None and distinct < SPECTRUM_POINTS * learned.dim:
         return "scalar"
     return config.skip
 

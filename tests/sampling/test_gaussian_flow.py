@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,3 +116,53 @@ def test_output_has_the_input_s_dtype_and_shape(dtype):
     model = Denoiser(networks.MLP((1, 2, 3), 8, 1).to(dtype), noise_model(covariance))
     out = gaussian_2m(model, randn(4, 1, 2, 3, dtype=dtype))
     assert (out.dtype, out.shape) == (dtype, (4, 1, 2, 3))
+
+
+def test_it_has_order_2_in_every_direction_down_to_no_noise():
+    """Levels even in ``asinh(tau / sqrt(l))`` of a middling direction, the others' steps uneven; the error at the end,
+    tau = 0, falls by 4."""
+    covariance = learned(rho=0.5)
+    mean, s, _ = moments(covariance)
+    target = Mixture(torch.stack((mean - 0.3, mean + 0.3)), torch.stack((0.8 * s, 1.1 * s)))
+    model, x = ExactDenoiser(noise_model(covariance), target), mean + TOP * randn(20, D, seed=3)
+
+    def end(n: int) -> Tensor:
+        at = torch.linspace(math.asinh(TOP / 0.2), 0.0, n + 1, dtype=torch.float64)[:-1]
+        return gaussian_2m(model, x, 0.2 * torch.sinh(at))
+
+    exact = end(1600)
+    errors = [rms_ratio(end(n), exact) for n in (50, 100, 200)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(2.0, abs=0.25), errors
+
+
+def test_float32_is_close_to_float64():
+    wide, x = learned(), TOP * randn(20, D, seed=3)
+    narrow = AdaptiveCovariance(D, eps_floor=0.0)
+    narrow.load_state_dict(wide.state_dict())
+    torch.manual_seed(0)
+    network = networks.MLP((D,), 8, 1).double()
+    torch.nn.init.normal_(network.output.weight)
+    taus = few_steps(TOP, 0.01, 8)
+    exact = gaussian_2m(Denoiser(network, noise_model(wide)), x, taus)
+    out = gaussian_2m(Denoiser(network.float(), noise_model(narrow)), x.float(), taus)
+    assert rms_ratio(out, exact) < 1e-5
+
+
+def test_it_may_end_with_the_denoiser():
+    model, told = Denoiser(networks.MLP((D,), 8, 1).double(), noise_model(learned())), []
+    out = gaussian_2m(model, TOP * randn(4, D), denoise=True, callback=told.append)
+    assert torch.equal(out, told[-1]["denoised"])
+
+
+@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+def test_wrong_arguments_are_named(structure):
+    covariance = AdaptiveCovariance(D, regions=3, structure=structure)
+    model = Denoiser(networks.MLP((D,), 8, 1), noise_model(covariance))
+    for x, region, message in (
+        (randn(4, D), None, "region: got None, expected an int64 tensor [4]"),
+        (randn(4, 3), None, "x: got shape [4, 3], expected [B, 5]"),
+        (randn(4, D), torch.zeros(3, dtype=torch.int64), "region: got int64 tensor of shape [3]"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            gaussian_2m(model, x, region=region)

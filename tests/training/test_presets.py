@@ -59,7 +59,7 @@ def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
 @pytest.mark.parametrize(("preset", "kind"), [("digits", "image"), ("toy2d", "vector")])
 def test_the_anisotropy_is_one_half_unless_it_is_given(tmp_path: Path, preset: str, kind: str) -> None:
     config = small(tmp_path / "run", preset).noise
-    info = DataInfo(preset, kind, SHAPES[preset], 0, 0.0, None, None, None, 1000)
+    info = DataInfo(preset, kind, SHAPES[preset], 0, 0.0, None, None, None, 1000, 1000)
     assert build.covariance(config, info).rho == 0.5
     assert build.covariance(replace(config, rho=0.0), info).rho == 0.0
     assert build.covariance(replace(config, gamma=0.5), info).gamma == 0.5
@@ -73,12 +73,12 @@ def test_the_wiener_skip_needs_two_examples_a_dimension(
     tmp_path: Path, rows: int, given: str | None, skip: str
 ) -> None:
     config = small(tmp_path / "run", skip=given)
-    info = DataInfo("digits", "image", (1, 8, 8), 0, 0.0, None, None, None, rows)
+    info = DataInfo("digits", "image", (1, 8, 8), 0, 0.0, None, None, None, rows, rows)
     assert build.denoiser(config, info, levels.karras(5.0, 0.01)).skip == skip
     classes = change(config, class_conditional=True, regions="labels")
-    many = replace(info, num_classes=10)
-    few = given or "scalar"  # 13 a class
-    assert build.denoiser(classes, many, levels.karras(5.0, 0.01)).skip == few
+    for fewest, expected in ((127, given or "scalar"), (128, given or "wiener")):
+        many = replace(info, num_classes=2, rows=1000, fewest=fewest)
+        assert build.denoiser(classes, many, levels.karras(5.0, 0.01)).skip == expected
 
 
 # Of the published networks: 7,638,657 parameters with 10 conditional levels (NCSN on MNIST); the paper's is
@@ -86,7 +86,7 @@ def test_the_wiener_skip_needs_two_examples_a_dimension(
 @pytest.mark.parametrize(("preset", "shape"), [("paper-mnist", (1, 28, 28)), ("paper-cifar10", (3, 32, 32))])
 def test_the_papers_settings(preset: str, shape: tuple[int, ...]) -> None:
     config = PRESETS[preset][1]
-    info = DataInfo(preset, "image", shape, 10, 1 / (12 * 255**2), None, None, None, 60_000)
+    info = DataInfo(preset, "image", shape, 10, 1 / (12 * 255**2), None, None, None, 60_000, 6000)
     levels = build.ladder(config.noise, info, None, 0)  # type: ignore[arg-type]
     assert levels.tau == pytest.approx((2.4 / torch.Size(shape).numel() ** 0.5,))
     with torch.device("meta"):
