@@ -296,11 +296,18 @@ def _beginning(rows: Sequence[Row]) -> str:
         (more[skip] > more["rho=0.5"]) - (more[skip] < more["rho=0.5"])
     ]
     told = counts[skip]
-    return (
+    out = (
         f" What the network is given to begin with does {word} the noise's shape: isotropic noise under a denoiser that"
         f" begins as the best one of Gaussian data is at the last step better on {told['better']}, worse on"
-        f" {told['worse']} and level on {told['level']} of the problems."
+        f" {told['worse']} and level on {told['level']} of the problems"
     )
+    if WIENER[1] in shapes(rows):
+        both = {k: len(v) for k, v in verdicts(rows, WIENER[1], "fd", True).items()}
+        out += (
+            f", noise of rho = 0.5 under it better on {both['better']}, worse on {both['worse']} and level on"
+            f" {both['level']}"
+        )
+    return f"{out}."
 
 
 def _steps_to(rows: Sequence[Row], name: str, shape: str, target: float) -> str:
