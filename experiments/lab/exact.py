@@ -16,7 +16,8 @@ def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovar
     """A frozen covariance that has learned each part's mean and covariance exactly, one region a part.
 
     It has seen the 2 d points ``m +- sqrt(d - 1/2) L_j``, L_j the columns of a factor of S: their mean is m and their
-    unbiased covariance S. ``options``: of :class:`ansn.AdaptiveCovariance`.
+    unbiased covariance S; so many are just enough for the covariance to trust its spectrum. ``options``: of
+    :class:`ansn.AdaptiveCovariance`.
     """
     dim = parts[0].dim
     covariance = ansn.AdaptiveCovariance(dim, len(parts), eps_floor=0.0, **options)

@@ -19,6 +19,7 @@ from ansn import levels
 from ansn.errors import InputError
 from experiments.lab import page
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, complete, publish, read, write
+from experiments.lab.exact import known_covariance
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import anisotropic, fields, problem
 from experiments.lab.statistics import Estimate, estimate, log_ratio, paired, ratio, reached, sooner, table
@@ -350,3 +351,12 @@ def test_every_claim_can_be_run() -> None:
         assert claim.name == name
         assert claim.cells(Settings(**settings))
         assert len(claim.cells(Settings())) >= len(claim.cells(Settings(**settings)))
+
+
+def test_known_moments_are_enough_for_a_spectrum() -> None:
+    """``gaussian_2m`` of an exact denoiser would else be that of ``S = R``."""
+    density = anisotropic(6)
+    covariance = known_covariance([density], rho=0.0)
+    _, ratio = covariance.spectrum()
+    wanted = torch.linalg.eigvalsh(density.covariance()) / covariance.noise_shape()[0, 0, 0]
+    torch.testing.assert_close(ratio[0].double().sort().values, wanted, rtol=1e-4, atol=0)
