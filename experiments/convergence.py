@@ -60,7 +60,7 @@ STEPS = {
 _MNIST_SHAPES = (
     "rho=0", "diagonal", "whitened", "rho=0.2", "rho=0.5", "rho=1", *SPECTRAL, *WIENER,
 )  # fmt: skip
-_DRAWN = ("rho=0", "rho=0.2", "rho=0.5", "rho=1", "whitened", "diagonal", "gamma=0.5", WIENER[0])
+_DRAWN = ("rho=0", "rho=0.5", "rho=1", "whitened", "diagonal", "gamma=0.5", *WIENER)
 
 
 def cells(settings: Settings) -> list[Cell]:
