@@ -60,6 +60,8 @@ WITHIN = 1.1  # of its own limit, or of its own best
 FIXED = 1.25  # of the isotropic control's limit of the same seed: the fixed quality
 CLOSE = 0.1  # rms from its own limit's samples, in the spread of the data where the Frechet distance is taken
 EXACT_N = 3000  # samples of the closed form, which cost little
+_DRAWN = ("rho=0", "rho=0.5", "rho=1", "whitened", "diagonal", *WIENER)
+_DRAWN_TWICE = (CONTROL, WIENER[1])
 _NAMES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", GAUSSIAN: "Gaussian 2M"}
 
 
@@ -451,16 +453,21 @@ def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
     drawn, axes = figure.panels(len(found), columns=2 if len(found) > 3 else 3)
     names = {"fd": "Frechet distance", "energy": "energy distance", "away": "rms from own limit / spread"}
     for axis, (place, name) in zip(axes, found, strict=True):
-        own = select(rows, kind=place, problem=name, method="dpmpp_2m")
-        for colour, shape in enumerate(s for s in shapes(rows) if select(own, shape=s)):
+        here = select(rows, kind=place, problem=name)
+        lines = [(colour, s, "dpmpp_2m") for colour, s in enumerate(_DRAWN)]
+        lines += [(colour, s, GAUSSIAN) for colour, s in enumerate(_DRAWN) if s in _DRAWN_TWICE]
+        for colour, shape, method in lines:
+            own = select(here, method=method)
+            if not select(own, shape=shape):
+                continue
             counted = [n for n in COUNTS if select(own, shape=shape, evaluations=n)]
             at = [n for n in counted if column != "away" or n < COUNTS[-1]]
             mine = [estimate(list(by_seed(select(own, shape=shape, evaluations=n), column).values())) for n in at]
             halves = [e.half if math.isfinite(e.half) else 0.0 for e in mine]
-            style = "--" if shape in CONTROLS[1:] else "-"  # whitened lies on rho = 1
-            figure.curve(axis, at, [e.mean for e in mine], halves, label=shape, colour=colour, linestyle=style)
+            label, style = (shape, "-") if method == "dpmpp_2m" else (f"{shape}, Gaussian 2M", "--")
+            figure.curve(axis, at, [e.mean for e in mine], halves, label=label, colour=colour, linestyle=style)
         if column != "away":
-            axis.axhline(own[0][f"{column}_floor"], color="black", linestyle=":", linewidth=1)
+            axis.axhline(here[0][f"{column}_floor"], color="black", linestyle=":", linewidth=1)
         axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=1e-3) if column == "energy" else axis.set_yscale("log")
         axis.set_xticks(COUNTS, [str(n) for n in COUNTS])
@@ -468,8 +475,9 @@ def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
         axis.set_title(f"{name}, {place} score", fontsize=10)
         axis.set_xlabel("network evaluations")
     axes[0].set_ylabel(names[column])
-    axes[0].legend(fontsize=6)
-    told = f"DPM-Solver++(2M): {names[column]} against evaluations, bands 95 %, dotted: floor"
+    fullest = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=6)
+    told = f"DPM-Solver++(2M), and Gaussian 2M dashed: {names[column]} against evaluations, bands 95 %, dotted: floor"
     return told, figure.save(drawn, folder / f"evaluations_{column}.png")
 
 
