@@ -233,11 +233,12 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
     figures.save_samples(digits[:4], target)
     before = target.read_bytes()
 
-    def full(self: Image.Image, path: Any, **_: Any) -> None:
-        Path(path).write_bytes(b"half a pict")
+    def full(self: Path, content: bytes) -> None:
+        with self.open("wb") as stream:
+            stream.write(content[:11])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space left"):
         figures.save_samples(digits[4:8], target)
     assert target.read_bytes() == before
