@@ -267,7 +267,7 @@ def validate(config: TrainConfig) -> None:
         )
     network = config.network
     if network.skip == "wiener" and not (network.precondition and network.prediction == "denoiser"):
-        raise InputError("--skip: got wiener, expected --prediction denoiser and --precondition with it")
+        raise InputError("--skip: got wiener, which needs --prediction denoiser and --precondition")
     # What only the pictures at the end would find wrong.
     if draw.sampler_levels is not None:
         top, bottom, n = draw.sampler_levels

@@ -151,3 +151,11 @@ def test_settings_that_are_younger_than_a_checkpoint_are_what_it_was_trained_wit
     old = to_dict(change(TrainConfig(), class_conditional=True))
     del old["network"]["label_dropout"]
     assert from_dict(old).network.label_dropout == 0.0
+
+
+@pytest.mark.parametrize("change", [{"prediction": "whitened"}, {"precondition": False}])
+def test_the_wiener_skip_needs_a_preconditioned_denoiser(change: dict[str, Any]) -> None:
+    config = PRESETS["digits"][1]
+    wrong = dataclasses.replace(config, network=dataclasses.replace(config.network, skip="wiener", **change))
+    with pytest.raises(InputError, match=r"^--skip: got wiener, which needs --prediction denoiser and --precondition$"):
+        validate(wrong)

@@ -63,7 +63,7 @@ def _tell(run: Path | None) -> None:
         network = sum(p.numel() for p in found.model.network.parameters())
         lines["run"] = f"{found.path}, step {found.step}"
         lines["data"] = f"{found.info.name}, {found.info.kind} of {'x'.join(map(str, found.info.shape))}"
-        lines["network"] = f"{found.config.network.network}, {network} parameters"
+        lines["network"] = f"{found.config.network.network}, {network} parameters, {found.model.skip} skip"
         covariance = found.model.noise.covariance
         lines["covariance"] = (
             f"{covariance.extra_repr()}; condition number {float(covariance.condition_number().max()):.4g},"
