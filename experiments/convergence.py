@@ -56,10 +56,6 @@ STEPS = {
     "table": (25, 50, 100, 200, 400),
     "fields": (25, 50, 100, 200, 400),
 }
-# A step of the U-Net costs as much as three of the others: the shapes that the question is about.
-_MNIST_SHAPES = (
-    "rho=0", "diagonal", "whitened", "rho=0.2", "rho=0.5", "rho=1", *SPECTRAL, *WIENER,
-)  # fmt: skip
 _DRAWN = ("rho=0", "rho=0.5", "rho=1", "whitened", "diagonal", "gamma=0.5", *WIENER)
 
 
@@ -72,7 +68,7 @@ def cells(settings: Settings) -> list[Cell]:
     for name, at in STEPS.items():
         if name == "mnist" and root is None:
             continue
-        shapes = _MNIST_SHAPES if name == "mnist" else SHAPES
+        shapes = (*SHAPES, *SPECTRAL) if name == "mnist" else SHAPES
         out += [{"problem": name, "shape": s, "steps": at[-1], "seeds": 5} for s in shapes]
     return out
 
