@@ -298,10 +298,10 @@ def heading(covariance: AdaptiveCovariance, region: int, values: Tensor, noise: 
 
 def spectra(axes: Any, values: Tensor, noise: Tensor) -> None:
     order = np.arange(1, len(values) + 1)
-    # A logarithm has no place for directions without variance; R has none, so it sets the scale.
-    data = values.flip(0).double().numpy()
-    shown = np.where(data > 0, data, np.nan)
-    bottom, top = float(noise[0]), max(float(noise[-1]), float(values[-1]))
+    data, top = values.flip(0).double().numpy(), max(float(noise[-1]), float(values[-1]))
+    # A logarithm has no place for directions without variance, nor for what rounding leaves of it.
+    shown = np.where(data > 1e-9 * top, data, np.nan)
+    bottom = np.nanmin(np.append(shown, float(noise[0])))
     axes.plot(order, noise.flip(0).double().numpy(), color=NOISE, linewidth=2.5, label="noise, R")
     # On top and dotted: the two coincide at rho = 1.
     dots: dict[str, Any] = {"linewidth": 1, "marker": ".", "markersize": 4, "linestyle": ":"}
