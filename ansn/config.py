@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ansn.errors import InputError
+from ansn.errors import InputError, refuse
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,7 @@ def validate(config: TrainConfig) -> None:
             "at least 2 points",
         ),
     ]
-    for name, value, good, expected in rules:
-        if not good:
-            raise InputError(f"--{name}: got {value}, expected {expected}")
+    refuse(rules)
     if config.network.label_dropout and not config.network.class_conditional:
         raise InputError(
             f"--label-dropout: got {config.network.label_dropout}, but the network is told no class;"

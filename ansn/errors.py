@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class InputError(ValueError):
     """A user's bad input, told in one line: what was given, what came, what was expected.
@@ -12,3 +15,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def refuse(rules: Sequence[tuple[str, Any, bool, str]]) -> None:
+    """The first ``(option, value, whether it is good, what was expected)`` that is not good, as InputError."""
+    for name, value, good, expected in rules:
+        if not good:
+            raise InputError(f"--{name}: got {value}, expected {expected}")

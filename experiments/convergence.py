@@ -286,7 +286,8 @@ def _beginning(rows: Sequence[Row]) -> str:
     skip = WIENER[0]
     if skip not in shapes(rows):
         return ""
-    counts = {s: {k: len(v) for k, v in verdicts(rows, s, "fd", True).items()} for s in ("rho=0.5", skip)}
+    counted = [s for s in ("rho=0.5", *WIENER) if s in shapes(rows)]
+    counts = {s: {k: len(v) for k, v in verdicts(rows, s, "fd", True).items()} for s in counted}
     more = {s: c["better"] - c["worse"] for s, c in counts.items()}
     word = {1: "more than", 0: "as much as", -1: "less than"}[
         (more[skip] > more["rho=0.5"]) - (more[skip] < more["rho=0.5"])
@@ -297,8 +298,7 @@ def _beginning(rows: Sequence[Row]) -> str:
         f" begins as the best one of Gaussian data is at the last step better on {told['better']}, worse on"
         f" {told['worse']} and level on {told['level']} of the problems"
     )
-    if WIENER[1] in shapes(rows):
-        both = {k: len(v) for k, v in verdicts(rows, WIENER[1], "fd", True).items()}
+    if both := counts.get(WIENER[1]):
         out += (
             f", noise of rho = 0.5 under it better on {both['better']}, worse on {both['worse']} and level on"
             f" {both['level']}"

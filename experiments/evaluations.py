@@ -4,8 +4,7 @@
 
 Every shape is trained on three problems (a mixture whose best denoiser is known, digits, random fields) with its own
 learning rate, and sampled with 3 to 40 evaluations of three solvers of the flow, from its own start, found from the
-data.
-On the mixture the closed-form denoiser of each shape is sampled too: there, what is lost is the solver's alone.
+data. On the mixture the closed-form denoiser of each shape is sampled too: there, what is lost is the solver's alone.
 """
 
 from __future__ import annotations
@@ -338,6 +337,12 @@ best one of Gaussian data. Gaussian 2M integrates the flow of Gaussian data of t
 the rest by two steps, and its last step goes to tau = 0 by the same rule, where the others end with a denoising."""
 
 
+def _mean_needed(at: dict[int, float]) -> str:
+    """Evaluations that the seeds need, their mean."""
+    mean = sum(at.values()) / len(at)
+    return "not reached" if math.isinf(mean) else f"{mean:.1f}" if mean > COUNTS[0] else f"at most {COUNTS[0]}"
+
+
 def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tuple[str, str]:
     lines = []
     for shape in shapes(rows):
@@ -349,8 +354,7 @@ def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tup
                 line.append("-")
                 continue
             at = needed(mine, select(own, shape=CONTROL), kind)
-            mean = sum(at.values()) / len(at)
-            told_ = "not reached" if math.isinf(mean) else f"{mean:.1f}" if mean > COUNTS[0] else f"at most {COUNTS[0]}"
+            told_ = _mean_needed(at)
             if shape != CONTROL:
                 told_ += f"; {show(compared(own, shape, kind))}"
             line.append(told_)
@@ -379,9 +383,7 @@ def _solver_table(rows: Sequence[Row]) -> list[tuple[str, str]]:
         line = [shape]
         for place, name in places(rows):
             found = solvers(rows, place, name, shape)
-            mean = math.inf if found is None else sum(found[0].values()) / len(found[0])
-            told = "not reached" if math.isinf(mean) else f"{mean:.1f}" if mean > COUNTS[0] else f"at most {COUNTS[0]}"
-            line.append("-" if found is None else f"{told}; {found[1].show()}")
+            line.append("-" if found is None else f"{_mean_needed(found[0])}; {found[1].show()}")
         lines.append(line)
     head = ["shape", *(f"{name}, {place}" for place, name in places(rows))]
     return [(
@@ -395,9 +397,7 @@ def _solver_answer(rows: Sequence[Row]) -> list[str]:
     """By problem: over shapes, how often Gaussian 2M needs fewer and more evaluations than 2M."""
     parts = []
     for place, name in places(select(rows, method=GAUSSIAN)):
-        signs = [
-            -found[1].log.sign for s in shapes(rows) if (found := solvers(rows, place, name, s)) is not None
-        ]  # fmt: skip
+        signs = [sign(found[1]) for s in shapes(rows) if (found := solvers(rows, place, name, s)) is not None]
         parts.append(f"{name}, {place} score: fewer under {signs.count(-1)} of {len(signs)} shapes, more under"
                      f" {signs.count(1)}")  # fmt: skip
     if not parts:

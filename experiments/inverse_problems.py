@@ -27,12 +27,13 @@ from torch import Tensor
 
 import ansn
 from ansn.cli.common import guarded, parsed
+from ansn.errors import refuse
 from ansn.evaluation import everything, figures
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import Blur, Downsample, Mask, Operator, Posterior, Replacement, mmps, pigdm
 from ansn.training import train
-from experiments.lab.claim import RESULTS, Row, refuse, write
+from experiments.lab.claim import RESULTS, Row, write
 
 _NAME = "inverse_problems"
 _SHAPE = (1, 8, 8)

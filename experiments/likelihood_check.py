@@ -31,11 +31,12 @@ from torch import Tensor, nn
 import ansn
 from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
+from ansn.errors import refuse
 from ansn.likelihood.flow import BASES, PROBES
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.training import train
-from experiments.lab.claim import RESULTS, Row, refuse, write
+from experiments.lab.claim import RESULTS, Row, write
 
 _NAME = "likelihood_check"
 _SOLVERS: dict[str, list[dict[str, Any]]] = {

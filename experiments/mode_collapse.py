@@ -46,18 +46,16 @@ EXACT_SHAPES = ("rho=0", "diagonal", "rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9",
 FEW_SHAPES = ("rho=0", "rho=0.5", "rho=1", "whitened")
 CONTROL = "rho=0"
 
+_ADAPTED = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
+_GLOBAL = ("rho=0", "diagonal", "whitened", "fixed rho=0.5", *_ADAPTED, *WIENER)
 VARIANTS = {
-    **{s: Setup(s) for s in ("rho=0", "diagonal", "whitened", "fixed rho=0.5")},
-    **{s: Setup(s) for s in ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")},
-    **{s: Setup(s) for s in WIENER},
+    **{s: Setup(s) for s in _GLOBAL},
     "rho=0 lower levels": Setup("rho=0", log_mean=-2.0),
     "rho=1 whitened metric": Setup("rho=1", metric="whitened"),
     "rho=0 told": Setup("rho=0", labels="network"),
     "rho=0.5 regions": Setup("rho=0.5", labels="regions"),
     "rho=1 regions": Setup("rho=1", labels="regions"),
 }
-_ADAPTED = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
-_GLOBAL = ("rho=0", "diagonal", "whitened", "fixed rho=0.5", *_ADAPTED, *WIENER)
 _ALL = (*_GLOBAL, "rho=0 lower levels", "rho=1 whitened metric")
 _ROTATED = ("rho=0", "rho=0.5", "rho=1", "rho=0 told", "rho=0.5 regions", "rho=1 regions")
 

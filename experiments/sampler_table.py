@@ -23,7 +23,7 @@ import tyro
 from ansn import load_dataset
 from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
-from ansn.errors import InputError
+from ansn.errors import InputError, refuse
 from ansn.evaluation import Features, frechet_distance, frechet_floor
 from ansn.evaluation.features import Array, features_of
 from ansn.evaluation.spaces import classifier
@@ -31,7 +31,7 @@ from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import METHODS, Draw
 from ansn.training import Run, load_run, train
-from experiments.lab.claim import RESULTS, Row, refuse, write
+from experiments.lab.claim import RESULTS, Row, write
 
 _NAME = "sampler_table"
 

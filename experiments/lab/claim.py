@@ -169,13 +169,6 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
 
 
-def refuse(rules: Sequence[tuple[str, Any, bool, str]]) -> None:
-    """The first ``(option, value, whether it is good, what was expected)`` that is not good, as InputError."""
-    for name, value, good, expected in rules:
-        if not good:
-            raise InputError(f"--{name}: got {value}, expected {expected}")
-
-
 def mnist(settings: Settings) -> Path | None:
     """The folder of MNIST, or None with a line that says what is left out."""
     if settings.data is None:
