@@ -26,9 +26,10 @@ import tyro
 from torch import Tensor
 
 import ansn
+from ansn import figures
 from ansn.cli.common import guarded, parsed
 from ansn.errors import refuse
-from ansn.evaluation import everything, figures
+from ansn.evaluation import everything
 from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.sampling import Blur, Downsample, Mask, Operator, Posterior, Replacement, mmps, pigdm

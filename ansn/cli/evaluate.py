@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
+from ansn.distributed import choose_device
 from ansn.errors import InputError
 from ansn.evaluation.measurement import Evaluation
 from ansn.files import write_atomic
 from ansn.sampling import METHODS
 from ansn.training import Run, load_run
-from ansn.training.distributed import choose_device
 from ansn.training.pictures import sampler_options
 
 if TYPE_CHECKING:

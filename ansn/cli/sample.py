@@ -12,11 +12,11 @@ import tyro
 
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
+from ansn.distributed import processes
 from ansn.errors import InputError
 from ansn.sampling import METHODS
 from ansn.sampling.stream import SUFFIXES
 from ansn.training import Run, load_run
-from ansn.training.distributed import processes
 from ansn.training.pictures import draw_to_disk, sampler_options
 
 _DESCRIPTION = (

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ansn import figures
+from ansn.distributed import any_rank
 from ansn.errors import InputError
-from ansn.evaluation import figures
 from ansn.sampling.driver import Draw, label_rows
 from ansn.sampling.part import Part, spans
-from ansn.training.distributed import any_rank
 
 SUFFIXES = (".png", ".npy", ".csv")
 COMMIT_SECONDS = 1.0

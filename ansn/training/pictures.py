@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ansn import levels, sampling
+from ansn import figures, levels, sampling
 from ansn.config import SamplingConfig
-from ansn.evaluation import figures
 from ansn.sampling.stream import to_disk
 from ansn.training.progress import read_metrics
 from ansn.training.runs import Run, load_run

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ansn.config import TrainConfig, differences, from_dict, to_dict, validate
 from ansn.data import Dataset, iterate, load_dataset
+from ansn.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
 from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.levels import Levels
@@ -28,7 +29,6 @@ from ansn.moments import RunningMoments
 from ansn.noise import Level
 from ansn.training import build, checkpoint
 from ansn.training.build import DataInfo
-from ansn.training.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
 from ansn.training.progress import Reporter
 
 

@@ -147,7 +147,7 @@ def test_any_batch_size(tmp_path: Path, method: str) -> None:
 TWO = """
 import sys, torch
 from ansn.sampling.stream import to_disk
-from ansn.training.distributed import processes
+from ansn.distributed import processes
 from tests.sampling.test_stream import quick
 torch.set_num_threads(1)
 with processes("cpu") as (rank, world, _):

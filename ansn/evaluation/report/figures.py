@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ansn import figures
 from ansn.covariance import AdaptiveCovariance
-from ansn.evaluation import figures
 
 WIDTH = 5.4  # inches: letters of 9 points are still read when the page is 375 pixels wide
 WIDE = 7.6  # of what scrolls there

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ansn import figures
 from ansn.data import Dataset
-from ansn.evaluation import figures
 from ansn.evaluation.measurement import Evaluation
 from ansn.evaluation.report.figures import Rendered, rendered
 from ansn.evaluation.trajectory import Trajectory

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ansn
-from ansn.evaluation import everything, figures
+from ansn import figures
+from ansn.evaluation import everything
 
 Pixels = NDArray[np.uint8]
 RECORDS = [{"step": 50 * i, "loss": 3.0 / i, "condition_number": 1.0 + 0.1 * i} for i in range(1, 21)]
