@@ -6,18 +6,27 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from ansn import networks
+from ansn.choices import choice, chosen_from, suggestion
+from ansn.data import NAMES as DATASETS
+from ansn.denoiser import PREDICTIONS, SKIPS
 from ansn.errors import InputError, refuse
+from ansn.levels import TRAINING
+from ansn.loss import METRICS
+from ansn.noise import STARTS
+from ansn.sampling.annealed_langevin import CONVENTIONS
+from ansn.sampling.driver import METHODS
+from ansn.structures import STRUCTURES
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The data set."""
 
-    dataset: str = "digits"
-    """A name (digits, mnist, fashion-mnist, cifar10, toy2d, toy2d:KIND) or a path: .npy, .npz, .csv, IDX, a folder
-    of images."""
+    dataset: Annotated[str, suggestion(DATASETS, "toy2d:KIND")] = "digits"
+    """A name or a path: .npy, .npz, .csv, IDX, a folder of images."""
     data: str | None = None
     """Folder that holds the files of a named data set (or a parent of a folder of that name)."""
     dequantise: bool = False
@@ -36,7 +45,7 @@ class DataConfig:
 class NoiseConfig:
     """Covariance and levels of the noise."""
 
-    structure: Literal["dense", "diagonal"] = "dense"
+    structure: Annotated[str, choice(STRUCTURES)] = "dense"
     """Storage of the covariance: d^2 numbers, or d."""
     rho: float | None = None
     """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma
@@ -63,7 +72,7 @@ class NoiseConfig:
     """Smallest level, data standard deviations."""
     rungs: int | None = None
     """Number of levels; by default 20 for karras, by the overlap rule for geometric."""
-    training_levels: Literal["lognormal", "ladder"] | None = None
+    training_levels: Annotated[str | None, choice(TRAINING, None)] = None
     """Levels drawn in training: log-normal (EDM) or uniform over the ladder; by default log-normal for karras, the
     ladder else."""
 
@@ -72,7 +81,7 @@ class NoiseConfig:
 class NetworkConfig:
     """The network and what it predicts."""
 
-    network: Literal["mlp", "unet", "ncsn", "ncsnv2"] = "mlp"
+    network: Annotated[str, choice(networks.NAMES)] = "mlp"
     """Residual MLP, compact U-Net, or the published RefineNets."""
     width: int | None = None
     """Hidden units of the MLP (512); channels of the first stage of the U-Net (32) and the RefineNets (64, 128)."""
@@ -91,15 +100,15 @@ class NetworkConfig:
     label_dropout: float = 0.0
     """Share of the training rows whose class is withheld, so that the network also learns to do without; 0.1 is usual.
     Guidance and unconditional samples need it."""
-    prediction: Literal["denoiser", "whitened"] = "denoiser"
+    prediction: Annotated[str, choice(PREDICTIONS)] = "denoiser"
     """The network gives the denoised data, or the whitened f of the paper's s_theta."""
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
-    skip: Literal["scalar", "wiener"] | None = None
+    skip: Annotated[str | None, choice(SKIPS, None)] = None
     """What a preconditioned denoiser is before it learns: its input pulled to the mean, alike in every direction, or
     the best denoiser of Gaussian data of the learned covariance. By default the latter, where there are at least two
     examples (in each region) for each dimension."""
-    metric: Literal["pixel", "whitened", "paper"] | None = None
+    metric: Annotated[str | None, choice(METRICS, None)] = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 
 
@@ -131,26 +140,21 @@ class OptimConfig:
 class SamplingConfig:
     """The samples drawn at the end of training."""
 
-    method: Literal[
-        "dpmpp_2m", "gaussian_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn",
-        "predictor_corrector", "langevin", "paper"
-    ] = "dpmpp_2m"  # fmt: skip
-    """Solver of the probability flow (DPM-Solver++(2M), the same about the Gaussian flow, exponential Adams-Bashforth,
-    Heun, Euler), stochastic solver, corrected annealed Langevin, or Algorithm 1 as printed."""
+    method: Annotated[str, choice(METHODS)] = "dpmpp_2m"
+    """The sampler."""
     sample_steps: int | None = None
-    """Levels of the solvers (default 12 for dpmpp_2m and gaussian_2m, else 20), or Langevin steps a level (default
-    100)."""
+    """Levels of the solvers (by default 12 or 20, as the sampler has it), or Langevin steps a level (100)."""
     step_eps: float | None = None
     """Langevin: the paper's step size; 2e-5 in the paper."""
     sampler_levels: tuple[float, float, int] | None = None
     """Langevin: largest level, smallest level and number of levels, geometric; by default the ladder's."""
-    convention: Literal["paper", "ncsn"] = "paper"
+    convention: Annotated[str, choice(CONVENTIONS)] = "paper"
     """Langevin: drift alpha/2 and noise sqrt(alpha), or NCSN's alpha and sqrt(2 alpha)."""
     isotropic: bool = False
     """Langevin: isotropic steps under the true score, instead of steps of the noise's own shape."""
     denoise: bool = True
     """Langevin: end with one denoising."""
-    start: Literal["gaussian", "uniform"] | None = None
+    start: Annotated[str | None, choice(STARTS, None)] = None
     """Start of sampling; by default uniform for method paper, else gaussian."""
     samples: int = 64
     """Images in samples.png; 0 draws none."""
@@ -224,7 +228,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 def validate(config: TrainConfig) -> None:
     """Raises InputError, one line, for numbers that no run can use. The rest is checked where it is used."""
     optim, run, noise, draw = config.optim, config.run, config.noise, config.sampling
-    rules: list[tuple[str, float | None, bool, str]] = [
+    rules: list[tuple[str, float | str | None, bool, str]] = [
         ("steps", optim.steps, optim.steps >= 1, "at least 1"),
         ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
         ("lr", optim.lr, optim.lr > 0, "> 0"),
@@ -236,6 +240,7 @@ def validate(config: TrainConfig) -> None:
         ("tau-max", noise.tau_max, noise.tau_max is None or noise.tau_max > 0, "a level > 0"),
         ("tau-min", noise.tau_min, noise.tau_min > 0, "a level > 0"),
         ("rungs", noise.rungs, noise.rungs is None or noise.rungs >= 2, "at least 2 levels"),
+        ("method", draw.method, draw.method in METHODS, f"one of {', '.join(METHODS)}"),
         ("samples", draw.samples, draw.samples >= 0, "0 or more"),
         ("sample-steps", draw.sample_steps, draw.sample_steps is None or draw.sample_steps >= 1, "at least 1"),
         ("step-eps", draw.step_eps, draw.step_eps is None or draw.step_eps > 0, "a step size > 0"),
@@ -272,27 +277,33 @@ def validate(config: TrainConfig) -> None:
         if not (top > bottom > 0 and n >= 2):
             told = " ".join(map(str, draw.sampler_levels))
             raise InputError(f"--sampler-levels: got {told}, expected largest > smallest > 0 and at least 2 levels")
-    if draw.step_eps is not None and draw.method not in ("langevin", "paper"):
+    if draw.step_eps is not None and "eps" not in METHODS[draw.method].options:
         raise InputError(f"--step-eps: got {draw.step_eps}, but method {draw.method} has no such option")
 
 
 def _build(kind: Any, values: Any, path: str) -> Any:
     if not isinstance(values, dict):
         raise InputError(f"config {path or 'file'}: got {type(values).__name__}, expected an object")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     given = {}
     for name, value in values.items():
         where = f"{path}{name}"
         if name not in hints:
             raise InputError(f"config {where}: unknown setting; expected one of {', '.join(hints)}")
-        hint = hints[name]
+        hint = chosen_from(hints[name])
         if dataclasses.is_dataclass(hint):
             given[name] = _build(hint, value, f"{where}.")
         elif not _fits(value, hint):
-            raise InputError(f"config {where}: got {value!r}, expected {getattr(hint, '__name__', hint)}")
+            raise InputError(f"config {where}: got {value!r}, expected {_told(hint)}")
         else:
             given[name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)
+
+
+def _told(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return str(getattr(hint, "__name__", hint))
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -11,12 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import scipy  # its parts are imported when used
 import torch
-from scipy import optimize, stats
 from torch import Tensor
 
 from ansn.covariance import AdaptiveCovariance
 
+TRAINING = ("lognormal", "ladder")
 START_KL = 0.003  # nats between the start of the flow and the perturbed data
 _START_LIMIT = 1e3
 _FIXED_RATIO = 1.5  # where NCSNv2's rule has no solution (d <= 4)
@@ -46,8 +47,8 @@ class Levels:
             raise ValueError(f"tau: got {self.tau}, expected at least one level, each finite and > 0")
         if any(a <= b for a, b in zip(self.tau, self.tau[1:], strict=False)):
             raise ValueError("tau: got levels that do not decrease strictly, expected tau_1 > ... > tau_N")
-        if self.training not in ("ladder", "lognormal"):
-            raise ValueError(f"training: got {self.training!r}, expected 'ladder' or 'lognormal'")
+        if self.training not in TRAINING:
+            raise ValueError(f"training: got {self.training!r}, expected one of {', '.join(TRAINING)}")
         if not self.log_std > 0:
             raise ValueError(f"log_std: got {self.log_std}, expected > 0")
         if self.start is not None and not self.minimum <= self.start <= self.maximum:
@@ -90,9 +91,9 @@ def overlap_ratio(dim: int) -> float:
 
     def excess(ratio: float) -> float:
         shift = math.sqrt(2.0 * dim) * (ratio - 1.0)
-        return float(stats.norm.cdf(shift + 3 * ratio) - stats.norm.cdf(shift - 3 * ratio)) - 0.5
+        return float(scipy.stats.norm.cdf(shift + 3 * ratio) - scipy.stats.norm.cdf(shift - 3 * ratio)) - 0.5
 
-    return float(optimize.brentq(excess, 1.0, 50.0)) if excess(50.0) < 0 else _FIXED_RATIO
+    return float(scipy.optimize.brentq(excess, 1.0, 50.0)) if excess(50.0) < 0 else _FIXED_RATIO
 
 
 def geometric(
@@ -192,7 +193,7 @@ def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, r
     low, high = 0.0, math.log(_START_LIMIT)
     if excess(low) <= 0.0 or excess(high) > 0.0:
         return 1.0 if excess(low) <= 0.0 else _START_LIMIT
-    return math.exp(optimize.brentq(excess, low, high, xtol=1e-3))
+    return math.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-3))
 
 
 def _start_kl(values: Tensor, vectors: Tensor, tau: float) -> float:

@@ -14,6 +14,8 @@ from ansn.covariance import AdaptiveCovariance
 from ansn.levels import Levels
 from ansn.moments import keep_dtypes
 
+STARTS = ("gaussian", "uniform")
+
 
 class Level(NamedTuple):
     """What one perturbation did: enough to draw the same ``z`` again from its counters.
@@ -140,8 +142,8 @@ class NoiseModel(nn.Module):
                 b=1.0, seed=seed, row=row, stream=ops.PRIOR,
             )  # fmt: skip
             return torch.special.ndtr(z).to(self.tau.dtype).reshape(n, *covariance.shape)
-        if start != "gaussian":
-            raise ValueError(f"start: got {start!r}, expected 'gaussian' or 'uniform'")
+        if start not in STARTS:
+            raise ValueError(f"start: got {start!r}, expected one of {', '.join(STARTS)}")
         if region is None and covariance.regions > 1:
             raise ValueError(f"region: got None, expected int64 [{n}] because there are {covariance.regions} regions")
         mean = covariance.center.expand(n, -1) if region is None else covariance.center[region]

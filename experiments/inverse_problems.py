@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -27,7 +27,9 @@ from torch import Tensor
 
 import ansn
 from ansn import figures
+from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
+from ansn.denoiser import SKIPS
 from ansn.errors import refuse
 from ansn.evaluation import everything
 from ansn.machine import cpu_name
@@ -79,7 +81,7 @@ class Settings:
     """Training steps."""
     width: int = 512
     """Hidden units of the MLP."""
-    problems: tuple[Literal["half", "pixels", "blur", "downsample"], ...] = tuple(PROBLEMS)  # type: ignore[assignment]
+    problems: Annotated[tuple[str, ...], choice(PROBLEMS, many=True)] = tuple(PROBLEMS)
     """Left half known, a random half of the pixels known, Gaussian blur of one pixel, means of 2x2 blocks."""
     sigmas: tuple[float, ...] = (0.02, 0.1)
     """Standard deviations of the measurement's noise; images are in [0, 1]."""
@@ -91,7 +93,7 @@ class Settings:
     """Levels of the Heun sampler: 2 levels - 1 evaluations of D."""
     cg_steps: int = 1
     """Steps of conjugate gradients of the Jacobian's method."""
-    skip: Literal["scalar", "wiener"] = "scalar"
+    skip: Annotated[str, choice(SKIPS)] = "scalar"
     """The denoiser's skip; the published figures are of the scalar one."""
     threads: int | None = None
     """CPU threads; by default torch's."""

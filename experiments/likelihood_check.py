@@ -22,15 +22,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 import ansn
+from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
+from ansn.denoiser import SKIPS
 from ansn.errors import refuse
 from ansn.likelihood.flow import BASES, PROBES
 from ansn.machine import cpu_name
@@ -66,7 +68,7 @@ class Settings:
     """Digits: images of each split that are scored."""
     probes: int = 2
     """Digits: probes of each image."""
-    skip: Literal["scalar", "wiener"] = "scalar"
+    skip: Annotated[str, choice(SKIPS)] = "scalar"
     """The denoiser's skip; the published figures are of the scalar one."""
     threads: int | None = None
     """CPU threads; by default torch's."""
@@ -146,13 +148,13 @@ def solvers(settings: Settings, tell: Callable[[Row], None]) -> None:
         for dim in settings.dims:
             model, x, truth = closed_form(kind, dim, settings)
             for solver, choices in _SOLVERS.items():
-                for choice in choices:
+                for option in choices:
                     begun = time.perf_counter()
-                    found = ansn.log_likelihood(model, x, trace="exact", solver=solver, **choice)
+                    found = ansn.log_likelihood(model, x, trace="exact", solver=solver, **option)
                     off = (found.log_density - truth) / dim
                     tell({
-                        "target": kind, "dim": dim, "solver": solver, "steps": choice.get("steps", ""),
-                        "rtol": choice.get("rtol", ""), "evaluations": found.evaluations, "bias": float(off.mean()),
+                        "target": kind, "dim": dim, "solver": solver, "steps": option.get("steps", ""),
+                        "rtol": option.get("rtol", ""), "evaluations": found.evaluations, "bias": float(off.mean()),
                         "mean_error": float(off.abs().mean()), "max_error": float(off.abs().max()), "rows": len(x),
                         "rho": settings.rho, "tau_max": model.noise.levels.maximum, "tau_min": found.tau,
                         "seconds": round(time.perf_counter() - begun, 2),
@@ -230,8 +232,8 @@ def solver_table(rows: list[Row]) -> str:
         "| --- |" + " --- |" * len(targets),
     ]
     for solver, choices in _SOLVERS.items():
-        for choice in choices:
-            name, value = next(iter(choice.items()))
+        for option in choices:
+            name, value = next(iter(option.items()))
             own = {(r["target"], r["dim"]): r for r in rows if r["solver"] == solver and r[name] == value}
             spent = sorted({r["evaluations"] for r in own.values()})
             told = f"{spent[0]}" if len(spent) == 1 else f"{spent[0]} to {spent[-1]}"

@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from ansn import load_dataset
+from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
 from ansn.data import Dataset
+from ansn.denoiser import SKIPS
 from ansn.errors import InputError, refuse
 from ansn.evaluation import Features, frechet_distance, frechet_floor
 from ansn.evaluation.features import Array, features_of
@@ -48,7 +50,7 @@ class Settings:
     """Folder of the run, made or gone on with; by default runs/sampler-table-PRESET."""
     train_steps: int | None = None
     """Training steps; by default the preset's."""
-    skip: Literal["scalar", "wiener"] = "scalar"
+    skip: Annotated[str, choice(SKIPS)] = "scalar"
     """The denoiser's skip; the published figures are of the scalar one."""
     methods: tuple[str, ...] = tuple(name for name in METHODS if name not in ("paper", "gaussian_2m"))
     """Samplers; Algorithm 1 as printed needs isotropic noise, and gaussian_2m came after the published table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 import zlib
@@ -18,6 +19,8 @@ from ansn.ops._dispatch import BackendError
 from ansn.training import Diverged, Interrupted
 
 T = TypeVar("T")
+_WRONG = re.compile(r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)")
+"""A wrong choice, in tyro's words."""
 
 
 def parsed(name: str, parse: Callable[[], T]) -> T:
@@ -40,14 +43,22 @@ def parsed(name: str, parse: Callable[[], T]) -> T:
 def _unboxed(text: str) -> str:
     """The first sections of tyro's box, which tell the mistake; those after them tell of the help."""
     sections: list[list[str]] = [[]]
-    for line in (line.strip(" │") for line in text.splitlines() if line.startswith("│")):
-        if line.startswith("──"):
+    lines = text.splitlines()
+    # Where only ASCII can be written there is no box, but a title and a rule.
+    for line in (line.strip(" │") for line in [s for s in lines if s.startswith("│")] or lines[2:]):
+        if line and not line.strip("─-"):
             sections.append([])
         else:
             sections[-1].append(line)
-    told = [" ".join(" ".join(section).split()) for section in sections]
+    told = [_WRONG.sub(_our_words, " ".join(" ".join(section).split())) for section in sections]
     mistake = [section for section in told if not section.startswith(("Argument helptext", "For full helptext"))]
     return "; ".join(section.rstrip(".;") for section in mistake if section) or " ".join(text.split())
+
+
+def _our_words(wrong: re.Match[str]) -> str:
+    value, option, names = wrong.groups()
+    names = ", ".join(name.strip("' ") for name in names.split(",") if name)  # of one name tyro writes ('a',)
+    return f"{option}: got {value}, expected one of {names}"
 
 
 def guarded(name: str, command: Callable[[], None]) -> int:

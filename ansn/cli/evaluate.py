@@ -8,25 +8,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
+from ansn.choices import choice, suggestion
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.distributed import choose_device
 from ansn.errors import InputError
+from ansn.evaluation import spaces
+from ansn.evaluation.evaluate import METRICS, Evaluated, Settings, evaluate
 from ansn.evaluation.measurement import Evaluation
+from ansn.evaluation.sweep import ALL, EVALUATIONS
 from ansn.files import write_atomic
 from ansn.sampling import METHODS
 from ansn.training import Run, load_run
 from ansn.training.pictures import sampler_options
-
-if TYPE_CHECKING:
-    from ansn.evaluation.evaluate import Evaluated
 
 _DESCRIPTION = (
     "Measure a run of ansn-train: distances to its training data in named feature spaces, beside what held-out data"
@@ -49,22 +50,20 @@ class Arguments:
     same number. By default the held-out rows' number or a multiple of it near 2000, at most 10000."""
     data: str | None = None
     """Folder that holds the files of a named data set; by default where they were in training."""
-    features: tuple[str, ...] = ()
-    """Spaces to measure in: pixels, pca, pca-K, classifier, inception; by default the classifier (or pca) and
-    pixels."""
-    metrics: tuple[str, ...] = ()
-    """What to measure: frechet, kernel, energy, sliced, manifold (precision, recall, density, coverage), modes,
-    memorisation, likelihood; by default all."""
-    method: str | None = None
+    features: Annotated[tuple[str, ...], suggestion(spaces.NAMES, "pca-K")] = ()
+    """Spaces to measure in; by default the classifier (or pca) and pixels."""
+    metrics: Annotated[tuple[str, ...], choice(METRICS, many=True)] = ()
+    """What to measure; by default all. manifold is precision, recall, density and coverage."""
+    method: Annotated[str | None, choice(METHODS, None)] = None
     """Sampler; by default and with --steps the run's own settings."""
     steps: int | None = None
     """Levels of the solvers, or Langevin steps a level."""
     samples: Path | None = None
     """A .npy file of ansn-sample to measure in place of drawing, [n, ...] in data units."""
-    sweep: tuple[str, ...] = ()
+    sweep: Annotated[tuple[str, ...], choice(METHODS, ALL, "none", many=True)] = ()
     """Samplers, all or none: also quality against evaluations and seconds, of as many samples. By default the sampler
     of the samples, with at most 1000; with --quick and --samples none."""
-    evaluations: tuple[int, ...] = (4, 6, 8, 12, 20, 40)
+    evaluations: tuple[int, ...] = EVALUATIONS
     """Network evaluations a sample of the sweep."""
     quick: bool = False
     """At most 500 samples, 10 halves for the intervals, no likelihood."""
@@ -97,9 +96,6 @@ def main() -> int:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    # Slow to import (scikit-learn), and --help needs none of it.
-    from ansn.evaluation.evaluate import METRICS, Settings, evaluate
-
     for name, value in (("--steps", arguments.steps), ("--threads", arguments.threads)):
         if value is not None and value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
@@ -186,9 +182,7 @@ def _report(folder: Path, run: Run, found: Evaluated, way: dict[str, Any] | None
 def _sampling(run: Run, arguments: Arguments) -> SamplingConfig:
     """The run's own settings, or another method's defaults."""
     own, name = run.config.sampling, arguments.method
-    if name is not None and name not in METHODS:
-        raise InputError(f"--method: got {name!r}, expected one of {', '.join(METHODS)}")
-    chosen = own if name in (None, own.method) else SamplingConfig(method=name)  # type: ignore[arg-type]
+    chosen = own if name is None or name == own.method else SamplingConfig(method=name)
     return chosen if arguments.steps is None else dataclasses.replace(chosen, sample_steps=arguments.steps)
 
 

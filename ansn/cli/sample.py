@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.distributed import processes
 from ansn.errors import InputError
-from ansn.sampling import METHODS
-from ansn.sampling.stream import SUFFIXES
+from ansn.noise import STARTS
+from ansn.sampling import METHODS, schedules
+from ansn.sampling.stream import STORES, SUFFIXES
 from ansn.training import Run, load_run
 from ansn.training.pictures import draw_to_disk, sampler_options
 
@@ -34,20 +36,16 @@ class Arguments:
     """Folder that ansn-train wrote."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Number of samples."""
-    method: Literal[
-        "dpmpp_2m", "gaussian_2m", "exponential_ab", "heun", "euler", "dpmpp_2m_sde", "heun_churn",
-        "predictor_corrector", "langevin", "paper"
-    ] | None = None  # fmt: skip
-    """Solver of the flow, stochastic solver, corrected annealed Langevin, or Algorithm 1 as printed; by default and
-    with all below, the run's own settings."""
+    method: Annotated[str | None, choice(METHODS, None)] = None
+    """The sampler; by default and with all below, the run's own settings."""
     steps: int | None = None
     """Levels of the solvers, or Langevin steps a level."""
-    schedule: Literal["few_steps", "karras", "log_linear", "polynomial", "optimised"] | None = None
+    schedule: Annotated[str | None, choice(schedules.names(), None)] = None
     """Spacing of the levels, of the solvers, by default few_steps; optimised finds it for the model first, in as many
     evaluations as some 3000 samples."""
     step_eps: float | None = None
     """Langevin: the paper's step size."""
-    start: Literal["gaussian", "uniform"] | None = None
+    start: Annotated[str | None, choice(STARTS, None)] = None
     """Start of sampling."""
     label: int | None = None
     """Class to draw, for a class-conditional model; by default all in turn."""
@@ -63,7 +61,7 @@ class Arguments:
     out: str | None = None
     """A .png picture of all samples, .npy ([n, ...], data units), .csv for tables, or NAME/ for a folder of PNG
     files, one each; by default drawn-seedN.png in the run's folder."""
-    store: Literal["float32", "uint8"] = "float32"
+    store: Annotated[str, choice(STORES)] = "float32"
     """Numbers of a .npy; uint8 for images: clipped to [0, 1], times 255, rounded."""
     resume: bool = True
     """Go on with the OUT.part that a stopped draw of the same settings left; --no-resume starts over."""
@@ -131,7 +129,8 @@ def _check(arguments: Arguments, run: Run, out: Path) -> None:
 def _options(arguments: Arguments, run: Run) -> dict[str, Any]:
     """The draw's: another method has defaults of its own; the same one keeps the run's settings."""
     own = run.config.sampling
-    config = own if arguments.method in (None, own.method) else SamplingConfig(method=arguments.method)
+    name = arguments.method
+    config = own if name is None or name == own.method else SamplingConfig(method=name)
     options = sampler_options(config)
     given: dict[str, Any] = {
         "steps": arguments.steps, "eps": arguments.step_eps, "start": arguments.start, "schedule": arguments.schedule,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.metrics.pairwise import euclidean_distances
 
 from ansn.evaluation.features import Array, checked, checked_pair
 
@@ -54,6 +53,8 @@ def energy_distance(a: Array, b: Array) -> float:
 
 def energy_to(b: Array) -> Distance:
     """:func:`energy_distance` to one reference, whose own pairs are gone through once."""
+    from sklearn.metrics.pairwise import euclidean_distances  # slow to import: only when used
+
     b = checked("b", b)
     own = _within(euclidean_distances, b)
 

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.neighbors import NearestNeighbors
 
 from ansn.evaluation.features import Array, checked
 
@@ -39,6 +37,8 @@ def manifold(samples: Array, reference: Array, k: int = 5) -> Manifold:
 
 def manifold_to(reference: Array, k: int = 5) -> Callable[[Array], Manifold]:
     """:func:`manifold` against one reference, whose balls are made once."""
+    from sklearn.metrics import pairwise_distances_chunked  # slow to import: only when used
+
     reference = checked("reference", reference)
     _check_k(reference, k)
     radius = _radius(reference, k)
@@ -67,6 +67,8 @@ def nearest(rows: Array, among: Array | Iterable[Array], k: int = 1) -> tuple[Ar
 
     ``among``: rows, or parts of them that need not be in memory together. Raises ValueError if they are fewer than k.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     distance, index = np.zeros((len(rows), 0)), np.zeros((len(rows), 0), dtype=np.int64)
     first = 0
     for part in [among] if isinstance(among, np.ndarray) else among:

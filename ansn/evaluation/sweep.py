@@ -14,15 +14,16 @@ from ansn.sampling.driver import METHODS, Draw
 from ansn.training.pictures import draw
 from ansn.training.runs import Run
 
+ALL = "all"
 EVALUATIONS = (4, 6, 8, 12, 20, 40)
 
 
 def chosen(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods named; ``"all"``: every one. Raises ValueError for one that does not exist."""
+    """The methods named; :data:`ALL`: every one. Raises ValueError for one that does not exist."""
     for name in methods:
-        if name not in (*METHODS, "all"):
-            raise ValueError(f"sweep: got {name!r}, expected all or some of {', '.join(METHODS)}")
-    return tuple(METHODS) if "all" in methods else tuple(methods)
+        if name not in (*METHODS, ALL):
+            raise ValueError(f"sweep: got {name!r}, expected {ALL} or some of {', '.join(METHODS)}")
+    return tuple(METHODS) if ALL in methods else tuple(methods)
 
 
 def sweep(

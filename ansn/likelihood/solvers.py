@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import scipy
 import torch
-from scipy import integrate
 from torch import Tensor
 
 Slopes = Callable[[float, Tensor], tuple[Tensor, Tensor]]
@@ -53,7 +53,7 @@ def _adaptive(slopes: Slopes, w: Tensor, us: list[float], rtol: float) -> tuple[
         return torch.cat((way.double().flatten(), rate.flatten())).cpu().numpy()
 
     start = torch.cat((w.double().flatten().cpu(), torch.zeros(rates.numel(), dtype=torch.float64)))
-    done = integrate.solve_ivp(flat, (us[0], us[-1]), start.numpy(), method="RK45", rtol=rtol, atol=rtol)
+    done = scipy.integrate.solve_ivp(flat, (us[0], us[-1]), start.numpy(), method="RK45", rtol=rtol, atol=rtol)
     if not done.success:
         raise ValueError(f"solver: rk45 stopped ({done.message}); expected a larger rtol, or a model that is trained")
     end = torch.from_numpy(done.y[:, -1]).to(w.device)

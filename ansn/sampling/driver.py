@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from ansn import levels
 from ansn.denoiser import Denoiser
 from ansn.hostread import HostRead
+from ansn.sampling import schedules
 from ansn.sampling.annealed_langevin import algorithm_1, annealed_langevin
 from ansn.sampling.common import Callback, bar
 from ansn.sampling.engine import Engine, engaged, graph_or_warning
@@ -50,12 +51,14 @@ def _langevin(levels: int, options: dict[str, Any]) -> int:
 class Method:
     """A sampler and what a draw must know to call it.
 
-    ``flow``: takes a schedule of few levels, of which ``steps`` is the number; else ``steps`` is handed on, a number
-    for each level. ``noisy``: draws noise, and takes ``seed`` and ``row``. ``start``: its usual one.
-    ``evaluations``: see :data:`Count`.
+    ``summary``: a few words for the commands' help. ``flow``: takes a schedule of few levels, of which ``steps`` is
+    the number; else ``steps`` is handed on, a number for each level. ``noisy``: draws noise, and takes ``seed`` and
+    ``row``. ``start``: its usual one. ``evaluations``: see :data:`Count`.
     """
 
     function: Callable[..., Tensor]
+    summary: str = ""
+    _: KW_ONLY
     flow: bool = True
     noisy: bool = False
     start: str = "gaussian"
@@ -70,17 +73,21 @@ class Method:
 
 
 METHODS = {
-    "dpmpp_2m": Method(dpmpp_2m, steps=12),
-    "gaussian_2m": Method(gaussian_2m, steps=12),
-    "exponential_ab": Method(exponential_ab),
-    "heun": Method(heun, evaluations=_two_a_level),
-    "euler": Method(euler),
-    "dpmpp_2m_sde": Method(dpmpp_2m_sde, noisy=True),
-    "heun_churn": Method(heun_churn, noisy=True, evaluations=_two_a_level),
-    "predictor_corrector": Method(predictor_corrector, noisy=True, evaluations=_corrected),
-    "langevin": Method(annealed_langevin, flow=False, noisy=True, steps=100, evaluations=_langevin),
+    "dpmpp_2m": Method(dpmpp_2m, "DPM-Solver++(2M) on the probability flow", steps=12),
+    "gaussian_2m": Method(gaussian_2m, "the same about the flow of Gaussian data", steps=12),
+    "exponential_ab": Method(exponential_ab, "exponential Adams-Bashforth on the flow"),
+    "heun": Method(heun, "Heun on the flow, two evaluations a level", evaluations=_two_a_level),
+    "euler": Method(euler, "Euler on the flow"),
+    "dpmpp_2m_sde": Method(dpmpp_2m_sde, "2M with noise put back", noisy=True),
+    "heun_churn": Method(heun_churn, "Heun with noise put back", noisy=True, evaluations=_two_a_level),
+    "predictor_corrector": Method(
+        predictor_corrector, "a step down and Langevin steps there", noisy=True, evaluations=_corrected
+    ),
+    "langevin": Method(
+        annealed_langevin, "annealed Langevin, corrected", flow=False, noisy=True, steps=100, evaluations=_langevin
+    ),
     "paper": Method(
-        algorithm_1, flow=False, noisy=True, start="uniform", steps=100,
+        algorithm_1, "Algorithm 1 as printed", flow=False, noisy=True, start="uniform", steps=100,
         evaluations=lambda levels, options: levels * options["steps"],
     ),
 }  # fmt: skip
@@ -236,14 +243,11 @@ def sample(
 
     Args:
         model: the denoiser; its device is used.
-        method: a name in :data:`METHODS`: solvers of the flow (``"dpmpp_2m"``, ``"gaussian_2m"``, ``"exponential_ab"``,
-            ``"heun"``, ``"euler"``) and their stochastic relatives (``"dpmpp_2m_sde"``, ``"heun_churn"``,
-            ``"predictor_corrector"``), ``"langevin"`` (corrected), ``"paper"`` (Algorithm 1 as printed).
-        steps: number of levels, default 12 for ``"dpmpp_2m"`` and ``"gaussian_2m"``, else 20; ``"langevin"``
-            and ``"paper"``: steps a level, default 100.
+        method: a name in :data:`METHODS`, which says what each one is.
+        steps: number of levels, of ``"langevin"`` and ``"paper"`` steps a level; by default :attr:`Method.steps`.
         taus: levels to use instead, decreasing ``[N]``.
-        schedule: spacing of the levels between the ladder's start and its end, for all but Langevin: ``"few_steps"``,
-            ``"karras"``, ``"log_linear"``, ``"polynomial"``, a function ``(top, bottom, n)``, or ``"optimised"``
+        schedule: spacing of the levels between the ladder's start and its end, for all but Langevin: a name in
+            :data:`ansn.sampling.schedules.SCHEDULES`, a function ``(top, bottom, n)``, or ``"optimised"``
             (:func:`ansn.sampling.schedules.optimised` for this solver, for 2M where it draws noise; it costs some
             evaluations: keep its result as ``taus``).
         start: ``"gaussian"`` or ``"uniform"``, see :meth:`NoiseModel.prior`; the default of ``"paper"`` is
@@ -284,10 +288,9 @@ def _schedule(
     if method.flow:
         if n < 1:
             raise ValueError(f"steps: got {n}, expected at least 1")
-        if isinstance(schedule, str) and schedule not in (*SCHEDULES, "optimised"):
-            raise ValueError(
-                f"schedule: got {schedule!r}, expected a function or one of {', '.join(SCHEDULES)}, optimised"
-            )
+        names = schedules.names()
+        if isinstance(schedule, str) and schedule not in names:
+            raise ValueError(f"schedule: got {schedule!r}, expected a function or one of {', '.join(names)}")
         top = ladder.maximum if ladder.start is None else ladder.start
         if len(ladder) == 1:
             return model.noise.tau[:1]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class Posterior(Measured):
         operator: Operator,
         measured: Tensor,
         sigma_y: float = 0.0,
-        covariance: Literal["isotropic", "adapted", "jacobian"] = "adapted",
+        covariance: str = "adapted",
         *,
         gradient: bool = False,
         cg_steps: int = 1,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 
@@ -112,9 +113,8 @@ class Blur(Separable):
         if boundary not in ("circular", "reflect"):
             raise ValueError(f"boundary: got {boundary!r}, expected 'circular' or 'reflect'")
         mode = "wrap" if boundary == "circular" else "reflect"
-        matrices = [
-            torch.from_numpy(gaussian_filter1d(np.eye(n), width, axis=0, mode=mode)) for n in (height, across)
-        ]
+        blur = functools.partial(scipy.ndimage.gaussian_filter1d, sigma=width, axis=0, mode=mode)
+        matrices = [torch.from_numpy(blur(np.eye(n))) for n in (height, across)]
         super().__init__(channels, *matrices)
 
 

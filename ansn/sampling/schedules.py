@@ -49,7 +49,12 @@ def log_linear(top: float, bottom: float, n: int) -> Tensor:
 SCHEDULES: dict[str, Schedule] = {
     "few_steps": few_steps, "karras": karras, "log_linear": log_linear, "polynomial": polynomial
 }  # fmt: skip
-"""By name; ``"optimised"`` beside them needs the model."""
+"""Those that need no model."""
+
+
+def names() -> tuple[str, ...]:
+    """What a draw knows by name: of :data:`SCHEDULES`, and :func:`optimised`."""
+    return *SCHEDULES, "optimised"
 
 
 @torch.no_grad()

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ansn import figures
 from ansn.distributed import any_rank
 from ansn.errors import InputError
 from ansn.sampling.driver import Draw, label_rows
 from ansn.sampling.part import Part, spans
 
 SUFFIXES = (".png", ".npy", ".csv")
+STORES = ("float32", "uint8")
 COMMIT_SECONDS = 1.0
 """At most so much work is lost by a killed process, beside the batch at hand."""
 _CHUNK = 16384  # rows of a table that are text at a time
@@ -116,8 +116,8 @@ def _check(path: Path, shape: Sequence[int], store: str, columns: Sequence[str] 
         raise InputError(f"--out: got folder {path}, but samples of shape {list(shape)} are no grey or RGB images")
     if path.suffix not in SUFFIXES and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"--out: {path} is there and holds something; expected a new or an empty folder")
-    if store not in ("float32", "uint8"):
-        raise ValueError(f"store: got {store!r}, expected 'float32' or 'uint8'")
+    if store not in STORES:
+        raise ValueError(f"store: got {store!r}, expected one of {', '.join(STORES)}")
     if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3):
         raise ValueError(f"store: got 'uint8' for {path}, expected a .npy of images")
     if columns is not None and len(shape) == 1 and len(columns) != shape[0]:
@@ -232,6 +232,8 @@ def _finish(part: Part, out: Path, columns: Sequence[str] | None) -> None:
         _write_table(np.load(rows, mmap_mode="r"), written, columns)
         rows = written
     elif out.suffix == ".png":
+        from ansn import figures  # Matplotlib is slow to import: only when used
+
         figures.save_samples(torch.from_numpy(np.load(rows)), written, names=columns)
         rows = written
     os.replace(rows, out)

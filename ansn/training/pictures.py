@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ansn import figures, levels, sampling
+from ansn import levels, sampling
 from ansn.config import SamplingConfig
 from ansn.sampling.stream import to_disk
 from ansn.training.progress import read_metrics
@@ -54,6 +54,8 @@ def draw_to_disk(
 
 def write_pictures(folder: Path, device: str = "cpu", *, progress: bool = False) -> list[Path]:
     """Draw what the run's settings ask for from its newest checkpoint; returns the files written."""
+    from ansn import figures  # Matplotlib is slow to import: only when used
+
     run = load_run(folder, device=device)
     written = [folder / "covariance.png", folder / "loss.png"]
     figures.save_covariance(run.model.noise.covariance, written[0], names=run.info.columns)

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from ansn.files import write_atomic
 
@@ -39,6 +38,8 @@ class Reporter:
         self.begun, self.start = time.perf_counter(), start
         if not show:
             return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only when used
+
         # What a resumed run will write again is cut off.
         kept = read_metrics(self.path, start)
         write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))

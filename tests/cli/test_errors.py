@@ -231,7 +231,7 @@ EVALUATE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "components": (["--features", "pca-0"], ("--features", "'pca-0'")),
     "metric": (["--metrics", "fid"], ("--metrics", "'fid'", "frechet, kernel")),
     "sampler": (["--method", "magic"], ("--method", "'magic'", "heun")),
-    "samplers": (["--sweep", "heun", "magic"], ("--sweep", "'magic'", "all or some of dpmpp_2m")),
+    "samplers": (["--sweep", "heun", "magic"], ("--sweep", "'magic'", "one of dpmpp_2m", "all, none")),
     "evaluations": (["--evaluations", 0], ("--evaluations", "got 0", "at least 1")),
     "steps": (["--steps", 0], ("--steps", "got 0", "at least 1")),
     "threads": (["--threads", 0], ("--threads", "got 0", "at least 1")),

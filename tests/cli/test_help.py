@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import os
 import subprocess
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_help_of_a_preset_has_its_defaults() -> None:
     assert "the paper's settings on MNIST, literally" in told
     assert "(default: 200000)" in told
     assert "(default: runs/paper-mnist)" in told
+
+
+def test_help_imports_nothing_slow() -> None:
+    slow = "sklearn", "matplotlib", "tensorboard", "scipy.stats", "jinja2.environment"
+    commands = "import sys; from ansn.cli import evaluate, info, sample, train; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", commands], capture_output=True, text=True, check=True, timeout=300)
+    assert not set(slow) & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(("command", "arguments"), [("sample", ["--help"]), ("info", [])])
