@@ -7,7 +7,7 @@ so a name that was added to a registry at run time is a choice too.
 
 from __future__ import annotations
 
-import ast
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -27,7 +27,7 @@ def choice(names: Iterable[str], *others: str | None, many: bool = False) -> Any
     return tyro.conf.arg(
         constructor=tuple[one, ...] if many else one,
         # tyro gives the default of a choice as the text of a list of words.
-        help_behavior_hint=lambda default: _bracketed(words, " ".join(ast.literal_eval(default))),
+        help_behavior_hint=lambda default: _bracketed(words, re.sub(r"[\[\]',]", "", default)),
     )
 
 

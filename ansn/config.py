@@ -294,13 +294,13 @@ def _build(kind: Any, values: Any, path: str) -> Any:
         if dataclasses.is_dataclass(hint):
             given[name] = _build(hint, value, f"{where}.")
         elif not _fits(value, hint):
-            raise InputError(f"config {where}: got {value!r}, expected {_told(hint)}")
+            raise InputError(f"config {where}: got {value!r}, expected {_expected(hint)}")
         else:
             given[name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)
 
 
-def _told(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     return str(getattr(hint, "__name__", hint))

@@ -39,7 +39,7 @@ def test_rows_and_tables(experiment: ModuleType, tmp_path: Path, monkeypatch: py
     assert len(tables["solvers"]) == 2 * 2 * 3
     assert len(tables["probes"]) == (2 * 2 + 2) * 6
     assert [(r["rho"], r["split"]) for r in tables["digits"]] == [
-        (rho, split) for rho in ("0.0", "0.5") for split in ("train", "test")
+        (rho, split) for rho in ("0", "0.5") for split in ("train", "test")
     ]
     gaussians = [float(r["max_error"]) for r in tables["solvers"] if r["target"] == "gaussian"]
     assert max(gaussians) < 1e-9
