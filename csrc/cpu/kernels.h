@@ -59,7 +59,7 @@ struct CovarianceUpdate {
   void* scratch;                               // covariance_scratch_bytes() bytes, 64-byte aligned
 };
 
-constexpr int64_t kMostCholesky = 128;         // largest order of a matrix in Cholesky and CholeskyDraw
+constexpr int64_t kMostCholesky = 128;         // largest order of a matrix in Cholesky
 
 // Lower factors of `count` matrices [d, d], and for each 0 or the order of its first minor that is not positive.
 struct Cholesky {
@@ -70,25 +70,6 @@ struct Cholesky {
   int64_t count, d;
   int threads;
   void* scratch;                               // threads * cholesky_scratch_bytes() bytes, 64-byte aligned
-};
-
-// out_r = x_r + b_r L_k z_r, L_k the factor of float32 matrix k. Rows of matrix k are order[start[k] .. start[k + 1] - 1];
-// without `order` a row is its own place in the list, without `start` row k is that of matrix k.
-struct CholeskyDraw {
-  Storage storage;
-  const void* matrix;
-  void* factor;                                // [count, d, d] or null
-  int32_t* info;
-  int64_t count, d;
-  const void* x;
-  void* out;                                   // not x
-  const void* b;                               // float32
-  int64_t b_stride;                            // 0: one for all rows, 1: one for each row
-  const int64_t *start, *order;                // [count + 1], [rows]
-  uint64_t seed;
-  uint32_t row0, step, stream;
-  int threads;
-  void* scratch;                               // as for Cholesky
 };
 
 // loss_r = w_r / d sum_j (p - t)^2 and its gradient; target null: t = -z of the counters.
@@ -119,7 +100,6 @@ struct KernelTable {
   void (*normals_from_words)(const uint32_t* words, int64_t quads, float* z);
   int64_t (*cholesky_scratch_bytes)(bool is_f64, int64_t d);
   void (*cholesky)(const Cholesky&);
-  void (*cholesky_draw)(const CholeskyDraw&);
   void (*dsm_loss)(const DsmLoss&);
 };
 
