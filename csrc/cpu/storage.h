@@ -1,4 +1,4 @@
-// Element types as they lie in memory, and the type that arithmetic on them is done in: load, compute, round on store.
+// Element types as they lie in memory: load, compute in the wider type that it gives, round on store.
 // bfloat16 and float16 are converted with integer arithmetic, which vectorises on every instruction set and does not
 // depend on the flush-to-zero mode of the thread.
 #pragma once
@@ -11,21 +11,17 @@ namespace {
 
 struct F32 {
   using Memory = float;
-  using Compute = float;
   ANSN_INLINE float load(float v) { return v; }
   ANSN_INLINE float store(float v) { return v; }
 };
 
 struct F64 {
   using Memory = double;
-  using Compute = double;
   ANSN_INLINE double load(double v) { return v; }
-  ANSN_INLINE double store(double v) { return v; }
 };
 
 struct BF16 {
   using Memory = uint16_t;
-  using Compute = float;
   ANSN_INLINE float load(uint16_t v) { return bits_float((uint32_t)v << 16); }
   ANSN_INLINE uint16_t store(float v) {
     const uint32_t bits = float_bits(v);
@@ -37,7 +33,6 @@ struct BF16 {
 
 struct F16 {
   using Memory = uint16_t;
-  using Compute = float;
   ANSN_INLINE float load(uint16_t v) {
     const uint32_t sign = (uint32_t)(v & 0x8000u) << 16;
     const uint32_t magnitude = v & 0x7FFFu;
