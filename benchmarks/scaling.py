@@ -50,15 +50,14 @@ def _powers(low: int, high: int, factor: int = 2) -> tuple[int, ...]:
 
 
 def lines() -> list[Line]:
-    """Everything that is plotted. Operations that this version lacks are left out."""
+    """Everything that is plotted."""
     cpu: Callable[[Maker], Maker] = lambda make: functools.partial(make, "cpu")  # noqa: E731
     langevin, diagonal, dense = map(cpu, (workloads.langevin, workloads.diagonal_draw, workloads.dense_draw))
     color, update, loss = map(cpu, (workloads.color, workloads.update, workloads.loss))
-    factorise, draw = map(cpu, (workloads.factorise, workloads.factorise_draw))
+    factorise = cpu(workloads.factorise)
     regenerated = functools.partial(loss, regenerate=True)
     diagonal_update = functools.partial(update, kind="diagonal")
     by_rows = (langevin, diagonal, dense, color, update, diagonal_update, loss, regenerated)
-    many = (factorise, draw) if workloads.has("cholesky_draw") else (factorise,)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = tuple(dict.fromkeys((*_powers(1, cores), cores)))
 
@@ -67,13 +66,13 @@ def lines() -> list[Line]:
 
     found = [Line("d", functools.partial(make, 128), _powers(16, 4096)) for make in by_rows]
     found += [Line("B", functools.partial(_flipped, make, 784), _powers(1, 4096, 4)) for make in by_rows]
-    found += [Line("d", functools.partial(make, 256), _powers(4, 128)) for make in many]
+    found += [Line("d", functools.partial(factorise, 256), _powers(4, 128))]
     found += [Line("d", functools.partial(rank_one, 64), _powers(16, 1024))]
-    found += [Line("K", functools.partial(_flipped, make, 32), _powers(1, 16384, 4)) for make in many]
+    found += [Line("K", functools.partial(_flipped, factorise, 32), _powers(1, 16384, 4))]
     found += [Line("K", functools.partial(_flipped, rank_one, 64), _powers(2, 2048, 4))]
     found += [Line("K", functools.partial(dense, 1024, 64), _powers(2, 256, 2))]
     fixed = [functools.partial(make, 1024, 784) for make in by_rows]
-    fixed += [functools.partial(make, 4096, 32) for make in many] + [functools.partial(rank_one, 1024, 64)]
+    fixed += [functools.partial(factorise, 4096, 32), functools.partial(rank_one, 1024, 64)]
     return found + [Line("threads", functools.partial(_ignoring, make), threads) for make in fixed]
 
 

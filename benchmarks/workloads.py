@@ -92,11 +92,6 @@ def _factor(matrix: Tensor) -> Tensor:
     return torch.linalg.cholesky_ex(matrix)[0]
 
 
-def _factor_draw(x: Tensor, matrix: Tensor, tau: Tensor) -> Tensor:
-    factor = torch.linalg.cholesky_ex(matrix)[0]
-    return x + tau * torch.bmm(factor, torch.randn_like(x).unsqueeze(2)).squeeze(2)
-
-
 def _generator(device: str) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
@@ -187,17 +182,6 @@ def factorise(device: str, regions: int, dim: int) -> Workload:
     return Workload("cholesky", "cholesky", {"K": regions, "d": dim}, ours, _factor, (matrix,), nbytes, flops)
 
 
-def factorise_draw(device: str, regions: int, dim: int) -> Workload:
-    """A draw for each of K matrices, the factor not kept."""
-    matrix, x, tau = _spd(device, regions, dim), _randn(device, regions, dim), torch.tensor(0.7, device=device)
-    ours = functools.partial(ops.cholesky_draw, x=x, b=tau, matrix=matrix, seed=1, step=2)
-    nbytes = 4 * regions * (dim * (dim + 1) // 2 + 2 * dim)
-    return Workload(
-        "cholesky_draw", "cholesky and draw", {"K": regions, "d": dim}, ours, _factor_draw, (x, matrix, tau), nbytes,
-        regions * (dim**3 // 3 + dim * (dim + 1)),
-    )  # fmt: skip
-
-
 def loss(device: str, rows: int, dim: int, regenerate: bool = False) -> Workload:
     """The loss and its gradient; ``regenerate``: z made again, which a user of torch keeps in memory."""
     prediction, target = _randn(device, rows, dim), _randn(device, rows, dim)
@@ -210,8 +194,3 @@ def loss(device: str, rows: int, dim: int, regenerate: bool = False) -> Workload
     nbytes = (8 if regenerate else 12) * rows * dim
     arguments = (prediction, target, weight)
     return Workload("dsm_loss", name, {"B": rows, "d": dim}, ours, _loss, arguments, nbytes)
-
-
-def has(operation: str) -> bool:
-    """Whether this version has the operation."""
-    return operation in ops.operations()

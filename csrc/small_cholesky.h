@@ -1,4 +1,4 @@
-// Cholesky factor of one small matrix (d <= 128, float32), fused with the draw out_r = x_r + b_r L z_r.
+// Cholesky factor of one small matrix (d <= 128, float32).
 //
 // A team of lanes works on one matrix in shared memory. The work is a sequence of phases: within a phase each lane reads
 // what earlier phases wrote and writes words that no other lane touches; team.sync() ends every phase. On a GPU the lanes
@@ -13,22 +13,18 @@
 // every lane factors the 4 x 4 corner for itself and solves its own rows. Two syncs for four columns, no row exchanged.
 #pragma once
 
-#include "philox.h"
-
-#if !defined(ANSN_ISA)  // storage.h is compiled in a namespace of its own for each instruction set; any name serves here
-#define ANSN_ISA lanes
-#endif
-#include "cpu/storage.h"
 #include "small_cholesky_work.h"
 
-#if defined(__CUDACC__)  // a team is made of threads there, and no host copy is wanted
+#if defined(__CUDACC__)  // a team is made of threads there, and no host copy of its work is wanted
 #define ANSN_TEAM static __device__ __forceinline__
-#define ANSN_UNROLL _Pragma("unroll")
-#elif defined(__clang__)
-#define ANSN_TEAM ANSN_HD
+#define ANSN_BOTH static __host__ __device__ __forceinline__
+#else
+#define ANSN_TEAM static inline __attribute__((always_inline, unused))
+#define ANSN_BOTH ANSN_TEAM
+#endif
+#if defined(__CUDACC__) || defined(__clang__)
 #define ANSN_UNROLL _Pragma("unroll")
 #else
-#define ANSN_TEAM ANSN_HD
 #define ANSN_UNROLL _Pragma("GCC unroll 16")
 #endif
 
@@ -38,8 +34,6 @@
 
 namespace ansn {
 namespace small_cholesky {
-
-constexpr int kRowTile = 4;    // rows of x whose noise is made and coloured together
 
 struct alignas(16) Four {
   float v[4];
@@ -79,19 +73,27 @@ struct SerialTeam {
 };
 #endif
 
-ANSN_HD int panels(int d) { return (d + 3) / 4; }
+ANSN_BOTH int panels(int d) { return (d + 3) / 4; }
 
 // Where panel q begins, less its first row: the word of row i >= 4 q is at panel_base(q, n) + i.
-ANSN_HD int panel_base(int q, int n) { return q * (n - 1 - 2 * q); }
+ANSN_BOTH int panel_base(int q, int n) { return q * (n - 1 - 2 * q); }
 
-ANSN_HD int triangle_words(int d) {
+ANSN_BOTH int triangle_words(int d) {
   const int m = panels(d);
   return m * (4 * m + 1) - 2 * m * (m - 1);
 }
 
-// Shared memory of one matrix in words of 16 bytes: triangle, corner, noise of kRowTile rows; odd, against bank conflicts
-// between the matrices of a block.
-ANSN_HD int team_words(int d) { return (triangle_words(d) + 4 + kRowTile * panels(d)) | 1; }
+// Shared memory of one matrix in words of 16 bytes: triangle and corner; odd, against bank conflicts between the
+// matrices of a block.
+ANSN_BOTH int team_words(int d) { return (triangle_words(d) + 4) | 1; }
+
+ANSN_TEAM float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return sqrtf(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
 
 ANSN_TEAM float subtract_dot(float sum, Four p, Four q) {
   ANSN_UNROLL
@@ -264,114 +266,18 @@ ANSN_TEAM void store_factor(const Team& team, const Work& w, int64_t k, const Fo
   team.sync();
 }
 
-ANSN_TEAM float load_value(cpu::Storage storage, const void* x, int64_t at) {
-  if (storage == cpu::Storage::f32) return ((const float*)x)[at];
-  const uint16_t v = ((const uint16_t*)x)[at];
-  return storage == cpu::Storage::bf16 ? ANSN_ISA::BF16::load(v) : ANSN_ISA::F16::load(v);
-}
-
-ANSN_TEAM void store_value(cpu::Storage storage, void* out, int64_t at, float v) {
-  if (storage == cpu::Storage::f32)
-    ((float*)out)[at] = v;
-  else
-    ((uint16_t*)out)[at] = storage == cpu::Storage::bf16 ? ANSN_ISA::BF16::store(v) : ANSN_ISA::F16::store(v);
-}
-
-ANSN_TEAM int64_t row_at(const Work& w, int64_t t) { return w.order ? w.order[t] : t; }
-
-// Rows t .. t + TILE - 1 of the order: noise into shared memory, then L z for each row of L that a lane has.
-template <int ROWS, int TILE, class Team>
-ANSN_TEAM void draw_tile(const Team& team, const Work& w, int64_t t, const Four* triangle, Four* noise) {
-  const int m = panels(w.d), n = 4 * m;
-  ANSN_EACH_LANE(team, lane) {
-    for (int s = lane; s < TILE * m; s += Team::kLanes) {
-      const int u = s / m;
-      const Words counter = {(uint32_t)(s - u * m), w.row0 + (uint32_t)row_at(w, t + u), w.step, w.stream};
-      const Normals z = normals_from_words(philox4x32_10(w.seed, counter));
-      noise[s] = {{z.z0, z.z1, z.z2, z.z3}};
-    }
-  }
-  team.sync();
-  ANSN_EACH_LANE(team, lane) {
-    float push[TILE][ROWS];
-    ANSN_UNROLL
-    for (int u = 0; u < TILE; ++u) {
-      ANSN_UNROLL
-      for (int j = 0; j < ROWS; ++j) push[u][j] = 0.0f;
-    }
-    for (int q = 0; q < m; ++q) {
-      Four own[ROWS];
-      ANSN_UNROLL
-      for (int j = 0; j < ROWS; ++j) {
-        const int i = lane + Team::kLanes * j;
-        own[j] = {{0.0f, 0.0f, 0.0f, 0.0f}};
-        if (4 * q <= i && i < n) own[j] = triangle[panel_base(q, n) + i];
-      }
-      ANSN_UNROLL
-      for (int u = 0; u < TILE; ++u) {
-        const Four z = noise[u * m + q];
-        ANSN_UNROLL
-        for (int j = 0; j < ROWS; ++j) {
-          ANSN_UNROLL
-          for (int c = 0; c < 4; ++c) push[u][j] += own[j].v[c] * z.v[c];
-        }
-      }
-    }
-    ANSN_UNROLL
-    for (int u = 0; u < TILE; ++u) {
-      const int64_t r = row_at(w, t + u);
-      const float b = w.b[w.b_stride * r];
-      ANSN_UNROLL
-      for (int j = 0; j < ROWS; ++j) {
-        const int i = lane + Team::kLanes * j;
-        if (i < w.d) store_value(w.storage, w.out, r * w.d + i, load_value(w.storage, w.x, r * w.d + i) + b * push[u][j]);
-      }
-    }
-  }
-  team.sync();
-}
-
-template <class Team>
-ANSN_TEAM void poison_row(const Team& team, const Work& w, int64_t t) {
-  ANSN_EACH_LANE(team, lane) {
-    for (int i = lane; i < w.d; i += Team::kLanes)
-      store_value(w.storage, w.out, row_at(w, t) * w.d + i, bits_float(0x7FC00000u));
-  }
-  team.sync();
-}
-
-// All of matrix k: factor, status, and share `part` of `parts` of its rows. `memory` is team_words(d) words.
-// Every part factors for itself; part 0 writes what is one for the matrix.
+// All of matrix k: factor and status. `memory` is team_words(d) words.
 template <int ROWS, class Team>
-ANSN_TEAM void run(const Team& team, const Work& w, int64_t k, int part, int parts, Four* memory) {
-  const int m = panels(w.d);
+ANSN_TEAM void run(const Team& team, const Work& w, int64_t k, Four* memory) {
   Four* const triangle = memory;
   Four* const corner = triangle + triangle_words(w.d);
-  Four* const noise = corner + 4;
   load(team, w, k, triangle);
-  const int info = factor<ROWS>(team, 4 * m, triangle, corner);
-  if (part == 0) {
-    ANSN_EACH_LANE(team, lane) {
-      if (lane == 0) w.info[k] = info;
-    }
-    team.sync();
-    if (w.factor) store_factor(team, w, k, triangle);
+  const int info = factor<ROWS>(team, 4 * panels(w.d), triangle, corner);
+  ANSN_EACH_LANE(team, lane) {
+    if (lane == 0) w.info[k] = info;
   }
-  if (w.rows == 0) return;
-  const int64_t begin = w.offsets ? w.offsets[k] : w.matrices == 1 ? 0 : k;
-  const int64_t end = w.offsets ? w.offsets[k + 1] : w.matrices == 1 ? w.rows : k + 1;
-  for (int64_t t = begin + part * kRowTile; t < end; t += parts * kRowTile) {
-    if (info == 0 && t + kRowTile <= end) {
-      draw_tile<ROWS, kRowTile>(team, w, t, triangle, noise);
-      continue;
-    }
-    for (int64_t one = t; one < end && one < t + kRowTile; ++one) {
-      if (info == 0)
-        draw_tile<ROWS, 1>(team, w, one, triangle, noise);
-      else
-        poison_row(team, w, one);
-    }
-  }
+  team.sync();
+  store_factor(team, w, k, triangle);
 }
 
 }  // namespace small_cholesky

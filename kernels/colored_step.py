@@ -124,22 +124,20 @@ def colored_step(
     row: int = 0,
     step: int = 0,
     stream: int = 0,
-    out: Tensor | None = None,
 ) -> Tensor:
     """``out = x + c (D - x) + L (a f + b z)`` on contiguous ``[B, d]`` tensors; ``diagonal`` ``[K, d]`` is L.
 
-    x, denoised, f and out: float32, bfloat16 or float16, each its own. c, a, b: ``[]`` or ``[B]``, on x's device.
-    region: int64 ``[B]``, values in ``0..K-1`` (not checked). ``out`` may be x, denoised or f itself. No
-    synchronisation with the host.
+    x, denoised and f: float32, bfloat16 or float16, each its own. c, a, b: ``[]`` or ``[B]``, on x's device.
+    region: int64 ``[B]``, values in ``0..K-1`` (not checked). A new tensor of x's dtype. No synchronisation with the
+    host.
     """
     rows, cols = x.shape
-    if out is None:
-        out = torch.empty_like(x)
+    out = torch.empty_like(x)
     if x.numel() == 0:
         return out
     has_c = denoised is not None and c is not None
     has_a = f is not None and a is not None
-    width = group_width(cols, x, out, denoised if has_c else None, f if has_a else None)
+    width = group_width(cols, x, denoised if has_c else None, f if has_a else None)
     row_groups = triton.cdiv(cols, width)
     groups = rows * row_groups
     colored_step_kernel[(triton.cdiv(groups, GROUPS),)](

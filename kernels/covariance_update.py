@@ -11,8 +11,7 @@ Two launches for all regions, after a sort of the rows where there are several, 
    has read them.
 
 Few rows a region make the product a sum of outer products, bound by memory; many make it ``tl.dot``: float32 in IEEE
-arithmetic (``precision="tf32x3"``, three TF32 products, is as accurate to some 1e-6 and a switch for measurement; plain
-TF32 is not offered), float64 on the double-precision matrix units.
+arithmetic, float64 on the double-precision matrix units.
 
 No atomics, and every sum in one order: results are the same bits in every run.
 """
@@ -113,7 +112,7 @@ def _weights_kernel(weight, weight2, offsets, rows, decay_bits, GROUPED: tl.cons
 @triton.jit(do_not_specialize=["rows", "decay_bits"])
 def _scatter_kernel(
     scatter, centred, weight, weight2, offsets, rows, groups, tiles, decay_bits,
-    GROUPED: tl.constexpr, FORGET: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN: tl.constexpr,
+    GROUPED: tl.constexpr, FORGET: tl.constexpr, DOT: tl.constexpr, ALIGN: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     dim = groups * ALIGN
@@ -154,7 +153,7 @@ def _scatter_kernel(
                 live = (position < last)[:, None]
                 u = tl.load(left[None, :] + position[:, None] * dim, mask=live & in_down[None, :], other=0.0)
                 v = tl.load(right[None, :] + position[:, None] * dim, mask=live & in_across[None, :], other=0.0)
-                product = tl.dot(tl.trans(u), v, product, input_precision=PRECISION, out_dtype=state)
+                product = tl.dot(tl.trans(u), v, product, input_precision="ieee", out_dtype=state)
         else:
             # A single row is its own mean: centred, it is zero.
             for position in range(tl.where(last - first > 1, first, last), last):
@@ -195,12 +194,10 @@ def covariance_update_(
     x: Tensor,
     region: Tensor | None,
     decay: float,
-    precision: str = "ieee",
 ) -> None:
     """``(n, n2, m, M)`` in place; the arguments of :func:`ansn.ops.covariance_update_`, already checked.
 
     ``x`` is contiguous ``[B, d]`` of any float dtype, the state float32 or float64; nothing is read by the host.
-    ``precision`` is ``"ieee"`` or ``"tf32x3"``, of float32 products.
     """
     count, dim = mean.shape
     rows = x.shape[0]
@@ -228,6 +225,6 @@ def covariance_update_(
     tiles = triangle(dim, tile)
     _scatter_kernel[(count * tiles,)](
         scatter, centred, weight, weight2, offsets, rows, dim // align, tiles, decay_bits,
-        GROUPED=grouped, FORGET=decay != 1.0, DOT=dot, PRECISION=precision, ALIGN=align, TILE=tile, CHUNK=16,
+        GROUPED=grouped, FORGET=decay != 1.0, DOT=dot, ALIGN=align, TILE=tile, CHUNK=16,
         num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align, grouped), enable_fp_fusion=True,
     )  # fmt: skip

@@ -13,8 +13,7 @@ when there is one block of columns, and once where there are more.
 Several regions: the rows are sorted by region on the device (``row_map``), a block of rows is of one region, and the
 grid has the size that the host can know; programs without a block return at once. Heavy blocks (large i) start first.
 
-Products are float32 in IEEE arithmetic; ``precision="tf32x3"`` makes three TF32 products of each, as accurate to some
-1e-6, a switch for measurement. Plain TF32 is not offered.
+Products are float32 in IEEE arithmetic.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def _product_kernel(
     out, x, denoised, f, c, a, b, factor, order, offsets, blocks, rows, groups, row_blocks,
     seed_low, seed_high, row0, step, stream, c_stride, a_stride, b_stride,
     GROUPED: tl.constexpr, READY: tl.constexpr, HAS_X: tl.constexpr, HAS_D: tl.constexpr, HAS_F: tl.constexpr,
-    HAS_A: tl.constexpr, HAS_NOISE: tl.constexpr, LOWER: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_A: tl.constexpr, HAS_NOISE: tl.constexpr, LOWER: tl.constexpr, TRANSPOSE: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """READY: ``f`` is the float32 ``[B, d]`` push in sorted order. TRANSPOSE: ``L^T``; blocks start at the diagonal."""
@@ -132,7 +131,7 @@ def _product_kernel(
             else:
                 at = matrix + cols.to(tl.int64)[:, None] * dim + deep[None, :]
                 part = tl.trans(tl.load(at, mask=in_cols[:, None] & in_deep[None, :], other=0.0).to(tl.float32))
-            product = tl.dot(push, part, product, input_precision=PRECISION)
+            product = tl.dot(push, part, product, input_precision="ieee")
         here = row[:, None] * dim + cols[None, :]
         mask = live[:, None] & in_cols[None, :]
         if HAS_X:
@@ -164,7 +163,6 @@ def _product(
     region: Tensor | None,
     flags: tuple[bool, bool],
     counter: tuple[int, int, int, int],
-    precision: str,
     recompute: bool | None,
 ) -> Tensor:
     rows, dim = out.shape
@@ -200,7 +198,7 @@ def _product(
         out, x, denoised, f, c, a, b, factor, order, offsets, blocks, rows, dim // align, row_blocks, *words,
         stride(c), stride(a), stride(b),
         GROUPED=grouped, READY=ready, HAS_X=x is not None, HAS_D=denoised is not None and c is not None, **has,
-        LOWER=lower, TRANSPOSE=transpose, PRECISION=precision, ALIGN=align, ROWS=height, COLS=width, DEPTH=depth,
+        LOWER=lower, TRANSPOSE=transpose, ALIGN=align, ROWS=height, COLS=width, DEPTH=depth,
         num_warps=warps, num_stages=3, maxnreg=register_limit(warps, align, grouped), enable_fp_fusion=True,
     )  # fmt: skip
     return out
@@ -220,30 +218,23 @@ def colored_step(
     row: int,
     step: int,
     stream: int,
-    precision: str = "ieee",
     recompute: bool | None = None,
 ) -> Tensor:
     """The arguments of ``ansn::colored_step`` with a dense factor ``[K, d, d]``, already checked; a new tensor.
 
     x, D and f are contiguous float32, bfloat16 or float16 ``[B, d]``, coefficients float32 ``[]`` or ``[B]``, the
-    factor of any float dtype. ``precision`` is ``"ieee"`` or ``"tf32x3"``; ``recompute`` makes the noise in the product
-    (True), before it (False), or as the shape suggests (None). Raises ValueError where there is nothing to colour.
+    factor of any float dtype. ``recompute`` makes the noise in the product (True), before it (False), or as the shape
+    suggests (None). Raises ValueError where there is nothing to colour.
     """
     if f is None or a is None:
         f = a = None
     counter = (seed, row, step, stream)
     if f is None and b is None:
         raise ValueError("colored_step: got neither a f nor b z, expected a term for the factor to colour")
-    return _product(
-        torch.empty_like(x), x, denoised, f, (c, a, b), factor, region, (lower, False), counter, precision, recompute
-    )
+    return _product(torch.empty_like(x), x, denoised, f, (c, a, b), factor, region, (lower, False), counter, recompute)
 
 
-def apply_factor(
-    v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, lower: bool, precision: str = "ieee"
-) -> Tensor:
+def apply_factor(v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, lower: bool) -> Tensor:
     """``L_k v`` or ``L_k^T v`` for each row; contiguous v ``[B, d]``, dense factors ``[K, d, d]``; a new tensor."""
     nothing = (None, None, None)
-    return _product(
-        torch.empty_like(v), None, None, v, nothing, factor, region, (lower, transpose), (0, 0, 0, 0), precision, True
-    )
+    return _product(torch.empty_like(v), None, None, v, nothing, factor, region, (lower, transpose), (0, 0, 0, 0), None)

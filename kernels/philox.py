@@ -1,4 +1,4 @@
-"""Random numbers inside Triton kernels: Philox4x32-10 and Box-Muller, the same contract as ``csrc/philox.h``.
+"""Random numbers inside Triton kernels: Philox4x32-10 and Box-Muller, the same contract as ``csrc/cpu/philox.h``.
 
     key      64-bit seed, low word first
     counter  c0 = column quad j / 4, c1 = global row, c2 = step, c3 = stream
@@ -6,8 +6,8 @@
     normals  Box-Muller on words (0, 1) and (2, 3):  z0 = r cos(2 pi u2), z1 = r sin(2 pi u2), r = sqrt(-2 ln u1)
 
 The words are bit-equal to every other back end's, the normals within 1e-5 of the float64 formula. The polynomials are
-those of ``csrc/philox.h``, and for the same reason: the logarithm of a float32 ``u`` near 1 has no correct digit left,
-and the library's sine and cosine spend most of their instructions on arguments that never come.
+those of that file, and for the same reason: the logarithm of a float32 ``u`` near 1 has no correct digit left, and the
+library's sine and cosine spend most of their instructions on arguments that never come.
 
 Counters reach a kernel as int32 scalars of fixed type (:func:`counters`), named in ``do_not_specialize``
 (:data:`COUNTERS`): else Triton compiles anew for a step equal to 1, for one divisible by 16, and for one beyond 2^31.

@@ -27,27 +27,23 @@ def _region(rows: int) -> Tensor:
 
 
 def _update(
-    rows: int, dim: int, regions: int = 1, state: torch.dtype = _F32, decay: float = 1.0, diagonal: bool = False,
-    precision: str = "ieee",
-) -> None:  # fmt: skip
+    rows: int, dim: int, regions: int = 1, state: torch.dtype = _F32, decay: float = 1.0, diagonal: bool = False
+) -> None:
     """The moment update of a float32 batch."""
     weights = _t(regions, dtype=_F64), _t(regions, dtype=_F64)
     scatter = _t(*((regions, dim) if diagonal else (regions, dim, dim)), dtype=state)
     region = _region(rows) if regions > 1 else None
-    covariance_update_(*weights, _t(regions, dim, dtype=state), scatter, _t(rows, dim), region, decay, precision)
+    covariance_update_(*weights, _t(regions, dim, dtype=state), scatter, _t(rows, dim), region, decay)
 
 
 def _dense(
-    rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, terms: str = "b", precision: str = "ieee",
-    recompute: bool | None = None,
-) -> None:  # fmt: skip
+    rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, terms: str = "b", recompute: bool | None = None
+) -> None:
     """The coloured step with triangular factors: the terms c, a, b that are named, a coefficient for each row."""
     x = _t(rows, dim, dtype=dtype)
     c, a, b = (_t(rows) if name in terms else None for name in "cab")
     region = _region(rows) if regions > 1 else None
-    dense_step.colored_step(
-        x, x, x, c, a, b, _t(regions, dim, dim), region, True, 0, 0, 0, 0, precision, recompute
-    )  # fmt: skip
+    dense_step.colored_step(x, x, x, c, a, b, _t(regions, dim, dim), region, True, 0, 0, 0, 0, recompute)
 
 
 CASES: dict[str, Callable[[], object]] = {
@@ -74,7 +70,6 @@ CASES: dict[str, Callable[[], object]] = {
     "loss, odd rows, f32, 128 x 785": lambda: dsm_loss(_t(128, 785), _t(128, 785), _t(128)),
     "moments, f32, 128 x 784": lambda: _update(128, 784),
     "moments, f32, 128 x 3072": lambda: _update(128, 3072),
-    "moments, f32, 128 x 3072, tf32x3": lambda: _update(128, 3072, precision="tf32x3"),
     "moments, f32, forgetting, odd rows, 128 x 3073": lambda: _update(128, 3073, decay=0.9),
     "moments, f64, forgetting, 128 x 3072": lambda: _update(128, 3072, state=_F64, decay=0.9),
     "moments, 1024 regions, f32, 1024 x 64": lambda: _update(1024, 64, 1024),
@@ -87,7 +82,6 @@ CASES: dict[str, Callable[[], object]] = {
     "dense draw, f32, 128 x 3072": lambda: _dense(128, 3072),
     "dense draw, z in the product, f32, 128 x 3072": lambda: _dense(128, 3072, recompute=True),
     "dense draw, f32, 4096 x 3072": lambda: _dense(4096, 3072),
-    "dense draw, f32, 4096 x 3072, tf32x3": lambda: _dense(4096, 3072, precision="tf32x3"),
     "dense draw, f32, odd rows, 128 x 785": lambda: _dense(128, 785),
     "dense draw, 1024 regions, f32, 1024 x 64": lambda: _dense(1024, 64, 1024),
     "dense, every term, 8 regions, f32, 1024 x 784": lambda: _dense(1024, 784, 8, terms="cab"),

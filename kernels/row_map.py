@@ -52,13 +52,13 @@ def block_map(offsets: Tensor, rows: int, block_rows: int) -> Tensor:
     return blocks
 
 
-def alignment(dim: int, most: int = 8) -> int:
-    """The largest power of two, at most ``most``, that divides ``dim``.
+def alignment(dim: int) -> int:
+    """The largest power of two, at most 8, that divides ``dim``.
 
     A kernel that is given ``dim // ALIGN`` and multiplies by the constant ALIGN lets the compiler prove that rows start
     on that many elements, which 16-byte accesses need; of an argument Triton knows only divisibility by 16.
     """
-    align = most
+    align = 8
     while dim % align:
         align //= 2
     return align

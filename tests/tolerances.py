@@ -15,7 +15,6 @@ RATIO: dict[str, dict[torch.dtype, float]] = {
     "apply_factor": {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3},
     "covariance_update_": {torch.float64: 1e-12, torch.float32: 1e-5},
     "cholesky": {torch.float64: 1e-12, torch.float32: 1e-5},
-    "cholesky_draw": {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4},
     "dsm_loss": {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3},
 }
 

@@ -2,18 +2,16 @@
 
 from ansn.evaluation.features import ClassifierFeatures, Features, PCAFeatures, PixelFeatures, everything
 from ansn.evaluation.measurement import Evaluation, Measurement
-from ansn.evaluation.metrics import Frechet, frechet, frechet_distance, frechet_floor
+from ansn.evaluation.metrics import frechet_distance, frechet_floor
 
 __all__ = [
     "ClassifierFeatures",
     "Evaluation",
     "Features",
-    "Frechet",
     "Measurement",
     "PCAFeatures",
     "PixelFeatures",
     "everything",
-    "frechet",
     "frechet_distance",
     "frechet_floor",
 ]

@@ -16,18 +16,13 @@ _BLOCK = 2048
 Distance = Callable[[Array], float]
 
 
-def kernel_distance(a: Array, b: Array) -> float:
-    """``E k(a, a') + E k(b, b') - 2 E k(a, b)``, ``k(u, v) = (u.v / p + 1)^3`` (Binkowski et al. 2018): the unbiased
-    estimate of a squared maximum mean discrepancy. It may be below 0, and is 0 in the mean for equal distributions,
-    whatever n.
+def kernel_to(b: Array) -> Distance:
+    """``E k(a, a') + E k(b, b') - 2 E k(a, b)``, ``k(u, v) = (u.v / p + 1)^3`` (Binkowski et al. 2018), to one
+    reference ``b``, whose own pairs are gone through once: the unbiased estimate of a squared maximum mean discrepancy.
+    It may be below 0, and is 0 in the mean for equal distributions, whatever n.
 
     Features are used as they are; their scale matters. Raises ValueError as :func:`frechet_distance` does.
     """
-    return kernel_to(b)(a)
-
-
-def kernel_to(b: Array) -> Distance:
-    """:func:`kernel_distance` to one reference, whose own pairs are gone through once."""
     b = checked("b", b)
 
     def kernel(u: Array, v: Array) -> Array:
@@ -65,18 +60,14 @@ def energy_to(b: Array) -> Distance:
     return distance
 
 
-def sliced_wasserstein(a: Array, b: Array, projections: int = 256, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance: the root of ``W2^2`` of one-dimensional projections, averaged over random
-    directions (Bonneel et al. 2015). Of equal distributions it falls like ``n^-1/2``, so compare equal n only.
+def sliced_to(b: Array, projections: int = 256, seed: int = 0) -> Distance:
+    """Sliced 2-Wasserstein distance to one reference ``b``, whose projections are sorted once: the root of ``W2^2`` of
+    one-dimensional projections, averaged over random directions (Bonneel et al. 2015). Of equal distributions it falls
+    like ``n^-1/2``, so compare equal n only.
 
     POT has it too, at the price of a compiled package; here it is a sort. Different n are compared at the quantiles of
     the smaller. Raises ValueError as :func:`frechet_distance` does, and for no projections.
     """
-    return sliced_to(b, projections, seed)(a)
-
-
-def sliced_to(b: Array, projections: int = 256, seed: int = 0) -> Distance:
-    """:func:`sliced_wasserstein` to one reference, whose projections are sorted once."""
     b = checked("b", b)
     if projections < 1:
         raise ValueError(f"projections: got {projections}, expected at least 1")

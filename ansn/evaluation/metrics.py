@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from ansn.evaluation.features import Array, Features, checked, checked_pair
+from ansn.evaluation.features import Array, checked, checked_pair
 
 
 def frechet_distance(a: Array, b: Array) -> float:
@@ -44,41 +42,6 @@ def frechet_floor(train: Array, test: Array) -> float:
     and samples copied from those rows, can score below it.
     """
     return frechet_distance(test, train)
-
-
-@dataclass(frozen=True)
-class Frechet:
-    """A distance and what it means.
-
-    value: of ``n`` samples; floor: of ``floor_n`` held-out real rows, both against the ``reference_n`` rows of the
-    split ``reference``, in the space ``features``.
-    """
-
-    value: float
-    n: int
-    features: str
-    reference: str
-    reference_n: int
-    floor: float
-    floor_n: int
-
-    def __str__(self) -> str:
-        return (
-            f"Frechet distance {self.value:.3g}, n = {self.n} (floor {self.floor:.3g}, n = {self.floor_n};"
-            f" against {self.reference_n} of {self.reference}, features {self.features})"
-        )
-
-
-def frechet(samples: Tensor, train: Tensor, test: Tensor, features: Features, *, reference: str = "train") -> Frechet:
-    """Distance of ``samples`` ``[n, *shape]`` to the training data, beside the floor of the test data.
-
-    ``reference`` names the split that ``train`` is. Raises ValueError as :func:`frechet_distance` and the features do.
-    """
-    target = features(train)
-    return Frechet(
-        value=frechet_distance(features(samples), target), n=len(samples), features=features.name, reference=reference,
-        reference_n=len(train), floor=frechet_floor(target, features(test)), floor_n=len(test),
-    )  # fmt: skip
 
 
 def _factor(features: Array) -> Array:

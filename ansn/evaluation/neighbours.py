@@ -23,8 +23,9 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold(samples: Array, reference: Array, k: int = 5) -> Manifold:
-    """With the ball of a row reaching to its k-th neighbour in its own set:
+def manifold_to(reference: Array, k: int = 5) -> Callable[[Array], Manifold]:
+    """Numbers of samples against one reference, whose balls are made once. With the ball of a row reaching to its k-th
+    neighbour in its own set:
 
     precision: share of samples inside a ball of the reference; density: number of such balls over k, a mean over
     samples; recall: share of the reference inside a ball of a sample; coverage: share of reference balls that hold a
@@ -32,11 +33,6 @@ def manifold(samples: Array, reference: Array, k: int = 5) -> Manifold:
 
     They depend on n and k: compare equal ones. Raises ValueError for sets of at most k rows.
     """
-    return manifold_to(reference, k)(samples)
-
-
-def manifold_to(reference: Array, k: int = 5) -> Callable[[Array], Manifold]:
-    """:func:`manifold` against one reference, whose balls are made once."""
     from sklearn.metrics import pairwise_distances_chunked  # slow to import: only when used
 
     reference = checked("reference", reference)
@@ -83,17 +79,10 @@ def nearest(rows: Array, among: Array | Iterable[Array], k: int = 1) -> tuple[Ar
     return distance, index
 
 
-def memorised(samples: Array, train: Array, test: Array, quantile: float = 0.01) -> float:
-    """Share of samples that are nearer to a training row than all but ``quantile`` of the held-out rows are: about
-    ``quantile`` for a model that generalises, 1 for one that repeats its training data."""
-    usual = nearest(checked("test", test), checked("train", train))[0][:, 0]
-    found = nearest(checked("samples", samples), train)[0][:, 0]
-    return memorisation(usual, quantile)(found[:, None])[0]
-
-
 def memorisation(usual: Array, quantile: float = 0.01) -> Callable[[Array], tuple[float, float]]:
     """Numbers of samples' distances ``[n, 1]`` to their nearest training rows, beside the held-out rows' ``usual``
-    ``[m]``: the share below their ``quantile``, and the ratio of the medians.
+    ``[m]``: the share below their ``quantile``, about ``quantile`` for a model that generalises and 1 for one that
+    repeats its training data, and the ratio of the medians.
 
     Raises ValueError for a quantile outside (0, 1).
     """

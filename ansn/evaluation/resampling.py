@@ -25,8 +25,3 @@ def deviations(
     rng = np.random.default_rng(seed)
     halves = [statistics(rows[rng.permutation(len(rows))[: len(rows) // 2]]) for _ in range(resamples)]
     return np.asarray(np.std(np.asarray(halves, dtype=np.float64), axis=0, ddof=1))
-
-
-def deviation(statistic: Callable[[Array], float], rows: Array, resamples: int = 40, seed: int = 0) -> float:
-    """:func:`deviations` of one statistic."""
-    return float(deviations(lambda half: [statistic(half)], rows, resamples, seed)[0])

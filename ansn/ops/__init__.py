@@ -8,7 +8,6 @@ from ansn.ops import triton as _triton  # noqa: F401 - offers its kernels, impor
 from ansn.ops._dispatch import BACKENDS, backend, current_backend, operations, registered
 from ansn.ops.apply_factor import apply_factor
 from ansn.ops.cholesky import cholesky
-from ansn.ops.cholesky_draw import cholesky_draw
 from ansn.ops.colored_step import colored_step
 from ansn.ops.covariance_update import covariance_update_
 from ansn.ops.dsm_loss import dsm_loss
@@ -42,7 +41,6 @@ __all__ = [
     "apply_factor",
     "backend",
     "cholesky",
-    "cholesky_draw",
     "colored_step",
     "covariance_update_",
     "current_backend",

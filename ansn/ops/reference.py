@@ -167,32 +167,6 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return factor.contiguous(), info  # LAPACK leaves columns contiguous
 
 
-def cholesky_draw(
-    matrix: Tensor,
-    x: Tensor,
-    b: Tensor,
-    region: Tensor | None,
-    with_factor: bool,
-    seed: int,
-    row: int,
-    step: int,
-    stream: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``x_r + b_r L_k z_r``, NaN where matrix k has no factor; without a region row r takes matrix r, or the one."""
-    dtype = compute_dtype(matrix, x)
-    rows, cols = x.shape
-    factor, info = cholesky(matrix)
-    noise = _per_row(b, dtype) * normals(seed, row, step, stream, rows, cols, x.device).to(dtype)
-    if region is None and len(matrix) == rows:
-        push = (factor.to(dtype) @ noise.unsqueeze(2)).squeeze(2)
-        failed = info != 0
-    else:
-        push = apply_factor(noise, factor, region, False, False, True)
-        failed = info[torch.zeros(rows, dtype=torch.int64, device=x.device) if region is None else region] != 0
-    out = torch.where(failed.unsqueeze(1), torch.nan, x.to(dtype) + push).to(x.dtype)
-    return out, factor if with_factor else factor.new_empty((0, cols, cols)), info
-
-
 def dsm_loss(
     prediction: Tensor,
     target: Tensor | None,

@@ -177,26 +177,6 @@ def cholesky(quick: bool) -> Iterator[Case]:
                 yield Case("cholesky", f"{count} of {dim} x {dim}", dtype, inputs, call)
 
 
-def cholesky_draw(quick: bool) -> Iterator[Case]:
-    def call(matrix, x, region, return_factor, **options):
-        out, *factor, info = ops.cholesky_draw(matrix, x, region=region, return_factor=return_factor, **options)
-        failed = out.isnan().any(1)
-        parts = [torch.where((info == 0)[:, None, None], part, 0.0) for part in factor]
-        # Rows of a failed matrix are all NaN, and no other row has one.
-        return torch.where(failed[:, None], 0.0, out), out.isnan().all(1).int(), failed.int(), *parts, info
-
-    for dim in _sizes(quick):
-        for count, rows, mapped in ((7, 7, False), (1, 9, False), (37, 37, False), (7, 20, True), (3, 0, True)):
-            for dtype in DTYPES:
-                inputs = {
-                    "matrix": _matrices(dim, count, _state(dtype)), "x": _randn(rows, dim, seed=1, dtype=dtype),
-                    "region": (torch.arange(rows) * 5 + 1) % count if mapped else None, "return_factor": mapped,
-                    "b": 0.5 + _randn(rows, seed=2).abs().to(_state(dtype)), "seed": 3, "row": 11, "step": 4,
-                }  # fmt: skip
-                label = f"{count} of {dim} x {dim}, {rows} rows{', regions' if mapped else ''}"
-                yield Case("cholesky_draw", label, dtype, inputs, call)
-
-
 def dsm_loss(quick: bool) -> Iterator[Case]:
     def call(prediction, target, weight):
         p = prediction.detach().requires_grad_()
@@ -220,6 +200,6 @@ def of(operation: str, quick: bool) -> list[Case]:
     """Cases of an operation. Raises KeyError for one that has none: a new operation must be checked too."""
     makers: dict[str, Callable[[bool], Iterator[Case]]] = {
         "colored_step": colored_step, "apply_factor": apply_factor, "covariance_update_": covariance_update_,
-        "cholesky": cholesky, "cholesky_draw": cholesky_draw, "dsm_loss": dsm_loss,
+        "cholesky": cholesky, "dsm_loss": dsm_loss,
     }  # fmt: skip
     return list(makers[operation](quick))

@@ -42,7 +42,6 @@ def plan(device: str, quick: bool) -> Iterator[Callable[[], Workload]]:
         [partial(workloads.update, device, *size) for size in update],
         [partial(workloads.update, device, count, dim, regions=count) for count, dim in rank_one],
         [partial(workloads.factorise, device, *size) for size in many],
-        [partial(workloads.factorise_draw, device, *size) for size in many if workloads.has("cholesky_draw")],
         [partial(workloads.loss, device, *size, regenerate=True) for size in losses],
         [partial(workloads.loss, device, *size) for size in losses],
         [partial(workloads.diagonal_draw, device, *size) for size in elementwise],

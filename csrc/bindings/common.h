@@ -50,6 +50,13 @@ inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+// Of what is computed in float32.
+inline Storage single_or_half(const std::string& dtype) {
+  require(dtype == "f32" || dtype == "bf16" || dtype == "f16",
+          "dtype must be 'f32', 'bf16' or 'f16', got '" + dtype + "'");
+  return storage_of(dtype, "dtype");
+}
+
 inline void check_sizes(int64_t rows, int64_t cols, int threads) {
   require(rows >= 0, "rows must be at least 0, got " + std::to_string(rows));
   require(cols >= 0, "cols must be at least 0, got " + std::to_string(cols));

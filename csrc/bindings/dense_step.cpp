@@ -14,16 +14,15 @@ cpu::Triangle triangle_of(const std::string& name) {
 }
 
 void dense_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows, int64_t cols,
-                int64_t ld_out, int64_t ld_x, int64_t ld_D, int64_t ld_f, uintptr_t c, uintptr_t a, uintptr_t b,
-                int64_t c_stride, int64_t a_stride, int64_t b_stride, uintptr_t factor, const std::string& factor_dtype,
-                int64_t row_stride, int64_t col_stride, int64_t region_stride, int64_t regions, const std::string& triangle,
-                uintptr_t order, uintptr_t region_first, py::int_ seed, py::int_ row0, py::int_ step, py::int_ stream,
-                int threads, const std::string& isa) {
+                uintptr_t c, uintptr_t a, uintptr_t b, int64_t c_stride, int64_t a_stride, int64_t b_stride,
+                uintptr_t factor, const std::string& factor_dtype, int64_t row_stride, int64_t col_stride,
+                int64_t region_stride, int64_t regions, const std::string& triangle, uintptr_t order,
+                uintptr_t region_first, py::int_ seed, py::int_ row0, py::int_ step, py::int_ stream, int threads,
+                const std::string& isa) {
   static thread_local Scratch scratch;
   check_sizes(rows, cols, threads);
   cpu::DenseStep p;
-  const Storage storage = storage_of(dtype, "dtype");
-  require(storage != Storage::f64, "dtype must be 'f32', 'bf16' or 'f16', got 'f64'");
+  const Storage storage = single_or_half(dtype);
   p.factor_storage = storage_of(factor_dtype, "factor_dtype");
   require(p.factor_storage == Storage::f32 || p.factor_storage == Storage::f64,
           "factor_dtype must be 'f32' or 'f64', got '" + factor_dtype + "'");
@@ -36,8 +35,8 @@ void dense_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t 
                                                                  std::to_string(regions) + " regions, got 0");
   require(factor != 0, "factor must be an address, got 0");
   require((f != 0 && a != 0) || b != 0, "f with a, or b, must be given: without them there is no product");
-  p.step = step_of(storage, out, x, D, f, rows, cols, ld_out, ld_x, ld_D, ld_f, c, a, b, c_stride, a_stride, b_stride, seed,
-                   row0, step, stream, threads);
+  p.step = step_of(storage, out, x, D, f, rows, cols, c, a, b, c_stride, a_stride, b_stride, seed, row0, step, stream,
+                   threads);
   p.factor = at<const void>(factor);
   p.row_stride = row_stride;
   p.col_stride = col_stride;
@@ -58,15 +57,15 @@ void dense_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t 
 
 void bind_dense_step(py::module_& m) {
   m.def("dense_step", &dense_step, py::arg("dtype"), py::arg("out"), py::arg("x"), py::arg("D"), py::arg("f"),
-        py::arg("rows"), py::arg("cols"), py::arg("ld_out"), py::arg("ld_x"), py::arg("ld_D"), py::arg("ld_f"),
-        py::arg("c"), py::arg("a"), py::arg("b"), py::arg("c_stride"), py::arg("a_stride"), py::arg("b_stride"),
-        py::arg("factor"), py::arg("factor_dtype"), py::arg("row_stride"), py::arg("col_stride"), py::arg("region_stride"),
-        py::arg("regions"), py::arg("triangle"), py::arg("order"), py::arg("region_first"), py::arg("seed"), py::arg("row0"),
-        py::arg("step"), py::arg("stream"), py::arg("threads"), py::arg("isa") = "",
+        py::arg("rows"), py::arg("cols"), py::arg("c"), py::arg("a"), py::arg("b"), py::arg("c_stride"),
+        py::arg("a_stride"), py::arg("b_stride"), py::arg("factor"), py::arg("factor_dtype"), py::arg("row_stride"),
+        py::arg("col_stride"), py::arg("region_stride"), py::arg("regions"), py::arg("triangle"), py::arg("order"),
+        py::arg("region_first"), py::arg("seed"), py::arg("row0"), py::arg("step"), py::arg("stream"), py::arg("threads"),
+        py::arg("isa") = "",
         R"(out[r, :] = x + c_r (D - x) + A (a_r f + b_r z), A dense; x = 0 (the address) leaves x, D and c out. out may be x.
 
-As colored_step, but dtype may not be 'f64', and A[i, k] of region g is element g region_stride + i row_stride +
-k col_stride of factor ('f32' or 'f64'; one stride must be 1). triangle: 'none', or the half of A that is used.
+As colored_step, but A[i, k] of region g is element g region_stride + i row_stride + k col_stride of factor ('f32' or
+'f64'; one stride must be 1). triangle: 'none', or the half of A that is used.
 order: address of int64 [rows], rows sorted by region, and region_first: int64 [regions + 1], where each region starts in
 it; both 0 when regions = 1. Noise depends on a row's own index, not on its place in order. Raises ValueError.)");
 }

@@ -11,8 +11,7 @@ void dsm_loss(const std::string& dtype, uintptr_t prediction, uintptr_t target, 
               py::int_ step, py::int_ stream, int threads, const std::string& isa) {
   check_sizes(rows, cols, threads);
   cpu::DsmLoss p;
-  p.storage = storage_of(dtype, "dtype");
-  require(p.storage != Storage::f64, "dtype must be 'f32', 'bf16' or 'f16', got 'f64'");
+  p.storage = single_or_half(dtype);
   if (rows == 0 || cols == 0) return;
   require(prediction != 0, "prediction must be an address, got 0");
   require(gradient != 0, "gradient must be an address, got 0");
@@ -24,7 +23,7 @@ void dsm_loss(const std::string& dtype, uintptr_t prediction, uintptr_t target, 
   p.loss = at<float>(loss);
   p.rows = rows;
   p.cols = cols;
-  p.weight = at<const void>(weight);
+  p.weight = at<const float>(weight);
   p.weight_stride = checked_stride(weight_stride, "weight_stride");
   p.seed = wrapped(seed);
   p.row0 = static_cast<uint32_t>(wrapped(row0));

@@ -8,10 +8,9 @@ namespace bindings {
 
 // x may be 0 only where the caller allows it; sizes are checked by then.
 inline cpu::ColoredStep step_of(Storage dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows,
-                                int64_t cols, int64_t ld_out, int64_t ld_x, int64_t ld_D, int64_t ld_f, uintptr_t c,
-                                uintptr_t a, uintptr_t b, int64_t c_stride, int64_t a_stride, int64_t b_stride,
-                                const py::int_& seed, const py::int_& row0, const py::int_& step, const py::int_& stream,
-                                int threads) {
+                                int64_t cols, uintptr_t c, uintptr_t a, uintptr_t b, int64_t c_stride,
+                                int64_t a_stride, int64_t b_stride, const py::int_& seed, const py::int_& row0,
+                                const py::int_& step, const py::int_& stream, int threads) {
   require(out != 0, "out must be an address, got 0");
   cpu::ColoredStep p;
   p.storage = dtype;
@@ -21,13 +20,9 @@ inline cpu::ColoredStep step_of(Storage dtype, uintptr_t out, uintptr_t x, uintp
   p.f = at<const void>(f);
   p.rows = rows;
   p.cols = cols;
-  p.ld_out = ld_out;
-  p.ld_x = ld_x;
-  p.ld_D = ld_D;
-  p.ld_f = ld_f;
-  p.c = at<const void>(c);
-  p.a = at<const void>(a);
-  p.b = at<const void>(b);
+  p.c = at<const float>(c);
+  p.a = at<const float>(a);
+  p.b = at<const float>(b);
   p.c_stride = checked_stride(c_stride, "c_stride");
   p.a_stride = checked_stride(a_stride, "a_stride");
   p.b_stride = checked_stride(b_stride, "b_stride");

@@ -1,4 +1,4 @@
-// Cholesky factors of many small matrices, and the draw x + b L z made while a factor is in the cache.
+// Cholesky factors of many small matrices.
 //
 // A vector holds one element of as many matrices as it has lanes (a group), so that the arithmetic is that of one scalar
 // factorisation, with no lane idle, whatever the order d. Matrices are transposed to that layout on the way in and back on
@@ -15,8 +15,6 @@
 #pragma once
 
 #include "kernels.h"
-#include "noise.h"
-#include "storage.h"
 #include "transpose.h"
 
 namespace ansn {
@@ -133,27 +131,24 @@ constexpr int kPanel = 4;
 inline int64_t panel_start(int64_t I) { return 8 * I * (I + 1); }  // in vectors
 inline int64_t element_at(int64_t i, int64_t k) { return panel_start(i / kPanel) + kPanel * k + i % kPanel; }
 
-// What a thread works in: the group's factors, reciprocals of their pivots, and z and L z of a batch of rows.
+// What a thread works in: the group's factors and the reciprocals of their pivots.
 template <class T>
 struct GroupMemory {
   using Vector = typename Group<T>::Vector;
   using Mask = typename Group<T>::Mask;
   int64_t d, panels;
-  Vector *L, *reciprocal, *z, *y;
+  Vector *L, *reciprocal;
   Mask info;
 
   GroupMemory(int64_t dim, void* memory) : d(dim), panels((dim + kPanel - 1) / kPanel), info{} {
     L = (Vector*)memory;
     reciprocal = L + factor_vectors(panels);
-    z = reciprocal + kPanel * panels;
-    y = z + wide(panels);
   }
   // Whole chunks of kLanes columns are moved: those of the last rows end up to that far behind the last panel.
   static int64_t factor_vectors(int64_t panels) { return panel_start(panels) + kPanel * Group<T>::kLanes; }
-  static int64_t wide(int64_t panels) { return kPanel * panels + Group<T>::kLanes; }
   static int64_t bytes(int64_t d) {
     const int64_t panels = (d + kPanel - 1) / kPanel;
-    return (factor_vectors(panels) + kPanel * panels + 2 * wide(panels)) * (int64_t)sizeof(Vector);
+    return (factor_vectors(panels) + kPanel * panels) * (int64_t)sizeof(Vector);
   }
 };
 
@@ -360,49 +355,38 @@ void factor_group(GroupMemory<T>& g) {
 
 // Lanes beyond the last matrix repeat it.
 template <class T>
-int load_and_factor(const void* matrix, int64_t count, int64_t index, GroupMemory<T>& g) {
-  const int64_t first = index * Group<T>::kLanes, left = count - first, size = g.d * g.d;
-  const T* from[Group<T>::kLanes];
-  for (int m = 0; m < Group<T>::kLanes; ++m) from[m] = (const T*)matrix + (first + (m < left ? m : left - 1)) * size;
+void factor_one_group(const cpu::Cholesky& p, int64_t index, GroupMemory<T>& g) {
+  constexpr int N = Group<T>::kLanes;
+  const int64_t first = index * N, left = p.count - first, size = p.d * p.d;
+  const int used = left < N ? (int)left : N;
+  const T* from[N];
+  T* to[N];
+  for (int m = 0; m < N; ++m) {
+    from[m] = (const T*)p.matrix + (first + (m < used ? m : used - 1)) * size;
+    to[m] = (T*)p.factor + (first + m) * size;
+  }
   load_group<T>(g, from);
   factor_group<T>(g);
-  return left < Group<T>::kLanes ? (int)left : Group<T>::kLanes;
-}
-
-template <class T>
-void store_results(const GroupMemory<T>& g, int64_t index, int used, void* factor, int32_t* info) {
-  const int64_t first = index * Group<T>::kLanes, size = g.d * g.d;
-  for (int m = 0; m < used; ++m) info[first + m] = (int32_t)g.info[m];
-  if (!factor) return;
-  T* to[Group<T>::kLanes];
-  for (int m = 0; m < Group<T>::kLanes; ++m) to[m] = (T*)factor + (first + m) * size;
+  for (int m = 0; m < used; ++m) p.info[first + m] = (int32_t)g.info[m];
   store_group<T>(g, to, used);
-}
-
-// Groups in equal stretches, one for each thread with its own memory: the same matrices share a group whatever the threads.
-template <class T, class Work>
-void each_group(int64_t count, int64_t d, void* scratch, int64_t scratch_bytes, int threads, Work work) {
-  const int64_t groups = (count + Group<T>::kLanes - 1) / Group<T>::kLanes;
-  constexpr int64_t kSerialProducts = 1 << 19;  // tens of microseconds: below, a second thread costs more than it saves
-  int64_t used = groups * d * d * (d / 6 + 4) * Group<T>::kLanes < kSerialProducts ? 1 : threads;
-  used = used < groups ? used : groups;
-#pragma omp parallel for schedule(static, 1) num_threads((int)used) if (used > 1)
-  for (int64_t t = 0; t < used; ++t) {
-    GroupMemory<T> g(d, (char*)scratch + t * scratch_bytes);
-    for (int64_t index = groups * t / used; index < groups * (t + 1) / used; ++index) work(index, g);
-  }
 }
 
 int64_t cholesky_scratch_bytes(bool is_f64, int64_t d) {
   return is_f64 ? GroupMemory<double>::bytes(d) : GroupMemory<float>::bytes(d);
 }
 
+// Groups in equal stretches, one for each thread with its own memory: the same matrices share a group whatever the threads.
 template <class T>
 void cholesky_in(const cpu::Cholesky& p) {
-  each_group<T>(p.count, p.d, p.scratch, GroupMemory<T>::bytes(p.d), p.threads, [&](int64_t index, GroupMemory<T>& g) {
-    const int used = load_and_factor<T>(p.matrix, p.count, index, g);
-    store_results<T>(g, index, used, p.factor, p.info);
-  });
+  const int64_t groups = (p.count + Group<T>::kLanes - 1) / Group<T>::kLanes, bytes = GroupMemory<T>::bytes(p.d);
+  constexpr int64_t kSerialProducts = 1 << 19;  // tens of microseconds: below, a second thread costs more than it saves
+  int64_t used = groups * p.d * p.d * (p.d / 6 + 4) * Group<T>::kLanes < kSerialProducts ? 1 : p.threads;
+  used = used < groups ? used : groups;
+#pragma omp parallel for schedule(static, 1) num_threads((int)used) if (used > 1)
+  for (int64_t t = 0; t < used; ++t) {
+    GroupMemory<T> g(p.d, (char*)p.scratch + t * bytes);
+    for (int64_t index = groups * t / used; index < groups * (t + 1) / used; ++index) factor_one_group<T>(p, index, g);
+  }
 }
 
 void cholesky(const cpu::Cholesky& p) {

@@ -23,28 +23,27 @@ struct Stretch {  // columns of one row
   typename S::Memory* out;
   const typename S::Memory *x, *D, *f;
   const float* z;
-  const typename S::Compute* diag;
-  typename S::Compute c, a, b;
+  const float* diag;
+  float c, a, b;
   int64_t count;
 };
 
 template <class S, bool kD, bool kF, bool kZ, bool kDiag>
 void combine(const Stretch<S>& s) {
-  using C = typename S::Compute;
   typename S::Memory* out = s.out;  // may equal x: each element is read before it is written
   const typename S::Memory *x = s.x, *D = s.D, *f = s.f;
   const float* z = s.z;
-  const C* diag = s.diag;
-  const C c = s.c, a = s.a, b = s.b;
+  const float* diag = s.diag;
+  const float c = s.c, a = s.a, b = s.b;
   ANSN_INDEPENDENT
   for (int64_t j = 0; j < s.count; ++j) {
-    const C here = S::load(x[j]);
-    C result = here;
+    const float here = S::load(x[j]);
+    float result = here;
     if (kD) result += c * (S::load(D[j]) - here);
     if (kF || kZ) {
-      C push = 0;
+      float push = 0;
       if (kF) push = a * S::load(f[j]);
-      if (kZ) push += b * (C)z[j];
+      if (kZ) push += b * z[j];
       if (kDiag) push *= diag[j];
       result += push;
     }
@@ -92,34 +91,32 @@ struct Step {
   const cpu::ColoredStep& p;
   Combine<S> combine;
   bool noise;
-  bool flat;  // short rows, contiguous, one coefficient for all: rows then need not be told apart
+  bool flat;  // short rows, one coefficient for all: rows then need not be told apart
   int64_t row_quads;
 };
 
 template <class S>
 Step<S> plan_step(const cpu::ColoredStep& p) {
-  const bool contiguous = p.ld_out == p.cols && p.ld_x == p.cols && (!p.D || p.ld_D == p.cols) && (!p.f || p.ld_f == p.cols);
   const bool scalar = p.c_stride == 0 && p.a_stride == 0 && p.b_stride == 0 && !p.diag;
   return {p, choose_combine<S>(p.D && p.c, p.f && p.a, p.b != nullptr, p.diag != nullptr), p.b != nullptr,
-          contiguous && scalar && p.cols <= 64, (p.cols + 3) / 4};
+          scalar && p.cols <= 64, (p.cols + 3) / 4};
 }
 
 // `count` columns of row r from column j on.
 template <class S>
 Stretch<S> stretch(const cpu::ColoredStep& p, int64_t r, int64_t j, int64_t count, const float* z) {
   using M = typename S::Memory;
-  using C = typename S::Compute;
-  const C *c = (const C*)p.c, *a = (const C*)p.a, *b = (const C*)p.b, *diag = (const C*)p.diag;
+  const int64_t at = r * p.cols + j;
   Stretch<S> s;
-  s.out = (M*)p.out + r * p.ld_out + j;
-  s.x = (const M*)p.x + r * p.ld_x + j;
-  s.D = p.D ? (const M*)p.D + r * p.ld_D + j : nullptr;
-  s.f = p.f ? (const M*)p.f + r * p.ld_f + j : nullptr;
+  s.out = (M*)p.out + at;
+  s.x = (const M*)p.x + at;
+  s.D = p.D ? (const M*)p.D + at : nullptr;
+  s.f = p.f ? (const M*)p.f + at : nullptr;
   s.z = z;
-  s.diag = diag ? diag + (p.region ? p.region[r] : 0) * p.cols + j : nullptr;
-  s.c = c ? c[r * p.c_stride] : 0;
-  s.a = a ? a[r * p.a_stride] : 0;
-  s.b = b ? b[r * p.b_stride] : 0;
+  s.diag = p.diag ? p.diag + (p.region ? p.region[r] : 0) * p.cols + j : nullptr;
+  s.c = p.c ? p.c[r * p.c_stride] : 0;
+  s.a = p.a ? p.a[r * p.a_stride] : 0;
+  s.b = p.b ? p.b[r * p.b_stride] : 0;
   s.count = count;
   return s;
 }
@@ -179,9 +176,9 @@ void colored_step(const cpu::ColoredStep& p) {
   if (p.rows <= 0 || p.cols <= 0) return;
   switch (p.storage) {
     case cpu::Storage::f32: return colored_step_in<F32>(p);
-    case cpu::Storage::f64: return colored_step_in<F64>(p);
     case cpu::Storage::bf16: return colored_step_in<BF16>(p);
     case cpu::Storage::f16: return colored_step_in<F16>(p);
+    case cpu::Storage::f64: return;  // the binding refuses it
   }
 }
 

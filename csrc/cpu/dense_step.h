@@ -76,9 +76,7 @@ inline void barrier(const Share& share) {
 
 inline int64_t row_of(const cpu::DenseStep& p, int64_t r) { return p.order ? p.order[r] : r; }
 
-inline float coefficient(const void* values, int64_t stride, int64_t row) {
-  return values ? ((const float*)values)[row * stride] : 0.0f;
-}
+inline float coefficient(const float* values, int64_t stride, int64_t row) { return values ? values[row * stride] : 0.0f; }
 
 // a_r f, or zero, for columns [first, first + kGroup) of one panel.
 template <class S>
@@ -90,7 +88,7 @@ void pack_f(const cpu::DenseStep& p, const Block& block, int64_t r0, int64_t fir
     int64_t j = 0;
     if (r0 + r < block.count) {
       const int64_t row = row_of(p, block.first + r0 + r);
-      const typename S::Memory* f = (const typename S::Memory*)s.f + row * s.ld_f + first;
+      const typename S::Memory* f = (const typename S::Memory*)s.f + row * s.cols + first;
       const float a = coefficient(s.a, s.a_stride, row);
       float* __restrict__ here = rows[r];
       ANSN_INDEPENDENT
@@ -208,7 +206,7 @@ void finish_group(const cpu::DenseStep& p, const Block& block, const Work& work,
         stretch_of_row.b = 1;
         combine(stretch_of_row);
       } else {
-        typename S::Memory* out = (typename S::Memory*)s.out + row * s.ld_out + j;
+        typename S::Memory* out = (typename S::Memory*)s.out + row * s.cols + j;
         for (int64_t k = 0; k < count; ++k) out[k] = S::store(turned[r][k]);
       }
     }

@@ -59,7 +59,7 @@ void loss_rows(const cpu::DsmLoss& p, int64_t first_row, int64_t last_row) {
       const int64_t run = row_quads - q < lanes - lane ? row_quads - q : lanes - lane;
       const int64_t j = 4 * q, end = j + 4 * run < p.cols ? j + 4 * run : p.cols;
       const int64_t offset = r * p.cols + j;
-      const float weight = ((const float*)p.weight)[r * p.weight_stride] / (float)p.cols;
+      const float weight = p.weight[r * p.weight_stride] / (float)p.cols;
       const void* from = kNoise ? (const void*)(z + 4 * lane) : (const void*)((const M*)p.target + offset);
       total += residuals<S, kNoise>((const M*)p.prediction + offset, from, (M*)p.gradient + offset, 2 * weight, end - j);
       lane += run;

@@ -4,7 +4,6 @@
 #include "kernels.h"
 
 #include "cholesky.h"
-#include "cholesky_draw.h"
 #include "colored_step.h"
 #include "covariance_update.h"
 #include "dense_step.h"
@@ -21,7 +20,7 @@ extern const cpu::KernelTable kernel_table;
 const cpu::KernelTable kernel_table = {
     ANSN_STRING(ANSN_ISA), colored_step,  dense_scratch_bytes, dense_step,   covariance_scratch_bytes,
     covariance_update,     row_not_finite, philox_words,       normals,      normals_of_words,
-    cholesky_scratch_bytes, cholesky,     cholesky_draw,       dsm_loss};
+    cholesky_scratch_bytes, cholesky,     dsm_loss};
 
 }  // namespace ANSN_ISA
 }  // namespace ansn

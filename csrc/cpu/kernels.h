@@ -11,15 +11,15 @@ namespace cpu {
 enum class Storage { f32, f64, bf16, f16 };
 
 // out[r, j] = x + c_r (D - x) + L_j (a_r f + b_r z).  D, f, diag, region: null when absent; c, a, b: null means zero.
+// Arithmetic in float32.
 struct ColoredStep {
-  Storage storage;
+  Storage storage;                             // not f64
   void* out;
   const void *x, *D, *f;
-  int64_t rows, cols;
-  int64_t ld_out, ld_x, ld_D, ld_f;            // row strides, in elements
-  const void *c, *a, *b;                       // float32; float64 when storage is f64
+  int64_t rows, cols;                          // contiguous
+  const float *c, *a, *b;
   int64_t c_stride, a_stride, b_stride;        // 0: one for all rows, 1: one for each row
-  const void* diag;                            // [K, cols], float32; float64 when storage is f64
+  const float* diag;                           // [K, cols]
   const int64_t* region;                       // [rows], the row of diag that each sample takes
   uint64_t seed;
   uint32_t row0, step, stream;
@@ -29,9 +29,9 @@ struct ColoredStep {
 enum class Triangle { none, lower, upper };
 
 // out[r, :] = x + c_r (D - x) + A y_r, y_r = a_r f + b_r z; A[i, k] = factor[region * region_stride + i * row_stride +
-// k * col_stride], one of the last two strides being 1. Arithmetic in float32.
+// k * col_stride], one of the last two strides being 1.
 struct DenseStep {
-  ColoredStep step;                            // diag and region unused; x null: no x, D or c; storage not f64
+  ColoredStep step;                            // diag and region unused; x null: no x, D or c
   const void* factor;
   Storage factor_storage;                      // f32 or f64
   int64_t row_stride, col_stride, region_stride, regions;
@@ -59,7 +59,7 @@ struct CovarianceUpdate {
   void* scratch;                               // covariance_scratch_bytes() bytes, 64-byte aligned
 };
 
-constexpr int64_t kMostCholesky = 128;         // largest order of a matrix in Cholesky and CholeskyDraw
+constexpr int64_t kMostCholesky = 128;         // largest order of a matrix in Cholesky
 
 // Lower factors of `count` matrices [d, d], and for each 0 or the order of its first minor that is not positive.
 struct Cholesky {
@@ -72,25 +72,6 @@ struct Cholesky {
   void* scratch;                               // threads * cholesky_scratch_bytes() bytes, 64-byte aligned
 };
 
-// out_r = x_r + b_r L_k z_r, L_k the factor of float32 matrix k. Rows of matrix k are order[start[k] .. start[k + 1] - 1];
-// without `order` a row is its own place in the list, without `start` row k is that of matrix k.
-struct CholeskyDraw {
-  Storage storage;
-  const void* matrix;
-  void* factor;                                // [count, d, d] or null
-  int32_t* info;
-  int64_t count, d;
-  const void* x;
-  void* out;                                   // not x
-  const void* b;                               // float32
-  int64_t b_stride;                            // 0: one for all rows, 1: one for each row
-  const int64_t *start, *order;                // [count + 1], [rows]
-  uint64_t seed;
-  uint32_t row0, step, stream;
-  int threads;
-  void* scratch;                               // as for Cholesky
-};
-
 // loss_r = w_r / d sum_j (p - t)^2 and its gradient; target null: t = -z of the counters.
 struct DsmLoss {
   Storage storage;
@@ -98,7 +79,7 @@ struct DsmLoss {
   void* gradient;
   float* loss;                                 // [rows]
   int64_t rows, cols;
-  const void* weight;                          // float32
+  const float* weight;
   int64_t weight_stride;                       // 0: one for all rows, 1: one for each row
   uint64_t seed;
   uint32_t row0, step, stream;
@@ -119,7 +100,6 @@ struct KernelTable {
   void (*normals_from_words)(const uint32_t* words, int64_t quads, float* z);
   int64_t (*cholesky_scratch_bytes)(bool is_f64, int64_t d);
   void (*cholesky)(const Cholesky&);
-  void (*cholesky_draw)(const CholeskyDraw&);
   void (*dsm_loss)(const DsmLoss&);
 };
 

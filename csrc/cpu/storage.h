@@ -1,9 +1,9 @@
-// Element types as they lie in memory, and the type that arithmetic on them is done in: load, compute, round on store.
+// Element types as they lie in memory: load, compute in the wider type that it gives, round on store.
 // bfloat16 and float16 are converted with integer arithmetic, which vectorises on every instruction set and does not
 // depend on the flush-to-zero mode of the thread.
 #pragma once
 
-#include "../philox.h"
+#include "philox.h"
 
 namespace ansn {
 namespace ANSN_ISA {
@@ -11,23 +11,19 @@ namespace {
 
 struct F32 {
   using Memory = float;
-  using Compute = float;
-  ANSN_HD float load(float v) { return v; }
-  ANSN_HD float store(float v) { return v; }
+  ANSN_INLINE float load(float v) { return v; }
+  ANSN_INLINE float store(float v) { return v; }
 };
 
 struct F64 {
   using Memory = double;
-  using Compute = double;
-  ANSN_HD double load(double v) { return v; }
-  ANSN_HD double store(double v) { return v; }
+  ANSN_INLINE double load(double v) { return v; }
 };
 
 struct BF16 {
   using Memory = uint16_t;
-  using Compute = float;
-  ANSN_HD float load(uint16_t v) { return bits_float((uint32_t)v << 16); }
-  ANSN_HD uint16_t store(float v) {
+  ANSN_INLINE float load(uint16_t v) { return bits_float((uint32_t)v << 16); }
+  ANSN_INLINE uint16_t store(float v) {
     const uint32_t bits = float_bits(v);
     const uint32_t nearest_even = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
@@ -37,8 +33,7 @@ struct BF16 {
 
 struct F16 {
   using Memory = uint16_t;
-  using Compute = float;
-  ANSN_HD float load(uint16_t v) {
+  ANSN_INLINE float load(uint16_t v) {
     const uint32_t sign = (uint32_t)(v & 0x8000u) << 16;
     const uint32_t magnitude = v & 0x7FFFu;
     const float subnormal = (float)(int32_t)magnitude * 5.9604644775390625e-8f;  // 2^-24
@@ -48,7 +43,7 @@ struct F16 {
     bits = magnitude >= 0x7C00u ? special : bits;
     return bits_float(bits | sign);
   }
-  ANSN_HD uint16_t store(float v) {
+  ANSN_INLINE uint16_t store(float v) {
     const uint32_t bits = float_bits(v);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7FFFFFFFu;

@@ -3,7 +3,7 @@
 // with AVX-512 it takes a 64-bit multiply of three times the cost instead. Elsewhere the lanes are one word wide.
 #pragma once
 
-#include "../philox.h"
+#include "philox.h"
 
 #if defined(__x86_64__) && !defined(ANSN_PORTABLE)
 #include <immintrin.h>
@@ -20,16 +20,16 @@ struct WordLanes {
   typedef uint32_t Vector __attribute__((vector_size(ANSN_VECTOR_BYTES)));
   typedef uint32_t Unaligned __attribute__((vector_size(ANSN_VECTOR_BYTES), aligned(4), may_alias));
   Vector v;
-  ANSN_HD WordLanes load(const uint32_t* from) { return {*(const Unaligned*)from}; }
-  ANSN_HD WordLanes all(uint32_t word) { return {Vector{} + word}; }
-  ANSN_HD void store(uint32_t* to, WordLanes words) { *(Unaligned*)to = words.v; }
+  ANSN_INLINE WordLanes load(const uint32_t* from) { return {*(const Unaligned*)from}; }
+  ANSN_INLINE WordLanes all(uint32_t word) { return {Vector{} + word}; }
+  ANSN_INLINE void store(uint32_t* to, WordLanes words) { *(Unaligned*)to = words.v; }
 };
 
-ANSN_HD WordLanes operator^(WordLanes a, WordLanes b) { return {a.v ^ b.v}; }
-ANSN_HD WordLanes operator^(WordLanes a, uint32_t b) { return {a.v ^ b}; }
+ANSN_INLINE WordLanes operator^(WordLanes a, WordLanes b) { return {a.v ^ b.v}; }
+ANSN_INLINE WordLanes operator^(WordLanes a, uint32_t b) { return {a.v ^ b}; }
 
 // Products of the even lanes and, shifted down, of the odd ones; then high and low halves are interleaved again.
-ANSN_HD void multiply_wide(WordLanes x, uint32_t constant, WordLanes& high, WordLanes& low) {
+ANSN_INLINE void multiply_wide(WordLanes x, uint32_t constant, WordLanes& high, WordLanes& low) {
 #if ANSN_VECTOR_BYTES == 64
   const __m512i a = (__m512i)x.v, m = _mm512_set1_epi32((int)constant);
   const __m512i even = _mm512_mul_epu32(a, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), m);
@@ -53,15 +53,15 @@ ANSN_HD void multiply_wide(WordLanes x, uint32_t constant, WordLanes& high, Word
 struct WordLanes {
   static constexpr int kLanes = 1;
   uint32_t v;
-  ANSN_HD WordLanes load(const uint32_t* from) { return {*from}; }
-  ANSN_HD WordLanes all(uint32_t word) { return {word}; }
-  ANSN_HD void store(uint32_t* to, WordLanes words) { *to = words.v; }
+  ANSN_INLINE WordLanes load(const uint32_t* from) { return {*from}; }
+  ANSN_INLINE WordLanes all(uint32_t word) { return {word}; }
+  ANSN_INLINE void store(uint32_t* to, WordLanes words) { *to = words.v; }
 };
 
-ANSN_HD WordLanes operator^(WordLanes a, WordLanes b) { return {a.v ^ b.v}; }
-ANSN_HD WordLanes operator^(WordLanes a, uint32_t b) { return {a.v ^ b}; }
+ANSN_INLINE WordLanes operator^(WordLanes a, WordLanes b) { return {a.v ^ b.v}; }
+ANSN_INLINE WordLanes operator^(WordLanes a, uint32_t b) { return {a.v ^ b}; }
 
-ANSN_HD void multiply_wide(WordLanes x, uint32_t constant, WordLanes& high, WordLanes& low) {
+ANSN_INLINE void multiply_wide(WordLanes x, uint32_t constant, WordLanes& high, WordLanes& low) {
   ansn::multiply_wide(x.v, constant, high.v, low.v);
 }
 

@@ -1,4 +1,4 @@
-// Many small Cholesky factors fused with the draw, one launch: the device's teams for csrc/small_cholesky.h.
+// Many small Cholesky factors, one launch: the device's teams for csrc/small_cholesky.h.
 #include <cuda_pipeline_primitives.h>
 #include <cuda_runtime_api.h>
 
@@ -66,22 +66,15 @@ __global__ void __launch_bounds__(LANES* TEAMS, BLOCKS) cholesky_kernel(const __
   const int team = threadIdx.x / LANES;
   const int64_t k = (int64_t)blockIdx.x * TEAMS + team;
   if (k >= w.matrices) return;
-  small_cholesky::run<ROWS>(ThreadTeam<LANES>{(int)(threadIdx.x % LANES)}, w, k, blockIdx.y, gridDim.y,
+  small_cholesky::run<ROWS>(ThreadTeam<LANES>{(int)(threadIdx.x % LANES)}, w, k,
                             memory + team * small_cholesky::team_words(w.d));
 }
 
 template <int LANES, int ROWS, int TEAMS, int BLOCKS>
 cudaError_t launch(const Work& w, cudaStream_t stream) {
   const int64_t blocks = (w.matrices + TEAMS - 1) / TEAMS;
-  // Few matrices with many rows: several blocks factor the same one, and each draws its share of the rows.
-  const int64_t enough = 8 * small_cholesky::kRowTile * w.matrices;  // rows that are worth no second factorisation
-  const int64_t useful = (w.rows + enough - 1) / enough;
-  const int64_t room = 1024 / blocks;
-  int64_t parts = useful < room ? useful : room;
-  if (parts < 1) parts = 1;
   const size_t shared = sizeof(Four) * TEAMS * small_cholesky::team_words(w.d);  // below 48 KB: no opt-in
-  cholesky_kernel<LANES, ROWS, TEAMS, BLOCKS>
-      <<<dim3((unsigned)blocks, (unsigned)parts), LANES * TEAMS, shared, stream>>>(w);
+  cholesky_kernel<LANES, ROWS, TEAMS, BLOCKS><<<(unsigned)blocks, LANES * TEAMS, shared, stream>>>(w);
   return cudaGetLastError();
 }
 

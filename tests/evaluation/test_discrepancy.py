@@ -11,10 +11,19 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ansn.evaluation import discrepancy
-from ansn.evaluation.discrepancy import energy_distance, kernel_distance, sliced_wasserstein
+from ansn.evaluation.discrepancy import energy_distance, kernel_to, sliced_to
 
 Array = NDArray[np.float64]
 Distance = Callable[[Array, Array], float]
+
+
+def kernel_distance(a: Array, b: Array) -> float:
+    return kernel_to(b)(a)
+
+
+def sliced_wasserstein(a: Array, b: Array, projections: int = 256, seed: int = 0) -> float:
+    return sliced_to(b, projections, seed)(a)
+
 
 DISTANCES: list[Distance] = [kernel_distance, energy_distance, sliced_wasserstein]
 UNBIASED: list[Distance] = [kernel_distance, energy_distance]

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ansn.evaluation.neighbours import manifold, memorisation, memorised, nearest
+from ansn.evaluation.neighbours import Manifold, manifold_to, memorisation, nearest
 
 Array = NDArray[np.float64]
+
+
+def manifold(samples: Array, reference: Array, k: int = 5) -> Manifold:
+    return manifold_to(reference, k)(samples)
+
+
+def memorised(samples: Array, train: Array, test: Array, quantile: float = 0.01) -> float:
+    """The share of samples that are nearer to a training row than all but ``quantile`` of the held-out rows."""
+    return memorisation(nearest(test, train)[0][:, 0], quantile)(nearest(samples, train)[0])[0]
 
 
 def modes(n: int, seed: int, centres: tuple[float, ...] = (0.0, 20.0, 40.0, 60.0)) -> Array:

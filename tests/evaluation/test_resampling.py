@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from ansn.evaluation.metrics import frechet_distance
-from ansn.evaluation.resampling import deviation
+from ansn.evaluation.resampling import deviations
 
 Array = NDArray[np.float64]
+
+
+def deviation(statistic: Callable[[Array], float], rows: Array, resamples: int = 40, seed: int = 0) -> float:
+    return float(deviations(lambda half: [statistic(half)], rows, resamples, seed)[0])
 
 
 def test_the_deviation_of_a_mean_is_the_standard_error() -> None:

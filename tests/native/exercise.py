@@ -86,17 +86,6 @@ def dsm_loss() -> Iterator[Call]:
         yield lambda p=p, w=w: ops.dsm_loss(p, p.roll(1), weight=w)
 
 
-def cholesky_draw() -> Iterator[Call]:
-    for dim, dtype, regions in itertools.product(DIMS, DTYPES, (1, 3, 17)):
-        root = rand(regions, dim, dim)
-        matrix, b = root @ root.mT + torch.eye(dim), torch.linspace(0.5, 1.0, regions)
-        x = rand(regions, dim, dtype=dtype)
-        for keep in (False, True):
-            yield lambda m=matrix, x=x, b=b, k=keep: ops.cholesky_draw(m, x, b=b, seed=2, return_factor=k)
-        x, region = rand(9, dim, dtype=dtype), owners(9, regions)
-        yield lambda m=matrix, x=x, k=region: ops.cholesky_draw(-m, x, b=0.5, region=k)
-
-
 def beyond(dtype: Any, count: int, skip: int, memory: Tensor) -> Tensor:
     """A tensor of ``count`` numbers over ``memory``, ``skip`` bytes in, whether or not they fit."""
     return torch.frombuffer((dtype * count).from_address(memory.data_ptr() + skip), dtype=torch.float32)

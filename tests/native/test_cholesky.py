@@ -1,10 +1,7 @@
-"""Native Cholesky factors and draws against float64 NumPy, on every instruction set here."""
+"""Native Cholesky factors on every instruction set here."""
 
-import numpy as np
 import pytest
 import torch
-
-from tests.native import oracle
 
 native = pytest.importorskip("ansn._native", reason="the native module is not built")
 
@@ -79,38 +76,6 @@ def test_threads_and_neighbours_do_not_change_a_bit(isa):
     assert torch.equal(factor(matrix[77:78].contiguous(), isa=isa)[0], one[77:78])
 
 
-def draw(matrix, x, region=None, *, isa="", threads=1, seed=3, row0=0):
-    count, dim = matrix.shape[:2]
-    out, info = torch.full_like(x, NAN), torch.full((count,), -7, dtype=torch.int32)
-    b = torch.linspace(0.5, 2, len(x))
-    native.cholesky_draw(
-        "f32", matrix.data_ptr(), 0, info.data_ptr(), count, dim, x.data_ptr(), out.data_ptr(), len(x), b.data_ptr(), 1,
-        0 if region is None else region.data_ptr(), seed, row0, 5, 1, threads, isa=isa,
-    )  # fmt: skip
-    return out, info
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dim", [1, 3, 4, 16, 33, 128])
-@pytest.mark.parametrize("kind", ["one each", "one for all", "few each", "many each"])
-def test_draws(isa, dim, kind):
-    """Both ways to batch rows: lane by lane, and one matrix for a whole vector of rows."""
-    count = 1 if kind == "one for all" else 21
-    rows = {"one each": 21, "one for all": 50, "few each": 30, "many each": 700}[kind]
-    generator = torch.Generator().manual_seed(1)
-    region = torch.randint(count, (rows,), generator=generator) if kind in ("few each", "many each") else None
-    matrix, x = covariances(count, dim), torch.randn(rows, dim, generator=generator)
-    out, info = draw(matrix, x, region, isa=isa, row0=2**32 - 9)
-    index = torch.arange(rows) % count if region is None else region
-    z = oracle.noise(3, 2**32 - 9, rows, dim, 5, 1)
-    factors = np.linalg.cholesky(matrix.double().numpy())[index.numpy()]
-    push = np.einsum("bij,bj->bi", factors, z) * np.linspace(0.5, 2, rows)[:, None]
-    assert not info.any()
-    np.testing.assert_allclose(out.double().numpy(), x.double().numpy() + push, atol=5e-5)
-    for threads in (2, 3):
-        assert torch.equal(draw(matrix, x, region, isa=isa, row0=2**32 - 9, threads=threads)[0], out)
-
-
 def test_wrong_arguments_are_refused():
     good = ["f32", 8, 8, 8, 1, 4, 1]
     for position, value, message in [
@@ -124,8 +89,3 @@ def test_wrong_arguments_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             native.cholesky(*[value if k == position else v for k, v in enumerate(good)])
-    region, x = torch.tensor([0, 2]), torch.zeros(2, 1)
-    with pytest.raises(ValueError, match=r"region: got values 0\.\.2, expected 0\.\.1"):
-        draw(torch.ones(2, 1, 1), x, region)
-    with pytest.raises(ValueError, match="got 2 rows of 3"):
-        draw(torch.ones(3, 1, 1), x)

@@ -11,9 +11,8 @@ from tests.native import oracle
 native = pytest.importorskip("ansn._native", reason="the native module is not built")
 
 ISAS = native.supported_isas()
-DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
-# absolute, for data of size about 4; f64 too carries normals that are only good to 1e-5
-STEP_TOL = {"f32": 1e-5, "f64": 1e-5, "bf16": 0.04, "f16": 5e-3}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+STEP_TOL = {"f32": 1e-5, "bf16": 0.04, "f16": 5e-3}  # absolute, for data of size about 4
 NAN = float("nan")
 
 
@@ -25,21 +24,16 @@ def pointer(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def row_stride(tensor):
-    return 0 if tensor is None else tensor.stride(0)
-
-
 def step(x, D=None, f=None, c=None, a=None, b=None, diag=None, region=None, *, out=None, dtype="f32", isa="",
          seed=1, row0=0, step=0, stream=1, threads=2):  # fmt: skip
     """Calls the kernel; coefficients are numbers, or one a row; returns out, which held NaN before."""
     rows, cols = x.shape
-    compute = torch.float64 if dtype == "f64" else torch.float32
     out = torch.full((rows, cols), NAN, dtype=x.dtype) if out is None else out
-    tensors = {name: None if v is None else torch.as_tensor(v, dtype=compute) for name, v in
+    tensors = {name: None if v is None else torch.as_tensor(v, dtype=torch.float32) for name, v in
                (("c", c), ("a", a), ("b", b), ("diag", diag))}  # fmt: skip
     coefficients = [tensors[name] for name in "cab"]
     native.colored_step(
-        dtype, *(pointer(t) for t in (out, x, D, f)), rows, cols, *(row_stride(t) for t in (out, x, D, f)),
+        dtype, *(pointer(t) for t in (out, x, D, f)), rows, cols,
         *(pointer(t) for t in coefficients), *(int(t is not None and t.dim() == 1) for t in coefficients),
         pointer(tensors["diag"]), pointer(region), seed, row0, step, stream, threads, isa=isa,
     )  # fmt: skip
@@ -117,28 +111,6 @@ def test_widths(isa, cols):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("cols", [3, 100])
-def test_row_strides_leave_the_gaps_alone(isa, cols):
-    rows, wide = 29, cols + 7
-    big = torch.randn(4, rows, wide, generator=generator())
-    x, D, f = (big[k, :, 2 : 2 + cols] for k in range(3))
-    holder = torch.full((rows, wide), NAN)
-    out = holder[:, 5 : 5 + cols]
-    arguments = {"D": D, "f": f, "c": np.float32(0.5), "a": np.float32(1.5), "b": np.float32(0.25)}
-    step(x, **arguments, out=out, isa=isa)
-    np.testing.assert_allclose(out, expected_step(x, **arguments), atol=STEP_TOL["f32"])
-    assert holder[:, :5].isnan().all()
-    assert holder[:, 5 + cols :].isnan().all()
-
-
-def test_one_row_read_for_all():
-    """A row stride of 0 broadcasts: the prior's mean, or one denoised image."""
-    mean = torch.randn(1, 50, generator=generator())
-    got = step(mean.expand(20, 50), b=np.float32(2.0))
-    np.testing.assert_allclose(got, expected_step(mean.expand(20, 50), b=2.0), atol=STEP_TOL["f32"])
-
-
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("cols", [2, 7, 784])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_in_place_equals_out_of_place(isa, cols, dtype):
@@ -174,10 +146,10 @@ def test_a_row_does_not_know_its_batch(isa, cols, per_row):
 
 
 def test_no_noise_is_exact_and_the_seed_does_not_matter():
-    x, D, _ = random_case(9, 31, "f64")
-    got = step(x, D, c=0.125, dtype="f64", seed=1)
-    assert torch.equal(got, step(x, D, c=0.125, dtype="f64", seed=2))
-    torch.testing.assert_close(got, x + 0.125 * (D - x), rtol=1e-15, atol=1e-15)
+    x, D, _ = random_case(9, 31, "f32")
+    got = step(x, D, c=0.125, seed=1)
+    assert torch.equal(got, step(x, D, c=0.125, seed=2))
+    torch.testing.assert_close(got, x + 0.125 * (D - x), rtol=1e-6, atol=1e-6)
 
 
 def test_terms_without_a_coefficient_are_not_read():
@@ -208,15 +180,15 @@ def test_nothing_to_do(rows):
 
 
 def test_wrong_arguments_are_refused():
-    good = ["f32", 8, 8, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    good = ["f32", 8, 8, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
     for position, value, message in [
-        (0, "int8", "dtype must be 'f32', 'f64', 'bf16' or 'f16', got 'int8'"),
+        (0, "f64", "dtype must be 'f32', 'bf16' or 'f16', got 'f64'"),
         (1, 0, "out must be an address"),
         (2, 0, "x must be an address"),
         (5, -1, "rows must be at least 0, got -1"),
         (6, -1, "cols must be at least 0, got -1"),
-        (14, 2, "c_stride must be 0"),
-        (23, 0, "threads must be at least 1, got 0"),
+        (10, 2, "c_stride must be 0"),
+        (19, 0, "threads must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             native.colored_step(*[value if k == position else v for k, v in enumerate(good)])

@@ -18,7 +18,6 @@ def test_every_operation_has_its_oracle():
     assert set(ops.operations()) == {
         "apply_factor",
         "cholesky",
-        "cholesky_draw",
         "colored_step",
         "covariance_update_",
         "dsm_loss",

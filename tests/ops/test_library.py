@@ -44,10 +44,6 @@ CASES = {
     "update, dense regions": ("covariance_update_", (torch.ones(3).double(), torch.ones(3).double(),
                               torch.zeros(3, 6), torch.eye(6).repeat(3, 1, 1), randn(4, 6).float(), REGION, 0.5)),
     "cholesky": ("cholesky", (torch.eye(3).expand(2, 3, 3).contiguous(),)),
-    "cholesky draw": ("cholesky_draw", (torch.eye(6).expand(4, 6, 6).contiguous(), randn(4, 6).float(), torch.ones(4),
-                                        None, False, *COUNTERS)),
-    "cholesky draw, regions, factor": ("cholesky_draw", (torch.eye(6).repeat(3, 1, 1), randn(4, 6).bfloat16(),
-                                                         torch.tensor(0.5), REGION, True, *COUNTERS)),
     "loss, target": ("dsm_loss", (randn(4, 6), randn(4, 6, seed=1), torch.ones(4).double(), *COUNTERS)),
     "loss, regenerated": ("dsm_loss", (randn(4, 6).float(), None, torch.tensor(0.5), *COUNTERS)),
     "update, dense": ("covariance_update_", (torch.zeros(1).double(), torch.zeros(1).double(), torch.zeros(1, 6),
@@ -86,8 +82,7 @@ def everything(x: Tensor, f: Tensor, factor: Tensor, step: int) -> tuple[Tensor,
     white = ops.apply_factor(y, factor, inverse=True)
     loss = ops.dsm_loss(white, weight=0.5, seed=1, row=4, step=step)
     root, info = ops.cholesky(factor @ factor.mT)
-    drawn, _ = ops.cholesky_draw((factor @ factor.mT).detach(), x.detach(), b=0.5, seed=1, row=4, step=step)
-    return y, white, loss, root, info, drawn
+    return y, white, loss, root, info
 
 
 def check_compiled(backend: str) -> None:

@@ -224,37 +224,6 @@ def cholesky(data: st.DataObject) -> Case:
     )
 
 
-def cholesky_draw(data: st.DataObject) -> Case:
-    d = Draw(data)
-    x, keep, counters = d.batch(1), d.pick(True, False), d.counters()
-    b = d.pick(1.0, torch.tensor(0.25), torch.linspace(0.5, 2.0, d.rows))
-    region = None if d.pick(True, False) else d.region()
-    # No region: one matrix for all rows, or one for each.
-    count = d.pick(1, d.rows) if region is None else d.regions
-    wide, good = symmetric(d, count, d.pick(True, False))
-    matrix = wide.to(d.wide)
-    owners = region if region is not None else torch.arange(d.rows) * (count > 1)
-    safe = torch.where(good[:, None, None], matrix.double().tril(), torch.eye(d.dim).double())
-    expected = reference.cholesky_draw(
-        safe, flat64(x), torch.as_tensor(b).double(), owners, False, *counters.values()
-    )[0]  # fmt: skip
-    drawn = good[owners] if count else torch.zeros(d.rows).bool()
-
-    def run() -> tuple[Tensor, ...]:
-        return ops.cholesky_draw(matrix, x, b=b, region=region, return_factor=keep, **counters)
-
-    def compare(out: tuple[Tensor, ...]) -> None:
-        assert (out[0].shape, out[0].dtype, len(out)) == (x.shape, d.dtype, 2 + keep)
-        flat = out[0].flatten(1)
-        close("cholesky_draw", flat[drawn], expected[drawn])
-        assert bool(flat[~drawn].isnan().all()), "a row of a matrix that is not positive definite is not NaN"
-        assert out[-1].tolist() == torch.where(good, 0, d.dim // 2 + 1).tolist()
-        if keep:
-            compare_factors(d, matrix, good, out[1], out[2])
-
-    return Case(run, [t for t in (x, matrix, b, region) if isinstance(t, Tensor)], compare)
-
-
 def dsm_loss(data: st.DataObject) -> Case:
     d = Draw(data)
     prediction, target = d.batch(1).contiguous(), d.pick(None, d.batch(2))
@@ -283,7 +252,6 @@ CASES: dict[str, Callable[[st.DataObject], Case]] = {
     "apply_factor": apply_factor,
     "covariance_update_": covariance_update_,
     "cholesky": cholesky,
-    "cholesky_draw": cholesky_draw,
     "dsm_loss": dsm_loss,
 }
 

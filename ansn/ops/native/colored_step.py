@@ -54,7 +54,7 @@ def _colored_step(
         index = None if factor.shape[0] == 1 else contiguous(region)
     module.colored_step(
         DTYPE[x.dtype], out.data_ptr(), x.data_ptr(), address(denoised), address(f), rows, cols,
-        cols, cols, cols, cols, address(c), address(a), address(b), stride(c), stride(a), stride(b),
+        address(c), address(a), address(b), stride(c), stride(a), stride(b),
         address(diagonal), address(index), seed, row, step, stream, torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -51,7 +51,7 @@ def dense_step(
         row_stride = col_stride = 1
     module.dense_step(
         DTYPE[out.dtype], out.data_ptr(), address(x), address(denoised), address(f), rows, cols,
-        cols, cols, cols, cols, address(c), address(a), address(b), stride(c), stride(a), stride(b),
+        address(c), address(a), address(b), stride(c), stride(a), stride(b),
         matrix.data_ptr(), DTYPE[factor.dtype], row_stride, col_stride, matrix.stride(0), regions, triangle,
         address(order), address(offsets), *counter, torch.get_num_threads(),
     )  # fmt: skip

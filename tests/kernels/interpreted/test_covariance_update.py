@@ -80,12 +80,6 @@ def test_the_large_tiles(monkeypatch, programs, rows, regions, dim, dtype):
     check(state, batches, owners, 0.75, dtype, True, (programs, rows, regions, dim))
 
 
-def test_three_tf32_products_too():
-    state, x = fresh(1, 33, torch.float32), randn(40, 33).float()
-    kernel.covariance_update_(*state, x, None, 1.0, "tf32x3")
-    check(state, [x], [None], 1.0, torch.float32, True, "tf32x3")
-
-
 def test_every_tile_of_the_triangle_is_found_once():
     """The index arithmetic of the kernel, in float32 as there, for far more tiles than any size has."""
     tile = np.arange(3_000_000, dtype=np.int32)

@@ -84,11 +84,6 @@ def test_the_large_blocks(monkeypatch, recompute, rows, dim, regions):
     assert error <= RATIO["colored_step"][torch.float32]
 
 
-def test_three_tf32_products_too():
-    error = step_error(33, 40, 2, torch.float32, "cab", precision="tf32x3")
-    assert error <= RATIO["colored_step"][torch.float32]
-
-
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize(("lower", "dtype"), [(True, torch.float32), (False, torch.float32), (True, torch.bfloat16)])
 @pytest.mark.parametrize(("rows", "dim", "regions"), [(0, 5, 2), (1, 1, 1), (33, 70, 1), (40, 37, 3)])

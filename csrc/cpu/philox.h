@@ -6,45 +6,21 @@
 //   uniform  u = (word + 1/2) 2^-32
 //   normals  Box-Muller on words (0, 1) and (2, 3):  z0 = r cos(2 pi u2), z1 = r sin(2 pi u2), r = sqrt(-2 ln u1)
 //
-// Every function works on one lane, has no branch, no table and no library call but sqrt. A compiler therefore vectorises
-// a plain loop over lanes, and nvcc compiles the same text for the device: what the CPU tests check is what a GPU runs.
-// (The Philox rounds are also instantiated with explicit vectors of words: compilers miss the 32 x 32 -> 64 bit multiply.)
+// Every function works on one lane, has no branch, no table and no library call but sqrt: a compiler vectorises a plain
+// loop over lanes. (The Philox rounds are also instantiated with explicit vectors of words: compilers miss the
+// 32 x 32 -> 64 bit multiply.)
 // All functions have internal linkage, so a copy compiled for a wide instruction set never replaces a portable one.
 #pragma once
 
 #include <stdint.h>
 
-#if defined(__CUDACC__)
-#define ANSN_HD static __host__ __device__ __forceinline__
-#else
-#define ANSN_HD static inline __attribute__((always_inline, unused))
-#endif
+#define ANSN_INLINE static inline __attribute__((always_inline, unused))
 
 namespace ansn {
 
-ANSN_HD uint32_t float_bits(float x) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(x);
-#else
-  return __builtin_bit_cast(uint32_t, x);
-#endif
-}
+ANSN_INLINE uint32_t float_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 
-ANSN_HD float bits_float(uint32_t x) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(x);
-#else
-  return __builtin_bit_cast(float, x);
-#endif
-}
-
-ANSN_HD float square_root(float x) {
-#if defined(__CUDA_ARCH__)
-  return sqrtf(x);
-#else
-  return __builtin_sqrtf(x);
-#endif
-}
+ANSN_INLINE float bits_float(uint32_t x) { return __builtin_bit_cast(float, x); }
 
 // W is one word (uint32_t), or a vector of words of several lanes that has ^ and multiply_wide.
 template <class W>
@@ -57,14 +33,14 @@ struct Normals {
   float z0, z1, z2, z3;
 };
 
-ANSN_HD void multiply_wide(uint32_t x, uint32_t constant, uint32_t& high, uint32_t& low) {
+ANSN_INLINE void multiply_wide(uint32_t x, uint32_t constant, uint32_t& high, uint32_t& low) {
   const uint64_t product = (uint64_t)constant * x;
   high = (uint32_t)(product >> 32);
   low = (uint32_t)product;
 }
 
 template <class W>
-ANSN_HD WordsOf<W> philox_round(WordsOf<W> c, uint32_t key0, uint32_t key1) {
+ANSN_INLINE WordsOf<W> philox_round(WordsOf<W> c, uint32_t key0, uint32_t key1) {
   W high0, low0, high1, low1;
   multiply_wide(c.w0, 0xD2511F53u, high0, low0);
   multiply_wide(c.w2, 0xCD9E8D57u, high1, low1);
@@ -73,7 +49,7 @@ ANSN_HD WordsOf<W> philox_round(WordsOf<W> c, uint32_t key0, uint32_t key1) {
 
 // Ten rounds (Salmon et al. 2011). The key schedule is the same for every lane, so it is hoisted out of a loop over lanes.
 template <class W>
-ANSN_HD WordsOf<W> philox4x32_10(uint64_t seed, WordsOf<W> c) {
+ANSN_INLINE WordsOf<W> philox4x32_10(uint64_t seed, WordsOf<W> c) {
   const uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
   const uint32_t w0 = 0x9E3779B9u, w1 = 0xBB67AE85u;
   c = philox_round(c, k0, k1);
@@ -93,7 +69,7 @@ ANSN_HD WordsOf<W> philox4x32_10(uint64_t seed, WordsOf<W> c) {
 // float32 cannot hold u near 1, where r loses all its digits (u = 1 - 2^-25 has r = 2.4e-4, its float32 neighbour 0).
 // The complement is exact in integers: 1 - u = (~word + 1/2) 2^-32 = s. So s is formed from the smaller of word and
 // ~word, which also fits a signed conversion (the only one before AVX-512), and ln(1 - s) is taken from s itself.
-ANSN_HD float box_muller_radius(uint32_t word) {
+ANSN_INLINE float box_muller_radius(uint32_t word) {
   const uint32_t complement = ~word;
   const uint32_t small = word < complement ? word : complement;
   const float s = (float)(int32_t)small * 2.3283064365386963e-10f + 1.1641532182693481e-10f;  // 2^-32, 2^-33: (0, 1/2]
@@ -112,13 +88,13 @@ ANSN_HD float box_muller_radius(uint32_t word) {
   p = p * f - 0.666692138f;
   p = p * f + 1.00000751f;
   p = p * f - 1.99999988f;
-  return square_root(p * f + (float)exponent * -1.3862944f);  // 2 ln 2 = 1.3862944
+  return __builtin_sqrtf(p * f + (float)exponent * -1.3862944f);  // 2 ln 2 = 1.3862944
 }
 
 // (r cos, r sin) of the angle 2 pi (word + 1/2) 2^-32.
 // The angle is taken to the nearest half turn, which flips the sign of both; what is left is an exact integer and at most
 // a quarter turn, where two short polynomials hold. No exchange of sine and cosine, no large argument.
-ANSN_HD void box_muller_rotate(uint32_t word, float r, float& along, float& across) {
+ANSN_INLINE void box_muller_rotate(uint32_t word, float r, float& along, float& across) {
   const uint32_t half_turn = (word + 0x40000000u) & 0x80000000u;
   const int32_t rest = (int32_t)(word - half_turn);
   const float angle = (float)rest * 1.4629180792671596e-9f + 7.314590396335798e-10f;  // 2 pi 2^-32, and half of it
@@ -139,7 +115,7 @@ ANSN_HD void box_muller_rotate(uint32_t word, float r, float& along, float& acro
 }
 
 // Four standard normals from one counter block; within 1e-5 of the float64 formula for every word, and always finite.
-ANSN_HD Normals normals_from_words(Words w) {
+ANSN_INLINE Normals normals_from_words(Words w) {
   Normals z;
   box_muller_rotate(w.w1, box_muller_radius(w.w0), z.z0, z.z1);
   box_muller_rotate(w.w3, box_muller_radius(w.w2), z.z2, z.z3);
