@@ -71,7 +71,7 @@ def guarded(name: str, command: Callable[[], None]) -> int:
         _tell(f"{name}: {error}")
         return 130
     except KeyboardInterrupt as error:
-        _tell(f"{name}: {error or 'interrupted'}")
+        _tell(f"{name}: {str(error) or 'interrupted'}")
         return 130
     except BrokenPipeError:
         _flush()
