@@ -81,7 +81,7 @@ class NoiseConfig:
 class NetworkConfig:
     """The network and what it predicts."""
 
-    network: Annotated[str, choice(networks.NAMES)] = "mlp"
+    network: Annotated[str, choice(networks.NETWORKS)] = "mlp"
     """Residual MLP, compact U-Net, or the published RefineNets."""
     width: int | None = None
     """Hidden units of the MLP (512); channels of the first stage of the U-Net (32) and the RefineNets (64, 128)."""

@@ -47,28 +47,36 @@ def save_samples(
     reference: Tensor | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """A PNG of samples: images as a grid, vectors as scatter plots.
+    """A PNG of samples: images as a grid, lines as curves, volumes by their middle slices, vectors as scatter plots.
 
     Images ``[n, 1 or 3, H, W]`` in [0, 1] are enlarged without smoothing; values outside are clipped, and a line above
     the grid says so when they are many (over 1 % of the values, by more than 0.02). What is not finite is magenta.
+    Lines ``[n, C, L]``: one curve a channel, all on one scale. Volumes ``[n, C, D, H, W]``: their first channel at the
+    middle of D in grey, all on one scale.
     Vectors ``[n, d]``: a histogram (d = 1), a scatter plot (2), or the first five columns against each other.
 
     Args:
-        columns: images in a row; by default the grid is about square.
+        columns: samples in a row; by default the grid is about square.
         upscale: pixels a side for each pixel; by default the grid is at least 640 wide.
         reference: vectors ``[m, d]`` of the data, drawn behind. names: of the d columns.
 
     Raises ValueError for other shapes or arguments, OSError if the file cannot be written.
     """
     x = x.detach().float().cpu()
-    if len(x) < 1 or not (x.ndim == 2 or (x.ndim == 4 and x.shape[1] in (1, 3))):
-        raise ValueError(f"x: got shape {list(x.shape)}, expected [n, 1 or 3, H, W] or [n, d] with n at least 1")
+    if len(x) < 1 or not (x.ndim in (2, 3, 5) or (x.ndim == 4 and x.shape[1] in (1, 3))):
+        raise ValueError(
+            f"x: got shape {list(x.shape)}, expected [n, 1 or 3, H, W], [n, C, L], [n, C, D, H, W] or [n, d] with n at"
+            " least 1"
+        )
     for name, value in (("columns", columns), ("upscale", upscale)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    if x.ndim == 4:
+    if x.ndim == 3:
+        _save(curves_figure(x.numpy(), columns), path)
+        return
+    if x.ndim > 3:
+        x, note = middle_slices(x) if x.ndim == 5 else (x, clipping(x))
         grid = image_grid(x, columns, upscale)
-        note = clipping(x)
         _write(path, Image.fromarray(np.concatenate((_line(note, grid.shape[1]), grid)) if note else grid))
         return
     if reference is not None and reference.shape[1:] != x.shape[1:]:
@@ -172,6 +180,42 @@ def image_grid(x: Tensor, columns: int | None, upscale: int | None) -> NDArray[n
         sheet[:, top : top + height, left : left + width] = image
     pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels.repeat(scale, 0).repeat(scale, 1))
+
+
+def middle_slices(x: Tensor) -> tuple[Tensor, str]:
+    """Volumes ``[n, C, D, H, W]`` as images ``[n, 1, H, W]`` in [0, 1], and a line that says what is shown."""
+    middle = x[:, :1, x.shape[2] // 2]
+    low, high = _range(middle.numpy())
+    what = f"slice {x.shape[2] // 2} of {x.shape[2]}{' of the first channel' if x.shape[1] > 1 else ''}"
+    return (middle - low) / (high - low), f"{what}, black {low:.3g} to white {high:.3g}"
+
+
+def curves_figure(x: NDArray[np.float32], columns: int | None) -> Figure:
+    """Lines ``[n, C, L]`` in a grid of cells twice as wide as high, a colour for each channel."""
+    n, channels, length = x.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n / 2)))
+    rows = math.ceil(n / columns)
+    low, high = _range(x)
+    figure = Figure(figsize=(8, 0.5 + 4 * rows / columns), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(f"each cell from {low:.3g} to {high:.3g}, positions 0..{length - 1}", fontsize="medium")
+    # One set of axes: a set for each of hundreds of lines would take minutes.
+    at = np.arange(n)
+    across = at % columns + np.linspace(0.04, 0.96, length)[:, None]
+    up = (rows - 1 - at // columns)[:, None, None] + 0.05 + 0.9 * (x - low) / (high - low)
+    for c in range(channels):
+        axes.plot(across, up[:, c].T, color=f"C{c}", linewidth=0.9)
+    axes.set(xlim=(0, columns), ylim=(0, rows), xticks=range(columns + 1), yticks=range(rows + 1))
+    axes.tick_params(length=0, labelbottom=False, labelleft=False)
+    axes.grid(linewidth=0.5)
+    return figure
+
+
+def _range(x: NDArray[np.float32]) -> tuple[float, float]:
+    """Least and largest finite value, apart."""
+    seen = x[np.isfinite(x)]
+    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
+    return low, high if high > low else low + 1
 
 
 def colours(x: Tensor) -> Tensor:

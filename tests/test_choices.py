@@ -27,7 +27,7 @@ REGISTRIES: dict[str, tuple[Iterable[str], str]] = {
     "METHODS": (METHODS, "sampling/driver.py"),
     "SCHEDULES": (schedules.names(), "sampling/schedules.py"),
     "STRUCTURES": (structures.STRUCTURES, "structures.py"),
-    "networks": (networks.NAMES, "networks/__init__.py"),
+    "networks": (networks.NETWORKS, "networks/__init__.py"),
     "PRESETS": ([name for name in PRESETS if name not in data.NAMES], "presets.py"),
     "data sets": (data.NAMES, "data/__init__.py data/idx.py presets.py"),  # a preset is called as its data set
     "metrics of the loss": (loss.METRICS, "loss.py"),
@@ -83,7 +83,7 @@ def additions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(structures.STRUCTURES, "one-more", structures.STRUCTURES["dense"])
     monkeypatch.setitem(METHODS, "one-more", driver.Method(ansn.sampling.euler, "a sampler that was added"))
     monkeypatch.setitem(SCHEDULES, "one-more", schedules.log_linear)
-    monkeypatch.setattr(networks, "NAMES", (*networks.NAMES, "one-more"))
+    monkeypatch.setitem(networks.NETWORKS, "one-more", networks.NETWORKS["mlp"])
     monkeypatch.setitem(PRESETS, "one-more", ("a preset that was added", PRESETS["digits"][1]))
 
 
@@ -114,7 +114,7 @@ def test_commands_and_files_take_what_was_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group", "name", "expected"),
     [
-        ("noise", "structure", structures.STRUCTURES), ("network", "network", networks.NAMES),
+        ("noise", "structure", structures.STRUCTURES), ("network", "network", networks.NETWORKS),
         ("network", "skip", (*denoiser.SKIPS, "None")), ("sampling", "method", METHODS),
     ],
 )  # fmt: skip

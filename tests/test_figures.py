@@ -98,6 +98,42 @@ def test_what_is_not_finite_shows(digits: torch.Tensor, tmp_path: Path) -> None:
     assert {tuple(map(int, where)) for where in np.argwhere(magenta)} == {(1, 2, 3), (2, 0, 0)}
 
 
+def test_lines_are_curves_in_cells_on_one_scale(tmp_path: Path) -> None:
+    # In each cell a constant that rises from cell to cell, and its negative as the second channel.
+    x = torch.linspace(0, 1, 8)[:, None, None].repeat(1, 2, 50) * torch.tensor([1.0, -1.0])[:, None]
+    x[0] = math.nan  # nothing to draw
+    figures.save_samples(x, tmp_path / "x.png", columns=4)
+    drawn = pixels(tmp_path / "x.png").astype(int)
+    first = (drawn[..., 2] - drawn[..., 0] > 100) & (drawn[..., 2] > 150)  # C0 is blue
+    second = (drawn[..., 0] - drawn[..., 2] > 100) & (drawn[..., 0] > 200)  # C1 is orange
+    middle, width = drawn.shape[0] // 2, drawn.shape[1] // 4
+    heights = {}
+    for name, mask in (("first", first), ("second", second)):
+        for i in range(8):
+            top = 0 if i < 4 else middle
+            cell = mask[top : top + middle, i % 4 * width : (i % 4 + 1) * width]
+            heights[name, i] = np.argwhere(cell)[:, 0].mean() if cell.any() else None
+    assert heights["first", 0] is None
+    assert heights["second", 0] is None
+    for i in (1, 2, 4, 5, 6):
+        assert heights["first", i + 1] < heights["first", i]
+        assert heights["second", i + 1] > heights["second", i]
+
+
+def test_volumes_are_middle_slices_on_one_scale(tmp_path: Path) -> None:
+    x = torch.full((4, 2, 5, 3, 6), 1e9)
+    x[:, 0, 2] = torch.linspace(-4, 6, 4 * 3 * 6).view(4, 3, 6)
+    x[3, 0, 2, 0, 0] = math.inf
+    shown, line = figures.middle_slices(x)
+    assert line == "slice 2 of 5 of the first channel, black -4 to white 6"
+    torch.testing.assert_close(shown[:3, 0], (x[:3, 0, 2] + 4) / 10)
+    figures.save_samples(x, tmp_path / "x.png")
+    drawn = pixels(tmp_path / "x.png")
+    grid = figures.image_grid(shown, None, None)
+    assert np.array_equal(drawn[drawn.shape[0] - grid.shape[0] :], grid)
+    assert (grid == np.array([255, 0, 255])).all(-1).any()  # what is not finite
+
+
 @pytest.mark.parametrize("d", [1, 2, 6])
 def test_vectors_are_plotted_against_the_data(d: int, tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
@@ -250,7 +286,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
     ("x", "options", "message"),
     [
         (torch.zeros(3, 2, 8, 8), {}, r"x: got shape \[3, 2, 8, 8\], expected"),
-        (torch.zeros(8, 8, 8), {}, r"x: got shape \[8, 8, 8\]"),
+        (torch.zeros(8), {}, r"x: got shape \[8\]"),
         (torch.zeros(0, 1, 8, 8), {}, "n at least 1"),
         (torch.zeros(2, 1, 8, 8), {"columns": 0}, "columns: got 0"),
         (torch.zeros(2, 1, 8, 8), {"upscale": -1}, "upscale: got -1"),

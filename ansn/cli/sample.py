@@ -116,7 +116,7 @@ def _sample(arguments: Arguments) -> None:
 
 def _check(arguments: Arguments, run: Run, out: Path) -> None:
     if out.suffix == ".csv" and run.info.columns is None:
-        raise InputError(f"--out: got {out}, but {run.info.name} holds images; expected .png or .npy")
+        raise InputError(f"--out: got {out}, but {run.info.name} holds {run.info.kind}s; expected .png or .npy")
     method = arguments.method or run.config.sampling.method
     if arguments.schedule is not None and not METHODS[method].flow:
         raise InputError(f"--schedule: got {arguments.schedule}, but {method} has its own ladder, expected a solver")

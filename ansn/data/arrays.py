@@ -152,18 +152,19 @@ def to_dataset(
     flip: bool = False,
 ) -> Dataset:
     """Array to data set: [N, d] are vectors; [N, H, W], [N, C, H, W] and [N, H, W, C] are images, C from 1
-    to 4.
+    to 4; [N, 1, L] of floats are lines (more channels would look like a grey image), [N, C, D, H, W] volumes.
 
     Integer images hold 0..255 and stay uint8 (booleans become 0 and 255), float images hold [0, 1]. An axis
-    of 1 to 4 right after N is taken for C before the last one is. Vectors become float32, standardised to
-    mean 0 and variance 1 (divisor n) on request.
+    of 1 to 4 right after N is taken for C before the last one is. Lines, volumes and vectors become float32 in the
+    units they have, vectors standardised to mean 0 and variance 1 (divisor n) on request.
 
     InputError naming the file: empty, another shape, non-finite, image values out of range, labels of another
     count, not whole, or out of range; an option that does not fit the kind of data.
     """
-    if rows.ndim not in (2, 3, 4):
+    if rows.ndim not in (2, 3, 4, 5):
         raise InputError(
-            f"{path}: array of shape {_by(rows.shape)}; expected [N, d], [N, H, W], [N, C, H, W] or [N, H, W, C]"
+            f"{path}: array of shape {_by(rows.shape)}; "
+            "expected [N, d], [N, 1, L], [N, H, W], [N, C, H, W], [N, H, W, C] or [N, C, D, H, W]"
         )
     if 0 in rows.shape:
         raise InputError(f"{path}: empty, of shape {_by(rows.shape)}; expected at least one row of at least one value")
@@ -176,13 +177,21 @@ def to_dataset(
         "num_classes": num_classes,
         "classes": classes,
     }
-    if rows.ndim == 2:
+    field = rows.ndim == 5 or (rows.ndim == 3 and rows.shape[1] == 1 and rows.dtype.kind == "f")
+    if rows.ndim == 2 or field:
         for option, given in (("dequantise", dequantise), ("flip", flip)):
             if given:
-                raise InputError(f"{path}: {option} was asked for vectors of {rows.shape[1]} values; expected images")
+                shape = _by(rows.shape[1:])
+                raise InputError(f"{path}: {option} was asked for rows of {shape} values; expected images")
+    if rows.ndim == 2:
         return vectors(rows.astype(np.float64), path, standardise=standardise, **common)
     if standardise:
-        raise InputError(f"{path}: standardise was asked for images of {_by(rows.shape[1:])}; expected vectors [N, d]")
+        raise InputError(f"{path}: standardise was asked for rows of {_by(rows.shape[1:])}; expected vectors [N, d]")
+    if field:
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32, order="C")
+        check_finite(rows, path)  # float32 holds less than float64
+        return Dataset(torch.from_numpy(rows), **common)
     images = _as_images(rows, path)
     if dequantise and images.dtype != np.uint8:
         raise InputError(f"{path}: dequantise was asked for {rows.dtype} images; expected 8-bit ones")

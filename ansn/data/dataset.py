@@ -43,8 +43,8 @@ class Dataset:
     """Rows, labels and what a model must know of them.
 
     Args:
-        rows: uint8 or float32 images [N, C, H, W] (floats in [0, 1]), float32 vectors [N, d], or
-            `StreamedRows`.
+        rows: uint8 or float32 images [N, C, H, W] (floats in [0, 1]), float32 vectors [N, d], float32 fields: lines
+            [N, C, L] or volumes [N, C, D, H, W], or `StreamedRows`.
         name: what messages and reports call it.
         labels: int64 [N] in 0..num_classes-1, or None.
         num_classes: at least max(labels) + 1, the default.
@@ -56,8 +56,8 @@ class Dataset:
         flip: mirror each image left to right with probability 1/2.
 
     Attributes: those above, and
-        shape: (C, H, W) or (d,) of one row.
-        kind: "image" or "vector".
+        shape: (C, H, W), (d,), (C, L) or (C, D, H, W) of one row.
+        kind: "image", "vector" or "field".
         quantisation: variance of the rounding to grey levels in the units of the returned floats:
             1/(12 (levels-1)^2), with dequantise 1/(12 levels^2); 0 for continuous data.
         device: where batches come out.
@@ -91,14 +91,14 @@ class Dataset:
             raise ValueError(f"rows of {name} are empty; expected at least one")
         self.rows = rows
         self.name = name
-        self.kind = "image" if len(self.shape) == 3 else "vector"
+        self.kind = {1: "vector", 3: "image"}.get(len(self.shape), "field")
         self.streamed = not isinstance(rows, Tensor)
         self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
         self.levels = levels if quantised else None
         if dequantise and not quantised:
             raise ValueError(f"dequantise is True but {name} is continuous; expected 8-bit images")
         if flip and self.kind != "image":
-            raise ValueError(f"flip is True but {name} holds vectors; expected images")
+            raise ValueError(f"flip is True but {name} holds {self.kind}s; expected images")
         self.dequantise, self.flip = dequantise, flip
 
         self.labels = labels
@@ -292,13 +292,13 @@ def _batches(
 
 
 def _check_rows(rows: Tensor, levels: int) -> None:
-    if rows.ndim not in (2, 4) or rows.dtype not in (torch.uint8, torch.float32) or 0 in rows.shape[1:]:
+    if rows.ndim not in (2, 3, 4, 5) or rows.dtype not in (torch.uint8, torch.float32) or 0 in rows.shape[1:]:
         raise TypeError(
-            f"rows is {rows.dtype} of shape {tuple(rows.shape)}; "
-            "expected uint8 or float32 [N, C, H, W], or float32 [N, d], none of them 0"
+            f"rows is {rows.dtype} of shape {tuple(rows.shape)}; expected uint8 or float32 [N, C, H, W], or float32 "
+            "[N, d], [N, C, L] or [N, C, D, H, W], none of them 0"
         )
-    if rows.ndim == 2 and rows.dtype == torch.uint8:
-        raise TypeError("rows is uint8 of two dimensions; expected float32 vectors [N, d]")
+    if rows.ndim != 4 and rows.dtype == torch.uint8:
+        raise TypeError(f"rows is uint8 of shape {tuple(rows.shape)}; expected float32, as all but images are")
     if not 2 <= levels <= 256:
         raise ValueError(f"levels is {levels}; expected 2 to 256")
     if len(rows) == 0:

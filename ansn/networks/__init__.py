@@ -8,24 +8,33 @@ class".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from .checks import check_choice
 from .mlp import MLP
-from .refinenet import MIN_SIZE, NCSN, NCSNv2
+from .refinenet import NCSN, NCSNv2
 from .unet import UNet
 
-__all__ = ["MLP", "NAMES", "NCSN", "NCSNv2", "UNet", "build"]
+__all__ = ["MLP", "NCSN", "NETWORKS", "NCSNv2", "UNet", "build"]
 
-NAMES = ("ncsn", "ncsnv2", "unet", "mlp")
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "unet": UNet.for_shape,
+    "ncsn": NCSN.for_shape,
+    "ncsnv2": NCSNv2.for_shape,
+}
+"""Name -> builder, called as `builder(shape, num_classes=..., **options)`."""
 
 
 def build(name: str, shape: tuple[int, ...], num_classes: int | None = None, **options: Any) -> nn.Module:
     """Build the network `name` for samples of `shape`.
 
     Args:
-        name: "ncsn", "ncsnv2", "unet" (images, shape (C, H, W)) or "mlp" (any shape).
+        name: "mlp" (any shape), "unet" (lines (C, L), images (C, H, W), volumes (C, D, H, W)), "ncsn" or
+            "ncsnv2" (images).
         shape: of one sample, without the batch.
         num_classes: number of labels, or None.
         options: the other arguments of the network's class.
@@ -34,20 +43,4 @@ def build(name: str, shape: tuple[int, ...], num_classes: int | None = None, **o
         ValueError: unknown name, a shape the network cannot take, or a wrong option value.
         TypeError: an option that the network does not have.
     """
-    if name not in NAMES:
-        raise ValueError(f"name: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    if name == "mlp":
-        return MLP(shape, num_classes=num_classes, **options)
-    if len(shape) != 3:
-        raise ValueError(
-            f"shape: {name!r} takes images (channels, height, width), got {tuple(shape)}; 'mlp' takes any shape"
-        )
-    channels, height, width = shape
-    if name == "unet":
-        return UNet(channels, num_classes=num_classes, image_size=(height, width), **options)
-    if min(height, width) < MIN_SIZE:
-        raise ValueError(
-            f"shape: images of {height}x{width} are too small for {name!r}, which needs at least {MIN_SIZE}x{MIN_SIZE}"
-        )
-    network = NCSN if name == "ncsn" else NCSNv2
-    return network(channels, num_classes=num_classes, **options)
+    return NETWORKS[check_choice("name", name, NETWORKS)](tuple(shape), num_classes=num_classes, **options)

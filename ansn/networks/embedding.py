@@ -32,7 +32,7 @@ class LevelFeatures(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
-            raise ValueError(f"dim: expected an even number of features, at least 4, got {dim}")
+            raise ValueError(f"dim: got {dim}, expected an even number of features, at least 4")
         ratio = torch.linspace(0.0, 1.0, dim // 2, dtype=torch.float64)
         frequencies = LOWEST_FREQUENCY * (HIGHEST_FREQUENCY / LOWEST_FREQUENCY) ** ratio
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
@@ -63,7 +63,7 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         self.num_classes = check_num_classes(num_classes)
         if not level and num_classes is None:
-            raise ValueError("level, num_classes: a condition embedding needs a level or classes to embed")
+            raise ValueError("level, num_classes: got neither, expected a level or classes to embed")
         self.dim = dim
         self.features = LevelFeatures(64) if level else None
         self.hidden = nn.Linear(64, dim) if level else None

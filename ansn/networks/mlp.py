@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron for vectors, and for images small enough to be treated as such."""
+"""A residual multilayer perceptron for vectors, and for any data small enough to be treated as such."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_dropout, check_num_classes, check_positive
+from .checks import check_choice, check_dropout, check_floating, check_num_classes, check_positive
 from .embedding import FiLM, build_embedding, embed_condition
 
 
@@ -69,7 +69,7 @@ class MLP(nn.Module):
         super().__init__()
         self.shape = tuple(check_positive("shape", int(n)) for n in shape)
         if not self.shape:
-            raise ValueError("shape: expected the shape of one sample, such as (2,), got ()")
+            raise ValueError("shape: got (), expected the shape of one sample, such as (2,)")
         check_positive("hidden", hidden)
         check_positive("blocks", blocks)
         check_dropout(dropout)
@@ -91,9 +91,8 @@ class MLP(nn.Module):
         Returns [B, *shape].
         """
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x: expected shape [B, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"x: expected a floating dtype, got {x.dtype}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
+        check_floating("x", x)
         embedding = embed_condition(self.embedding, x, level, y)
         h = self.input(x.flatten(1))
         for layer in self.layers:

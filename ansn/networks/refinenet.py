@@ -15,17 +15,20 @@ sigma).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import (
     check_choice,
-    check_image,
     check_level_index,
     check_num_classes,
     check_positive,
+    check_shape,
     check_sigma,
+    check_size,
+    check_x,
 )
 from .embedding import build_embedding, embed_condition
 from .normalization import Condition, InstanceNormPlus, NoNorm
@@ -76,7 +79,7 @@ class ResidualBlock(nn.Module):
         elif learned_shortcut:
             self.shortcut = conv3x3(inputs, outputs, dilation)
         elif inputs != outputs:
-            raise ValueError(f"outputs: a block without a learned shortcut keeps its {inputs} channels, got {outputs}")
+            raise ValueError(f"outputs: got {outputs}, expected {inputs} like the inputs without a learned shortcut")
         self.down = down
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
@@ -185,6 +188,13 @@ class RefineNet(nn.Module):
 
     conditioning = "none"
 
+    @classmethod
+    def for_shape(cls, shape: tuple[int, ...], **options: Any) -> Self:
+        """The network for images (C, H, W). ValueError for another shape, or one under 4x4."""
+        check_shape(cls.__name__, shape, [2])
+        check_size("shape", shape[1:], MIN_SIZE, f" for {cls.__name__}")
+        return cls(shape[0], **options)
+
     def __init__(
         self, channels: int, ngf: int, norm: NormFactory, refine_norm: NormFactory, pool: str, rescale: bool
     ) -> None:
@@ -279,7 +289,7 @@ class NCSN(RefineNet):
 
         Returns [B, C, H, W]. Raises ValueError for a wrong shape, dtype, level or label.
         """
-        check_image(x, self.channels, MIN_SIZE)
+        check_x(x, self.channels, 2, MIN_SIZE)
         index = check_level_index(level, self.num_levels, x.shape[0]) if self.num_levels else None
         return self._backbone(x, Condition(index, embed_condition(self.embedding, x, level, y)))
 
@@ -325,7 +335,7 @@ class NCSNv2(RefineNet):
         Returns [B, C, H, W], divided by sigma [B] where that is given (the published output).
         Raises ValueError for a wrong shape, dtype, level or label.
         """
-        check_image(x, self.channels, MIN_SIZE)
+        check_x(x, self.channels, 2, MIN_SIZE)
         out = self._backbone(x, Condition(None, embed_condition(self.embedding, x, level, y)))
         if sigma is None:
             return out

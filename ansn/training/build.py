@@ -118,7 +118,9 @@ def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
-    if config.network.network != "mlp":
+    # For images only. An MLP has no weight that this would change; for volumes torch's convolutions of size 1 give such
+    # a layout up again, so that it buys nothing.
+    if len(info.shape) == 3:
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device)
 

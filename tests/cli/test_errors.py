@@ -93,7 +93,7 @@ TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "blocks": (["--blocks", 0], ("blocks", "0")),
     "stages": (["--network", "unet", "--multipliers", 0], ("multipliers", "0")),
     "stem": (["--network", "unet", "--stem-stride", 3], ("stem_stride", "3")),
-    "image network on points": (["toy2d", "--network", "unet"], ("unet", "images", "(2,)")),
+    "image network on points": (["toy2d", "--network", "unet"], ("UNet", "(C, H, W)", "(2,)")),
     "flips of points": (["toy2d", "--flip"], ("flip", "toy2d")),
     "labels of regions untold": (["--regions", "labels"], ("--regions labels", "--class-conditional")),
     "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU", "expected cpu")),
@@ -155,7 +155,7 @@ FILES: dict[str, tuple[Callable[[Path], list[Any]], tuple[str, ...]]] = {
     "not finite": (not_finite, ("rows.npy", "nan", "[0, 1]", "expected finite numbers")),
     "pickled": (objects, ("rows.npy", "pickle")),
     "ragged": (ragged_table, ("rows.csv", "3")),
-    "images too small for the network": (tiny_images, ("3x3", "too small for 'ncsn'")),
+    "images too small for the network": (tiny_images, ("got 3x3", "at least 4x4 for NCSN")),
     # 300000^2 numbers of float64: each matrix of them is 670 GiB.
     "too wide for memory": (too_wide, ("'dense'", "300000", "GiB", "bytes", "structures that fit: diagonal")),
 }

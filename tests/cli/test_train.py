@@ -189,6 +189,30 @@ def test_ctrl_c_while_the_samples_are_drawn(tmp_path: Path) -> None:
     assert load_run(tmp_path).step == 20
 
 
+# -- lines and volumes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 13), (1, 4, 5, 4)])
+def test_a_field_from_file_to_file(shape: tuple[int, ...], tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(3, 5, (60, *shape)).cumsum(-1)
+    np.save(tmp_path / "field.npy", rows)
+    run = tmp_path / "run"
+    options = ["--network", "unet", "--multipliers", 1, "--samples", 6, "--sample-steps", 2, "--steps", 4, *TINY]
+    outcome = call("train", "digits", "--dataset", tmp_path / "field.npy", *options, "--width", 8, "--out", run)
+    assert outcome.code == 0, outcome.err
+    for name in PICTURES:
+        assert_picture(run / name)
+    assert load_run(run).info.shape == shape
+    outcome = call("sample", run, "-n", 5, "--steps", 2, "--threads", 1, "--out", tmp_path / "x.npy")
+    assert outcome.code == 0, outcome.err
+    drawn = np.load(tmp_path / "x.npy")
+    assert drawn.shape == (5, *shape)
+    assert np.isfinite(drawn).all()
+    outcome = call("sample", run, "-n", 5, "--out", tmp_path / "x.csv")
+    assert outcome.code == 2
+    assert "holds fields; expected .png or .npy" in outcome.err
+
+
 # -- diverged --------------------------------------------------------------------------------------------------
 
 

@@ -98,9 +98,12 @@ def test_options_and_splits_that_do_not_apply(tmp_path: Path) -> None:
             test_fraction=fraction,
         )
     refused(
-        tmp_path / "a.npy", "dequantise was asked for vectors of 2 values; expected images", dequantise=True
+        tmp_path / "a.npy", "dequantise was asked for rows of 2 values; expected images", dequantise=True
     )
     refused(tmp_path / "a.npy", "num_classes was given but there are no labels", num_classes=3)
+    np.save(tmp_path / "line.npy", np.zeros((4, 1, 8)))
+    refused(tmp_path / "line.npy", "flip was asked for rows of 1x8 values; expected images", flip=True)
+    refused(tmp_path / "line.npy", "standardise was asked for rows of 1x8; expected vectors", standardise=True)
     assert load_dataset("toy2d", samples=3, flip=False).flip is False  # "no" to what cannot be is no mistake
 
 
@@ -215,7 +218,8 @@ def test_broken_cifar10(tmp_path: Path, data: object, part: str, suffix: str) ->
         (np.zeros((2, 2), complex), "holds values of type complex128"),
         (np.zeros(5), "array of shape 5; expected [N, d]"),
         (np.float64(3.0), "array of shape (); expected [N, d]"),
-        (np.zeros((2, 3, 4, 4, 4)), "array of shape 2x3x4x4x4; expected"),
+        (np.zeros((2, 3, 4, 4, 4, 4)), "array of shape 2x3x4x4x4x4; expected"),
+        (np.full((2, 1, 2, 2, 2), 1e300), "inf at index [0, 0, 0, 0, 0]; expected finite numbers"),
         (np.zeros((0, 3)), "empty, of shape 0x3; expected at least one row"),
         (np.zeros((3, 0)), "empty, of shape 3x0"),
         (np.array([[1.0, 2.0], [np.nan, 4.0]]), "nan at index [1, 0]; expected finite numbers"),

@@ -129,6 +129,24 @@ def test_npy_layouts(tmp_path: Path) -> None:
     assert torch.equal(dataset.rows, torch.from_numpy((images / 255).astype(np.float32)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("shape", "kind"), [((1, 9), "field"), ((3, 4, 5, 6), "field"), ((2, 9), "image")])
+def test_npy_fields(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
+    rows = np.random.default_rng(0).normal(5, 100, (12, *shape))
+    if kind == "image":  # two rows of pixels or two channels of a line: as before there were lines
+        rows = (rows - rows.min()) / np.ptp(rows)
+    np.save(tmp_path / "f.npy", rows)
+    dataset = load_dataset(tmp_path / "f.npy", test_fraction=0.25)
+    assert (dataset.kind, dataset.columns, dataset.quantisation, len(dataset)) == (kind, None, 0, 9)
+    assert dataset.shape == (shape if kind == "field" else (1, *shape))
+    x, _ = dataset.batch(torch.arange(9))
+    assert torch.equal(dataset.to_data_units(x), x)
+    everything = torch.from_numpy(rows.astype(np.float32)).flatten(1)
+    assert bool((x.flatten(1)[:, None] == everything).all(-1).any(1).all())
+    if shape == (1, 9):
+        np.save(tmp_path / "grey.npy", (rows > 0).astype(np.uint8))
+        assert load_dataset(tmp_path / "grey.npy").shape == (1, 1, 9)  # integers are pixels
+
+
 @given(
     values=st.sampled_from(["u1", ">i2", "<i8", "f2", ">f4", "f8", "?"]).flatmap(
         lambda t: hnp.arrays(np.dtype(t), hnp.array_shapes(max_dims=3, max_side=4))

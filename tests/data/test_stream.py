@@ -277,8 +277,8 @@ def test_select_keeps_options_and_classes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"rows": torch.zeros(3, 2, dtype=torch.uint8)}, "uint8 of two dimensions; expected float32 vectors"),
-        ({"rows": torch.zeros(3, 2, 2)}, r"rows is torch.float32 of shape \(3, 2, 2\); expected"),
+        ({"rows": torch.zeros(3, 2, dtype=torch.uint8)}, r"rows is uint8 of shape \(3, 2\); expected float32"),
+        ({"rows": torch.zeros(3)}, r"rows is torch.float32 of shape \(3,\); expected"),
         ({"rows": torch.zeros(3, 2, dtype=torch.float64)}, "rows is torch.float64"),
         ({"rows": torch.zeros(0, 2)}, "rows of data are empty; expected at least one"),
         ({"rows": torch.tensor([[1.0, float("nan")]])}, "rows holds NaN or infinite values"),

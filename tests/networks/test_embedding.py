@@ -43,10 +43,10 @@ def test_features_carry_no_state():
 
 def test_widths_that_cannot_be_halved_are_refused():
     for dim in (3, 2, 7):
-        with pytest.raises(ValueError, match=r"^dim: expected an even number"):
+        with pytest.raises(ValueError, match=rf"^dim: got {dim}, expected an even number"):
             LevelFeatures(dim)
 
 
 def test_embedding_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"^level, num_classes"):
+    with pytest.raises(ValueError, match=r"^level, num_classes: got neither"):
         ConditionEmbedding(8, level=False, num_classes=None)

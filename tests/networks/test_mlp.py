@@ -49,15 +49,15 @@ def test_without_conditioning_the_level_is_ignored():
 
 def test_errors():
     network = MLP((2,), hidden=16)
-    with pytest.raises(ValueError, match=r"x: expected shape \[B, 2\], got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"x: got shape \[4, 3\], expected \[B, 2\]"):
         network(torch.randn(4, 3), torch.zeros(4))
-    with pytest.raises(ValueError, match=r"x: expected shape \[B, 2\], got \(2,\)"):
+    with pytest.raises(ValueError, match=r"x: got shape \[2\], expected \[B, 2\]"):
         network(torch.randn(2), torch.zeros(2))
-    with pytest.raises(ValueError, match="x: expected a floating dtype"):
+    with pytest.raises(ValueError, match=r"x: got torch.int64, expected a floating dtype"):
         network(torch.ones(4, 2, dtype=torch.int64), torch.zeros(4))
-    with pytest.raises(ValueError, match="shape: expected the shape of one sample"):
+    with pytest.raises(ValueError, match=r"shape: got \(\), expected the shape of one sample"):
         MLP(())
-    with pytest.raises(ValueError, match="shape: expected a positive integer, got 0"):
+    with pytest.raises(ValueError, match="shape: got 0, expected a positive integer"):
         MLP((0,))
 
 

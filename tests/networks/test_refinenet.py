@@ -257,5 +257,5 @@ def test_means_keep_float32_in_half_precision():
 @pytest.mark.parametrize("size", [1, 3])
 def test_too_small_an_image_is_refused(size):
     for network in (NCSN(1, ngf=4, num_levels=0), NCSNv2(1, ngf=4)):
-        with pytest.raises(ValueError, match=f"images of {size}x{size} are too small"):
+        with pytest.raises(ValueError, match=f"x: got {size}x{size}, expected at least 4x4"):
             network(torch.rand(1, 1, size, size))

@@ -1,39 +1,47 @@
-"""The U-Net: layout, odd sizes, compilation, initialisation, and that it learns."""
+"""The U-Net on lines, images and volumes: layout, odd sizes, initialisation, and that it learns."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ansn.networks import UNet
+from ansn.networks import UNet, build
+from ansn.networks.unet import fold, unfold
 from tests.networks.helpers import TOL, awaken, count, inputs_for
 
 SMALL = {"width": 8, "multipliers": (1, 2, 2)}
+every_axes = pytest.mark.parametrize("axes", [1, 2, 3])
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
-@pytest.mark.parametrize("size", [(28, 28), (8, 8), (11, 13), (9, 16)])
+@pytest.mark.parametrize("size", [(28, 28), (8, 8), (11, 13), (9, 16), (8,), (101,), (8, 9, 11)])
 def test_any_size_keeps_its_shape(stem_stride, size):
-    network = awaken(UNet(2, **SMALL, stem_stride=stem_stride))
+    network = awaken(UNet(2, **SMALL, stem_stride=stem_stride, axes=len(size)))
     out = network(torch.randn(2, 2, *size), torch.zeros(2))
     assert out.shape == (2, 2, *size)
     assert torch.isfinite(out).all()
 
 
-def test_inner_resolutions_of_28():
-    network = UNet(1, **SMALL, stem_stride=1)
+@every_axes
+def test_inner_resolutions(axes):
+    network = UNet(1, **SMALL, axes=axes)
     sizes = []
     for stage in [*network.down_stages, *network.up_stages]:
-        stage.register_forward_hook(lambda m, args, out: sizes.append(out.shape[-1]))
-    network(torch.randn(1, 1, 28, 28), torch.zeros(1))
-    assert sizes == [28, 14, 7, 14, 28]
+        stage.register_forward_hook(lambda m, args, out: sizes.append(tuple(out.shape[2:])))
+    network(torch.randn(1, 1, 28, 8, 5)[(..., *[0] * (3 - axes))], torch.zeros(1))
+    full = [(28, 8, 5), (14, 4, 3), (7, 2, 2), (14, 4, 3), (28, 8, 5)]
+    assert sizes == [size[:axes] for size in full]
 
 
+@every_axes
 @pytest.mark.parametrize("stem_stride", [1, 2])
-def test_a_new_network_returns_zero_and_all_parameters_learn(stem_stride):
-    network = UNet(1, **SMALL, stem_stride=stem_stride, num_classes=3)
-    inputs = inputs_for(network, (1, 12, 12))
+def test_a_new_network_returns_zero_and_all_parameters_learn(stem_stride, axes):
+    network = UNet(1, **SMALL, stem_stride=stem_stride, num_classes=3, axes=axes)
+    inputs = inputs_for(network, (1, *[12] * axes))
     assert not network(**inputs).any()
     awaken(network)
     network(**inputs).square().sum().backward()
@@ -47,8 +55,78 @@ def test_attention_defaults_to_the_coarsest_stage_and_can_be_chosen():
 
     assert flags(UNet(1, **SMALL)) == [0, 0, 1]
     assert flags(UNet(1, **SMALL, blocks=2, attention=(False, True, False))) == [0, 2, 0]
-    with pytest.raises(ValueError, match="one flag for each of 3 stages, got 2"):
+    with pytest.raises(ValueError, match="got 2 flags, expected one for each of 3 stages"):
         UNet(1, **SMALL, attention=(True, False))
+    # By default not over more positions than memory and patience allow; who asks for it gets it.
+    for size in ((64, 64), (256, 256), (64, 64, 64), (16384,)):
+        assert flags(build("unet", (1, *size), **SMALL)) == [0, 0, 1], size
+    for size in ((257, 256), (64, 64, 65), (10**5,)):
+        assert flags(build("unet", (1, *size), **SMALL)) == [0, 0, 0], size
+        assert flags(build("unet", (1, *size), **SMALL, attention=(0, 0, 1))) == [0, 0, 1]
+    assert flags(build("unet", (1, 64, 64), width=8, multipliers=(1,))) == [1]
+    assert flags(build("unet", (1, 128, 128), width=8, multipliers=(1,), stem_stride=2)) == [1]
+    assert flags(build("unet", (1, 128, 128), width=8, multipliers=(1,))) == [0]
+
+
+def test_a_long_line_passes():
+    network = build("unet", (1, 10**5), **SMALL)
+    with torch.no_grad():
+        assert network(torch.randn(1, 1, 10**5), torch.zeros(1)).shape == (1, 1, 10**5)
+
+
+def embedded(small: UNet) -> UNet:
+    """The network with one axis more, put first, along which every kernel is a single number."""
+    options = {"width": 8, "multipliers": (1, 2), "attention": (1, 1), "axes": small.axes + 1}
+    wide = UNet(small.channels, **options)
+    state = wide.state_dict()
+    for name, value in small.state_dict().items():
+        if value.shape == state[name].shape:
+            state[name] = value
+        else:
+            state[name] = torch.zeros_like(state[name])
+            state[name][:, :, state[name].shape[2] // 2] = value
+    wide.load_state_dict(state)
+    return wide
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_what_does_not_vary_along_an_axis_is_treated_as_with_an_axis_less(axes):
+    small = awaken(UNet(2, width=8, multipliers=(1, 2), attention=(1, 1), axes=axes))
+    x, level = torch.randn(3, 2, *(9, 6)[:axes]), torch.randn(3)
+    out, wide = small(x, level), embedded(small)
+    for n in (2, 5):
+        repeated = x[:, :, None].expand(-1, -1, n, *x.shape[2:])
+        expected = out[:, :, None].expand_as(repeated)
+        torch.testing.assert_close(wide(repeated, level), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [(1, 0), (2, 0, 1)])
+def test_no_axis_is_special(order):
+    def turned(value):
+        return value.permute(0, 1, *(2 + i for i in order))
+
+    network = awaken(UNet(2, **SMALL, axes=len(order)))
+    x, level = torch.randn(2, 2, *(4, 9, 6)[: len(order)]), torch.randn(2)
+    out = network(x, level)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            module.weight = nn.Parameter(turned(module.weight))
+    torch.testing.assert_close(network(turned(x), level), turned(out), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(6,), (7,), (4, 6), (5, 7), (4, 5, 6)])
+def test_fold_takes_blocks_of_two_into_channels(size):
+    x = torch.randn(2, 3, *size)
+    folded = fold(x)
+    for j, corner in enumerate(product((0, 1), repeat=len(size))):
+        picked = x[(..., *(slice(c, None, 2) for c in corner))]
+        part = folded[:, j :: 2 ** len(size)]
+        assert torch.equal(part[(..., *(slice(n) for n in picked.shape[2:]))], picked)
+    assert folded.count_nonzero() == x.numel()  # the rest is padding
+    assert torch.equal(unfold(folded, size), x)
+    if len(size) == 2:
+        padded = F.pad(x, (0, size[1] % 2, 0, size[0] % 2))
+        assert torch.equal(folded, F.pixel_unshuffle(padded, 2))
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
@@ -74,9 +152,10 @@ def test_channels_last_is_kept_and_changes_nothing(stem_stride):
     torch.testing.assert_close(out, plain, **TOL["float32"])
 
 
-def test_level_and_class_matter():
-    network = awaken(UNet(1, **SMALL, num_classes=3))
-    x = torch.randn(1, 1, 8, 8).expand(4, -1, -1, -1)
+@every_axes
+def test_level_and_class_matter(axes):
+    network = awaken(UNet(1, **SMALL, num_classes=3, axes=axes))
+    x = torch.randn(1, *[8] * axes).expand(4, 1, *[8] * axes)
     zero, y = torch.zeros(4), torch.arange(4)
     by_level = network(x, torch.linspace(-1.7, 1.7, 4))
     by_class = network(x, zero, y)
@@ -94,9 +173,10 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(network(x, level), network(x, level))
 
 
-def test_autocast_stays_close():
-    network = awaken(UNet(1, **SMALL))
-    x, level = torch.randn(4, 1, 14, 14), torch.randn(4)
+@every_axes
+def test_autocast_stays_close(axes):
+    network = awaken(UNet(1, **SMALL, axes=axes))
+    x, level = torch.randn(4, 1, *[14] * axes), torch.randn(4)
     exact = network(x, level)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = network(x, level).float()
@@ -105,20 +185,27 @@ def test_autocast_stays_close():
 
 def test_options_are_checked():
     for options, message in [
-        ({"width": 2}, "width: expected at least 4"),
-        ({"multipliers": ()}, "multipliers: expected at least one"),
-        ({"multipliers": (1, 0)}, "multipliers: expected a positive integer, got 0"),
-        ({"blocks": 0}, "blocks: expected a positive integer"),
-        ({"stem_stride": 3}, "stem_stride: expected 1 or 2, got 3"),
-        ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\)"),
-        ({"conditioning": "index"}, "conditioning: expected one of 'log', 'none'"),
-        ({"image_size": 2}, "image_size: 2x2 is too small for 3 stages"),
-        ({"num_classes": 0}, "num_classes: expected a positive integer"),
+        ({"width": 2}, "width: got 2, expected at least 4"),
+        ({"multipliers": ()}, "multipliers: got none, expected one"),
+        ({"multipliers": (1, 0)}, "multipliers: got 0, expected a positive integer"),
+        ({"blocks": 0}, "blocks: got 0, expected a positive integer"),
+        ({"stem_stride": 3}, "stem_stride: got 3, expected 1 or 2"),
+        ({"dropout": 1.0}, r"dropout: got 1.0, expected a probability in \[0, 1\)"),
+        ({"conditioning": "index"}, "conditioning: got 'index', expected one of log, none"),
+        ({"axes": 4}, "axes: got 4, expected 1, 2 or 3"),
+        ({"image_size": 2}, "image_size: got 2x2, expected at least 4x4: 3 stages"),
+        ({"image_size": (8, 8, 3), "axes": 3}, "image_size: got 8x8x3, expected at least 4x4x4"),
+        ({"image_size": (8,)}, r"image_size: got 8, expected 2 sizes \(H, W\)"),
+        ({"num_classes": 0}, "num_classes: got 0, expected a positive integer"),
     ]:
         with pytest.raises(ValueError, match=message):
             UNet(1, **options)
-    with pytest.raises(ValueError, match="images of 3x8 are too small"):
-        UNet(1, **SMALL, stem_stride=1)(torch.randn(1, 1, 3, 8), torch.zeros(1))
+    for x, message in [
+        (torch.randn(1, 1, 3, 8), "x: got 3x8, expected at least 4x4"),
+        (torch.randn(1, 1, 8), r"x: got shape \[1, 1, 8\], expected \[B, 1, H, W\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            UNet(1, **SMALL)(x, torch.zeros(1))
 
 
 @pytest.mark.parametrize("width", [4, 6, 10, 20, 36])
