@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from ansn import networks
 from ansn.choices import choice, chosen_from, suggestion
+from ansn.covariance import STRUCTURES
+from ansn.covariance.choice import AUTO
+from ansn.covariance.pencil import ROOTS
 from ansn.data import NAMES as DATASETS
 from ansn.denoiser import PREDICTIONS, SKIPS
 from ansn.errors import InputError, refuse
@@ -18,7 +21,6 @@ from ansn.loss import METRICS
 from ansn.noise import STARTS
 from ansn.sampling.annealed_langevin import CONVENTIONS
 from ansn.sampling.driver import METHODS
-from ansn.structures import STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class DataConfig:
 class NoiseConfig:
     """Covariance and levels of the noise."""
 
-    structure: Annotated[str, choice(STRUCTURES)] = "dense"
-    """Storage of the covariance: d^2 numbers, or d."""
+    structure: Annotated[str, choice(STRUCTURES, AUTO)] = AUTO
+    """Structure of the covariance; auto takes the one under which held-out rows of the data are likeliest."""
     rho: float | None = None
     """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma
     is given, as docs/results.md found."""
@@ -55,8 +57,9 @@ class NoiseConfig:
     eps: float | None = None
     """Ridge of the noise shape, squared data units; by default 1e-3 of the mean variance, and at least the
     quantisation noise."""
-    root: Literal["cholesky", "symmetric"] = "cholesky"
-    """Which factor of the noise shape colours the noise."""
+    root: Annotated[str | None, choice(ROOTS, None)] = None
+    """Which factor of the noise shape colours the noise; by default cholesky for a dense structure, else the
+    eigenbasis times deviations (symmetric for a whitened network)."""
     forgetting: float = 1.0
     """Factor on the past moments at every batch, 0 to 1; 1 remembers everything."""
     freeze_after: int | None = 50_000
@@ -106,8 +109,8 @@ class NetworkConfig:
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
     """What a preconditioned denoiser is before it learns: its input pulled to the mean, alike in every direction, or
-    the best denoiser of Gaussian data of the learned covariance. By default the latter, where there are at least two
-    examples (in each region) for each dimension."""
+    the best denoiser of Gaussian data of the learned covariance. By default the latter, where there are as many
+    examples (in each region) as the covariance's structure needs."""
     metric: Annotated[str | None, choice(METRICS, None)] = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 
@@ -213,6 +216,14 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`. Raises InputError naming a field that is unknown or of the wrong type."""
     return _build(TrainConfig, values, "")
+
+
+def resumed(old: TrainConfig, new: TrainConfig, chosen: str) -> TrainConfig:
+    """``new`` with what it leaves to the run, or names as it was ``chosen``, as ``old`` has it: structure and root."""
+    noise = new.noise
+    structure = old.noise.structure if noise.structure in (AUTO, chosen) else noise.structure
+    root = old.noise.root if noise.root is None else noise.root
+    return dataclasses.replace(new, noise=dataclasses.replace(noise, structure=structure, root=root))
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

@@ -41,9 +41,9 @@ class Denoiser(nn.Module):
         prediction: what the network gives.
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
         skip: ``"scalar"`` or ``"wiener"``; the latter is for a denoiser network with preconditioning, and the default
-            there (docs/results.md: it trains several times faster on anisotropic data). It makes the covariance track
-            its spectrum and costs two products with a ``[d, d]`` matrix an evaluation (a diagonal structure: none).
-            Give ``"scalar"`` where there are fewer than about two distinct examples for each dimension.
+            there (docs/results.md: it trains several times faster on anisotropic data). It costs two products with the
+            covariance's basis an evaluation, of which a dense structure then keeps track. Give ``"scalar"`` where there
+            are fewer distinct examples than the structure needs (:meth:`ansn.covariance.Structure.points`).
         label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
             denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
     """
@@ -81,7 +81,7 @@ class Denoiser(nn.Module):
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
         self.skip = skip
         if skip == "wiener":
-            noise.covariance.track_spectrum()
+            noise.covariance.track()
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """``D``, shape and dtype of ``x`` ``[B, *shape]``; ``sigma`` is tau, a number, ``[]`` or ``[B]``; extra
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
         mean, scale = self._snapshot(x, region)
         v = torch.sqrt(1.0 + wide * wide)
         away = x - mean
-        away = away / (v * v) if self.skip == "scalar" else self.noise.covariance.wiener(away, tau, region)
+        away = away / (v * v) if self.skip == "scalar" else self.noise.covariance.pencil.filter(away, tau, region)
         return mean + away + (wide / v) * scale * self._network(x, tau, region, extra).to(x.dtype)
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
@@ -113,10 +113,7 @@ class Denoiser(nn.Module):
 
     def denoised_from(self, x: Tensor, tau: Tensor, region: Tensor | None, f: Tensor) -> Tensor:
         """``D = x~ + tau L f`` of a whitened prediction at hand; ``tau`` ``[]`` or ``[B]``."""
-        covariance = self.noise.covariance
-        return ops.colored_step(
-            x, f=f.to(x.dtype), a=tau, factor=covariance.factor, region=region, lower=covariance.triangular
-        )
+        return self.noise.covariance.step(x, f=f.to(x.dtype), a=tau, region=region)
 
     def withhold(self, y: Tensor, *, seed: int, step: int, row: int = 0) -> Tensor:
         """``y`` with a share ``label_dropout`` of its labels replaced by ``num_classes``, "no class" (Ho & Salimans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ansn.covariance import STRUCTURES, Choice, Moments
 from ansn.errors import InputError
-from ansn.moments import RunningMoments
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
 
 
 @torch.no_grad()
-def all_reduce_moments(moments: RunningMoments) -> None:
+def all_reduce_moments(moments: Moments) -> None:
     """Replace each rank's moments by those of all ranks' data (Chan's formula over all states at once), in place.
 
     For what was gathered *since the last synchronisation*: cumulative states would be counted once a rank. ::
@@ -52,9 +53,27 @@ def all_reduce_moments(moments: RunningMoments) -> None:
         dist.all_reduce(buffer)
     total = moments.weight.to(mean.dtype).unsqueeze(1)
     mean = torch.where(total > 0, mean / total.clamp_min(1e-300 if mean.dtype == torch.float64 else 1e-30), 0.0)
-    moments.scatter += moments.structure.outer(local.sqrt() * (moments.mean - mean))
-    dist.all_reduce(moments.scatter)
+    moments.add_between(local.sqrt() * (moments.mean - mean))
+    for scatter in moments.scatters.values():
+        dist.all_reduce(scatter)
     moments.mean.copy_(mean)
+
+
+def share_basis(moments: Moments) -> None:
+    """Every rank gathers in rank 0's basis: only in one basis is their merge exact."""
+    if dist.is_initialized():
+        for part in moments.basis.values():
+            dist.broadcast(part, 0)
+
+
+def agreed(choice: Choice, device: torch.device) -> Choice:
+    """The choice with rank 0's structure: scores that are equal but for rounding may not part the ranks."""
+    if not dist.is_initialized():
+        return choice
+    names = sorted(STRUCTURES)
+    number = torch.tensor(names.index(choice.structure), device=device)
+    dist.broadcast(number, 0)
+    return dataclasses.replace(choice, structure=names[int(number)])
 
 
 def mean_over_ranks(value: Tensor) -> float:

@@ -90,25 +90,18 @@ def save_samples(
 def save_covariance(
     covariance: AdaptiveCovariance, path: Path_, *, region: int = 0, names: Sequence[str] | None = None
 ) -> None:
-    """One region's noise: spectra of S and R, draws ``L z``, and the leading eigenvectors of S, which R shares.
+    """One region's noise: spectra of S, as it counts, and R, draws ``L z``, and the leading directions of S, which R
+    shares, as pictures, curves or middle slices.
 
     A diagonal structure has no directions to show: there its standard deviations take their place. ``names``: of a
-    vector's coordinates. A dense S takes one eigendecomposition: about 6 s on one CPU core at d = 3072, 0.2 s at 784.
+    vector's coordinates. A dense S that keeps no pencil takes one eigendecomposition: about 6 s on one CPU core at
+    d = 3072, 0.2 s at 784.
 
     Raises ValueError for a region that is not there, OSError if the file cannot be written.
     """
     if not 0 <= region < covariance.regions:
         raise ValueError(f"region: got {region}, expected 0..{covariance.regions - 1}")
-    s, r = covariance.covariance()[region].cpu(), covariance.noise_shape()[region].cpu()
-    if s.ndim == 1:
-        # Ascending, as the eigenvalues of matrices come.
-        values, noise = s.sort().values, r.sort().values
-        rows, title, labels = torch.stack((s, r)).sqrt(), "standard deviations", ["data", "noise"]
-    else:
-        values, vectors = torch.linalg.eigh(s)
-        noise = torch.linalg.eigvalsh(r)
-        rows = signed(vectors.flip(1)[:, :8].mT)
-        title, labels = "leading eigenvectors of S (and R)", [str(i + 1) for i in range(len(rows))]
+    values, noise, rows, title, labels = leading(covariance, region)
     figure = Figure(figsize=(12, 6), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.5))
     left, right = halves
@@ -192,14 +185,21 @@ def middle_slices(x: Tensor) -> tuple[Tensor, str]:
 
 def curves_figure(x: NDArray[np.float32], columns: int | None) -> Figure:
     """Lines ``[n, C, L]`` in a grid of cells twice as wide as high, a colour for each channel."""
+    columns = min(len(x), columns or math.ceil(math.sqrt(len(x) / 2)))
+    figure = Figure(figsize=(8, 0.5 + 4 * math.ceil(len(x) / columns) / columns), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = curves(axes, x, columns)
+    axes.set_title(f"each cell from {low:.3g} to {high:.3g}, positions 0..{x.shape[2] - 1}", fontsize="medium")
+    return figure
+
+
+def curves(axes: Any, x: NDArray[np.float32], columns: int) -> tuple[float, float]:
+    """Lines ``[n, C, L]`` in cells of one set of axes (a set for each of hundreds would take minutes), on one scale;
+    returns its ends. Of a long line about a thousand points are drawn."""
+    x = x[:, :, :: max(1, x.shape[2] // 1000)]
     n, channels, length = x.shape
-    columns = min(n, columns or math.ceil(math.sqrt(n / 2)))
     rows = math.ceil(n / columns)
     low, high = _range(x)
-    figure = Figure(figsize=(8, 0.5 + 4 * rows / columns), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(f"each cell from {low:.3g} to {high:.3g}, positions 0..{length - 1}", fontsize="medium")
-    # One set of axes: a set for each of hundreds of lines would take minutes.
     at = np.arange(n)
     across = at % columns + np.linspace(0.04, 0.96, length)[:, None]
     up = (rows - 1 - at // columns)[:, None, None] + 0.05 + 0.9 * (x - low) / (high - low)
@@ -208,7 +208,7 @@ def curves_figure(x: NDArray[np.float32], columns: int | None) -> Figure:
     axes.set(xlim=(0, columns), ylim=(0, rows), xticks=range(columns + 1), yticks=range(rows + 1))
     axes.tick_params(length=0, labelbottom=False, labelleft=False)
     axes.grid(linewidth=0.5)
-    return figure
+    return low, high
 
 
 def _range(x: NDArray[np.float32]) -> tuple[float, float]:
@@ -328,13 +328,30 @@ def histogram(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] 
 # -- covariance --------------------------------------------------------------------------------------------------
 
 
+def leading(covariance: AdaptiveCovariance, region: int) -> tuple[Tensor, Tensor, Tensor, str, list[str]]:
+    """Variances of S and of R, ascending, and up to eight leading directions of S as rows, with a title and labels."""
+    pencil = covariance.pencil
+    variances, noise = (v[region].double().cpu() for v in (pencil.variances(), pencil.noise_variances()))
+    if not covariance.structure.directed:
+        rows, title, labels = torch.stack((variances, noise)).sqrt(), "standard deviations", ["data", "noise"]
+    else:
+        top = variances.argsort(descending=True)[:8]
+        unit = torch.zeros(len(top), covariance.dim, dtype=pencil.like.dtype, device=pencil.like.device)
+        unit[range(len(top)), top] = 1.0
+        owner = torch.full((len(top),), region, device=unit.device) if covariance.regions > 1 else None
+        rows = signed(pencil.directions(unit, owner).cpu())
+        title, labels = "leading directions of S (and R)", [str(i + 1) for i in range(len(rows))]
+    return variances.sort().values, noise.sort().values, rows, title, labels
+
+
 def heading(covariance: AdaptiveCovariance, region: int, values: Tensor, noise: Tensor) -> str:
-    family = f"rho = {covariance.rho:g}" if covariance.gamma is None else f"gamma = {covariance.gamma:g}"
     of = f"region {region} of {covariance.regions}, " if covariance.regions > 1 else ""
     share = values.clamp_min(0) / values.clamp_min(0).sum()
     rank = float(torch.special.entr(share).sum().exp())
+    name, count = covariance.structure.name, float(covariance.count[region])
+    few = "" if bool(covariance.enough()[region]) else f" (too few for {name}: S counts as R)"
     return (
-        f"{covariance.structure.name}, {family}, {of}{float(covariance.count[region]):,.0f} points:"
+        f"{name}, {covariance.rules.family}, {of}{count:,.0f} points{few}:"
         f" condition number of R {float(noise[-1] / noise[0]):.4g},"
         f" effective rank of S {rank:.1f} of {covariance.dim}"
     )
@@ -362,10 +379,10 @@ def spectra(axes: Any, values: Tensor, noise: Tensor) -> None:
 
 
 def noise_draws(covariance: AdaptiveCovariance, region: int, n: int) -> Tensor:
-    factor = covariance.factor
-    z = torch.randn(n, covariance.dim, generator=torch.Generator().manual_seed(0), dtype=factor.dtype)
-    index = torch.full((n,), region, device=factor.device) if covariance.regions > 1 else None
-    return covariance.color(z.to(factor.device), index).cpu()
+    like = covariance.snapshot.like
+    z = torch.randn(n, covariance.dim, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    index = torch.full((n,), region, device=like.device) if covariance.regions > 1 else None
+    return covariance.color(z, index).cpu()
 
 
 def signed(vectors: Tensor) -> Tensor:
@@ -382,9 +399,17 @@ def panels(
     labels: Sequence[str],
     names: Sequence[str] | None,
 ) -> None:
-    """Rows as images, or where the data is no image as a heat map, on one symmetric scale that is written out."""
+    """Rows as images, lines as curves, volumes by their middle slices, else as a heat map; on one symmetric scale that
+    is written out."""
     rows = vectors.double().numpy()
+    if len(shape) == 4:
+        rows = rows.reshape(-1, *shape)[:, 0, shape[1] // 2].reshape(len(rows), -1)
+        title, shape = f"{title}, slice {shape[1] // 2} of {shape[1]}", (1, *shape[2:])
     top = float(np.abs(rows).max()) or 1.0
+    if len(shape) == 2:
+        low, high = curves(figure.add_subplot(), rows.reshape(-1, *shape), 2 if len(rows) < 8 else 4)
+        figure.suptitle(f"{title} ({low:.2g} to {high:.2g})", fontsize="medium")
+        return
     coloured = len(shape) == 3 and shape[0] == 3
     figure.suptitle(f"{title} (grey 0, full colour ±{top:.2g})" if coloured else title, fontsize="medium")
     style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}

@@ -8,7 +8,7 @@ standard deviations of the data.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import scipy  # its parts are imported when used
@@ -19,6 +19,7 @@ from ansn.covariance import AdaptiveCovariance
 
 TRAINING = ("lognormal", "ladder")
 START_KL = 0.003  # nats between the start of the flow and the perturbed data
+PAIRS = 1000  # points that are enough for what looks at pairs of them
 _START_LIMIT = 1e3
 _FIXED_RATIO = 1.5  # where NCSNv2's rule has no solution (d <= 4)
 
@@ -171,28 +172,36 @@ def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, r
         covariance: gives R. kl: nats, > 0.
         region: int64 ``[B]`` where there are several; their KL is averaged with their shares.
 
-    At least 1: below a data deviation the expansion says nothing. Raises ValueError naming the argument.
+    At least 1: below a data deviation the expansion says nothing; and where S counts as R for want of points, at least
+    :func:`tau_max_flow`, since the covariances differ then. Raises ValueError naming the argument.
     """
     if not kl > 0:
         raise ValueError(f"kl: got {kl}, expected > 0 nats")
     if x.shape[0] < 4:
         raise ValueError(f"x: got {x.shape[0]} points, expected at least 4 for a fourth moment")
-    flat = x.reshape(x.shape[0], -1).to(covariance.factor.dtype)
+    flat = x.reshape(x.shape[0], -1).to(covariance.center.dtype)
     white = covariance.whiten(flat, region).double()
     owner = torch.zeros(len(x), dtype=torch.int64, device=x.device) if region is None else region
     grams = []
     for k in owner.unique():
         rows = white[owner == k]
         if len(rows) >= 4:
-            vectors, values, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-            grams.append((len(rows) / len(white), values.square(), vectors))
+            centred = rows - rows.mean(0)
+            if len(rows) > centred.shape[1]:  # a matrix of few columns, not the large one of which most values are 0
+                vectors, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+                values = singular.square()
+            else:
+                values, vectors = torch.linalg.eigh(centred @ centred.mT)
+            grams.append((len(rows) / len(white), values.clamp_min(0.0), vectors))
+
+    least = 1.0 if bool(covariance.enough().all()) else min(tau_max_flow(covariance.dim), _START_LIMIT)
 
     def excess(log_tau: float) -> float:
         return sum(share * _start_kl(values, vectors, math.exp(log_tau)) for share, values, vectors in grams) - kl
 
-    low, high = 0.0, math.log(_START_LIMIT)
+    low, high = math.log(least), math.log(_START_LIMIT)
     if excess(low) <= 0.0 or excess(high) > 0.0:
-        return 1.0 if excess(low) <= 0.0 else _START_LIMIT
+        return least if excess(low) <= 0.0 else _START_LIMIT
     return math.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-3))
 
 
@@ -212,6 +221,23 @@ def _start_kl(values: Tensor, vectors: Tensor, tau: float) -> float:
     return float(third / pairs / 12.0 + excess / 48.0)
 
 
+def flow(
+    x: Tensor,
+    covariance: AdaptiveCovariance,
+    *,
+    tau_max: float | None = None,
+    tau_min: float = 0.01,
+    n: int = 20,
+    region: Tensor | None = None,
+) -> Levels:
+    """Karras levels for the flow of the data ``x`` ``[B, *shape]``, of which a thousand points are looked at, B >= 4:
+    from :func:`tau_max_flow`, or :func:`tau_start` where that is more, and with that start."""
+    some = None if region is None else region[:PAIRS]
+    start = tau_start(x[:PAIRS], covariance, region=some)
+    chosen = karras(tau_max or max(tau_max_flow(covariance.dim), start), tau_min, n=n)
+    return replace(chosen, start=min(max(start, chosen.minimum), chosen.maximum))
+
+
 @torch.no_grad()
 def tau_max_langevin(x: Tensor, covariance: AdaptiveCovariance, quantile: float = 0.99) -> float:
     """Upper quantile of the pairwise Mahalanobis distances of the data, about ``sqrt(2 d)`` (NCSNv2's Technique 1
@@ -223,7 +249,7 @@ def tau_max_langevin(x: Tensor, covariance: AdaptiveCovariance, quantile: float 
         raise ValueError(f"x: got {x.shape[0]} points, expected at least 2 for a distance")
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile: got {quantile}, expected 0 < quantile <= 1")
-    flat = x.reshape(x.shape[0], -1).to(covariance.factor.dtype)
+    flat = x.reshape(x.shape[0], -1).to(covariance.center.dtype)
     region = None if covariance.regions == 1 else torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
     return float(torch.pdist(covariance.whiten(flat, region)).double().quantile(quantile))
 

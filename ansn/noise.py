@@ -3,16 +3,17 @@ section 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ansn import ops
-from ansn.covariance import AdaptiveCovariance
-from ansn.levels import Levels
-from ansn.moments import keep_dtypes
+from ansn.covariance import AdaptiveCovariance, choose
+from ansn.covariance.choice import AUTO, rows_wanted
+from ansn.covariance.moments import keep_dtypes
+from ansn.levels import Levels, flow
 
 STARTS = ("gaussian", "uniform")
 
@@ -31,6 +32,20 @@ class Level(NamedTuple):
     step: int
 
 
+class Rows(Protocol):
+    """What :meth:`NoiseModel.for_data` asks of a data set."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def quantisation(self) -> float: ...
+
+    def batch(self, index: Tensor, /) -> tuple[Tensor, Tensor | None]: ...
+
+    def order(self, seed: int, epoch: int, /) -> Tensor: ...
+
+
 class NoiseModel(nn.Module):
     """Noise with a learned covariance and a ladder of levels.
 
@@ -47,10 +62,51 @@ class NoiseModel(nn.Module):
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: got {seed}, expected 0 <= seed < 2^63")
         self.covariance, self.levels, self.seed = covariance, levels, seed
-        ladder = torch.tensor(levels.tau, dtype=torch.float64).to(covariance.factor)
+        ladder = torch.tensor(levels.tau, dtype=torch.float64).to(covariance.center)
         self.register_buffer("tau", ladder, persistent=False)
         self.draws = 0
-        self._prior: tuple[object, Tensor] | None = None
+
+    @classmethod
+    def for_data(
+        cls,
+        data: Tensor | Rows,
+        structure: str = AUTO,
+        *,
+        region: Tensor | None = None,
+        regions: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> NoiseModel:
+        """Structure, levels and start from the data; the covariance itself is still to be learned.
+
+        Args:
+            data: a data set of :func:`ansn.load_dataset`, or rows ``[N, *shape]``. Of either the first are looked at:
+                :func:`ansn.covariance.choice.rows_wanted`.
+            structure: a name, or ``"auto"`` for :func:`ansn.covariance.choose`.
+            region, regions: of rows, int64 ``[N]``, and K.
+            options: of :class:`ansn.AdaptiveCovariance`: ``rho=0`` is isotropic noise. ``eps_floor`` is the data
+                set's rounding unless it is given.
+
+        Raises ValueError naming the argument.
+        """
+        if not isinstance(data, Tensor):
+            index = data.order(seed, 0)[: rows_wanted(torch.Size(data.shape).numel())].cpu()
+            x, options = data.batch(index)[0], {"eps_floor": data.quantisation} | options
+        elif len(data):
+            index = torch.arange(min(len(data), rows_wanted(data[0].numel())))
+            x = data[: len(index)]
+        else:
+            raise ValueError(f"data: got shape {list(data.shape)}, expected rows [N, *shape] with N at least 4")
+        if (region is None) != (regions == 1):
+            got = None if region is None else "a tensor"
+            raise ValueError(f"region: got {got} and {regions} regions, expected one with the other")
+        region = None if region is None else region[index.to(region.device)]
+        if structure == AUTO:
+            known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
+            structure = choose(x, region, regions, **known).structure
+        made = [AdaptiveCovariance(tuple(x.shape[1:]), regions, structure, **options) for _ in range(2)]
+        seen, fresh = (covariance.orient(x, region) for covariance in made)
+        return cls(fresh, flow(x, seen.update(x, region).freeze(), region=region), seed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseModel:
         keep_dtypes(self, fn)
@@ -93,10 +149,7 @@ class NoiseModel(nn.Module):
             tau = torch.full((rows,), float(tau), dtype=self.tau.dtype, device=x.device)
         else:
             tau = tau.to(self.tau).expand(rows)
-        perturbed = ops.colored_step(
-            x, b=tau, factor=self.covariance.factor, region=region, lower=self.covariance.triangular,
-            seed=seed, row=row, step=step, stream=ops.PERTURB,
-        )  # fmt: skip
+        perturbed = self.covariance.step(x, b=tau, region=region, seed=seed, row=row, step=step, stream=ops.PERTURB)
         return perturbed, Level(tau, region, seed, row, step)
 
     def draw_levels(self, rows: int, *, seed: int, step: int, row: int = 0) -> Tensor:
@@ -144,25 +197,6 @@ class NoiseModel(nn.Module):
             return torch.special.ndtr(z).to(self.tau.dtype).reshape(n, *covariance.shape)
         if start not in STARTS:
             raise ValueError(f"start: got {start!r}, expected one of {', '.join(STARTS)}")
-        if region is None and covariance.regions > 1:
-            raise ValueError(f"region: got None, expected int64 [{n}] because there are {covariance.regions} regions")
-        mean = covariance.center.expand(n, -1) if region is None else covariance.center[region]
-        factor = self._prior_factor(self.levels.maximum if tau is None else float(tau))
-        out = ops.colored_step(
-            mean, b=1.0, factor=factor, region=region, lower=covariance.triangular,
-            seed=seed, row=row, stream=ops.PRIOR,
-        )  # fmt: skip
+        mean, tau = covariance.mean_of(region, n), self.levels.maximum if tau is None else float(tau)
+        out = covariance.pencil.start(mean, tau, region, seed=seed, row=row, stream=ops.PRIOR)
         return out.reshape(n, *covariance.shape)
-
-    def _prior_factor(self, tau: float) -> Tensor:
-        """Factor of ``S + tau^2 R``, kept until the covariance learns more."""
-        covariance = self.covariance
-        # The revision: a refresh or a loaded state changes the factor, but not the number of points seen.
-        key = (tau, covariance.seen, covariance.revision, covariance.factor.device)
-        if self._prior is None or self._prior[0] != key:
-            total = covariance.covariance() + tau**2 * covariance.noise_shape()
-            factor, status = covariance.structure.factor(total, covariance.root)
-            if bool((status != 0).any()):
-                raise ValueError("prior: S + tau^2 R is not positive definite, expected a larger eps in the covariance")
-            self._prior = (key, factor.to(covariance.factor.dtype))
-        return self._prior[1]

@@ -38,7 +38,7 @@ _cifar10 = TrainConfig(
 # ladder of NCSN (1 to 0.01, ten levels), T = 100, step 2e-5, a uniform start and nothing that denoises at the end.
 _paper_mnist = TrainConfig(
     data=DataConfig(dataset="mnist"),
-    noise=NoiseConfig(rho=1.0, ladder="paper", freeze_after=None),
+    noise=NoiseConfig(structure="dense", root="cholesky", rho=1.0, ladder="paper", freeze_after=None),
     network=NetworkConfig(
         network="ncsn", width=64, unconditional=True, prediction="whitened", precondition=False, metric="whitened"
     ),

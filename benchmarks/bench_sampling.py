@@ -33,8 +33,7 @@ def _model(name: str) -> Denoiser:
 def _loop(model: Denoiser, taus: list[float]) -> Tensor:
     """Heun as a user writes it: torch's own normals, numbers for levels."""
     covariance = model.noise.covariance
-    x = torch.randn(ROWS, covariance.dim) @ covariance.factor[0].mT * taus[0] + covariance.center
-    x = x.reshape(ROWS, *covariance.shape)
+    x = covariance.color(torch.randn(ROWS, *covariance.shape)) * taus[0] + covariance.center.reshape(covariance.shape)
     for tau, following in zip(taus, [*taus[1:], 0.0], strict=True):
         slope = (x - model(x, tau)) / tau
         guess = x + (following - tau) * slope

@@ -348,13 +348,17 @@ def shapes_of_score(model: ansn.Denoiser, x: Tensor, tau: float, seed: int = 0) 
 
 def with_shape(noise: ansn.NoiseModel, r: Tensor, rho: float) -> ansn.NoiseModel:
     """The frozen noise model with ``R = (1 - rho) t I + rho r`` in place of its own, r scaled to the trace of S, t the
-    mean variance, and the ridge of the default. Mean, scale and the start of sampling stay those of the data."""
+    mean variance, and the ridge of the default. Mean and scale stay those of the data; the start of sampling and the
+    likelihood have of S what is along the eigenvectors of R, which are not those of S."""
     covariance = noise.covariance
-    level = float(covariance.trace()[0]) / covariance.dim
+    level = float(covariance.covariance()[0].trace()) / covariance.dim
     r = r * (level / float(r.diagonal().mean()))
     eye = torch.eye(covariance.dim, dtype=torch.float64)
-    total = rho * r + ((1 - rho) * level + max(1e-3 * level, covariance.eps_floor)) * eye
-    covariance.factor.copy_(torch.linalg.cholesky(total).unsqueeze(0))
+    total = rho * r + ((1 - rho) * level + max(1e-3 * level, covariance.rules.eps_floor)) * eye
+    values, basis = torch.linalg.eigh(total)
+    s = ((covariance.covariance()[0] @ basis) * basis).sum(0)
+    covariance.track().snapshot.factor.copy_(torch.linalg.cholesky(total).unsqueeze(0))
+    covariance.snapshot.install({"basis0": basis.unsqueeze(0)}, values.unsqueeze(0), (s / values).unsqueeze(0))
     covariance.revision += 1
     return noise
 

@@ -51,6 +51,11 @@ class Mixture:
         means = self.means + torch.einsum("cij,bcj->bci", self.covariances, solved)
         return (logs.softmax(1).unsqueeze(2) * means).sum(1)
 
+    def covariance(self) -> Tensor:
+        """Of the whole, ``[d, d]``."""
+        away = self.means - self.weights @ self.means
+        return torch.einsum("c,cij->ij", self.weights, self.covariances + away.unsqueeze(2) * away.unsqueeze(1))
+
     def sample(self, n: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         owner = torch.multinomial(self.weights, n, replacement=True, generator=generator)
@@ -73,8 +78,8 @@ class ExactDenoiser(Denoiser):
         self.targets = targets
 
     def sigma(self, tau: Tensor, region: Tensor | None) -> Tensor:
-        shapes = self.noise.covariance.factor.double()
-        shapes = shapes @ shapes.mT if shapes.ndim == 3 else torch.diag_embed(shapes.square())
+        shapes = self.noise.covariance.noise_shape().double()
+        shapes = shapes if shapes.ndim == 3 else torch.diag_embed(shapes)
         rows = shapes.expand(len(tau), -1, -1) if region is None else shapes[region]
         return tau.double().square().reshape(-1, 1, 1) * rows
 
@@ -97,16 +102,38 @@ def spd(dim: int, seed: int = 0, low: float = 0.1, high: float = 2.0) -> Tensor:
     return (q * torch.logspace(math.log10(low), math.log10(high), dim, dtype=torch.float64)) @ q.T
 
 
+def beside(s: Tensor, seed: int = 0, low: float = 0.1, high: float = 2.0) -> Tensor:
+    """A matrix with the eigenvectors of s, as R has those of S, and eigenvalues of no relation to those of s."""
+    order = torch.randperm(len(s), generator=torch.Generator().manual_seed(seed))
+    basis = torch.linalg.eigh(s.double())[1]
+    return (basis * torch.logspace(math.log10(low), math.log10(high), len(s), dtype=torch.float64)[order]) @ basis.T
+
+
 def fixed_covariance(
-    shape: Tensor | int, *, center: Tensor | None = None, root: str = "cholesky", dtype: torch.dtype = torch.float64
+    r: Tensor | int,
+    *,
+    s: Tensor | None = None,
+    shape: tuple[int, ...] | None = None,
+    center: Tensor | None = None,
+    root: str = "cholesky",
+    dtype: torch.dtype = torch.float64,
 ) -> AdaptiveCovariance:
-    """A frozen covariance whose R is exactly the given matrix (or the identity in so many dimensions)."""
-    given = torch.eye(shape, dtype=torch.float64) if isinstance(shape, int) else shape
+    """A frozen covariance whose R is exactly the given matrix (or the identity in so many dimensions), and whose S is
+    s, of the same eigenvectors (by default R)."""
+    given = torch.eye(r, dtype=torch.float64) if isinstance(r, int) else r
     covariance = AdaptiveCovariance(
-        len(given), rho=1.0, eps=0.0, initial=given, root=root, dtype=torch.float64, factor_dtype=dtype
+        shape or len(given), rho=1.0, eps=0.0, initial=given, root=root, dtype=torch.float64, factor_dtype=dtype
     ).freeze()
     if center is not None:
         covariance.center.copy_(center)
+    if s is not None:
+        covariance.initial.copy_(s)
+        basis = torch.linalg.eigh(s + 0.61803 * given)[1]
+        both = [basis.T @ matrix.double() @ basis for matrix in (given, s)]
+        off = [float((matrix - matrix.diagonal().diag()).norm() / matrix.norm()) for matrix in both]
+        assert max(off) < 1e-9, "R and S share their eigenvectors"
+        noise, data = (matrix.diagonal().unsqueeze(0) for matrix in both)
+        covariance.track().snapshot.install({"basis0": basis.unsqueeze(0)}, noise, data / noise)
     return covariance
 
 

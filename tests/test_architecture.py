@@ -27,7 +27,7 @@ LAYERS = (
 )
 """From the ground up. Parts of one row do not import each other; ``ansn`` is what a user imports."""
 
-PART = {"kernels": "ops", "structures": "covariance", "moments": "covariance"}
+PART = {"kernels": "ops"}
 """Modules that stand beside the part to which they belong."""
 
 HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row.split()}
@@ -48,10 +48,10 @@ def sources() -> Iterator[tuple[str, bool, str]]:
 
 
 def imports(module: str, package: bool, text: str, modules: set[str]) -> set[str]:
-    """Modules of the package that this one imports, at its head, in a function, or for types alone."""
+    """Modules of the package that this one imports, at its head or in a function."""
     here = module.split(".") if package else module.split(".")[:-1]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in _running(ast.parse(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -60,6 +60,14 @@ def imports(module: str, package: bool, text: str, modules: set[str]) -> set[str
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= {name if name in modules else base for name in names}
     return {name for name in found - {module} if name.split(".")[0] == "ansn"}
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes of what runs: a class and what it is made of may name each other in their types."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from _running(node)
 
 
 def upward(graph: dict[str, set[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ansn
-from ansn import data, denoiser, loss, networks, noise, ops, structures
+from ansn import covariance, data, denoiser, loss, networks, noise, ops
 from ansn.cli import train
 from ansn.config import from_dict
 from ansn.errors import InputError
@@ -26,7 +26,7 @@ PACKAGE = Path(ansn.__file__).parent
 REGISTRIES: dict[str, tuple[Iterable[str], str]] = {
     "METHODS": (METHODS, "sampling/driver.py"),
     "SCHEDULES": (schedules.names(), "sampling/schedules.py"),
-    "STRUCTURES": (structures.STRUCTURES, "structures.py"),
+    "STRUCTURES": (covariance.STRUCTURES, ""),
     "networks": (networks.NETWORKS, "networks/__init__.py"),
     "PRESETS": ([name for name in PRESETS if name not in data.NAMES], "presets.py"),
     "data sets": (data.NAMES, "data/__init__.py data/idx.py presets.py"),  # a preset is called as its data set
@@ -80,7 +80,7 @@ def test_a_list_that_is_typed_twice_is_found() -> None:
 @pytest.fixture
 def additions(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more of each, which no command has heard of."""
-    monkeypatch.setitem(structures.STRUCTURES, "one-more", structures.STRUCTURES["dense"])
+    monkeypatch.setitem(covariance.STRUCTURES, "one-more", covariance.STRUCTURES["dense"])
     monkeypatch.setitem(METHODS, "one-more", driver.Method(ansn.sampling.euler, "a sampler that was added"))
     monkeypatch.setitem(SCHEDULES, "one-more", schedules.log_linear)
     monkeypatch.setitem(networks.NETWORKS, "one-more", networks.NETWORKS["mlp"])
@@ -114,7 +114,7 @@ def test_commands_and_files_take_what_was_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group", "name", "expected"),
     [
-        ("noise", "structure", structures.STRUCTURES), ("network", "network", networks.NETWORKS),
+        ("noise", "structure", (*covariance.STRUCTURES, "auto")), ("network", "network", networks.NETWORKS),
         ("network", "skip", (*denoiser.SKIPS, "None")), ("sampling", "method", METHODS),
     ],
 )  # fmt: skip

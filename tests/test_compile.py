@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ansn
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, ops
+from ansn.covariance import STRUCTURES
 from ansn.sampling import (
     annealed_langevin,
     dpmpp_2m,
@@ -64,7 +65,7 @@ def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_perturb(backend, structure):
     """The noise is that of the step at hand, not of the one at which the graph was made."""
     noise = model(structure=structure).noise
@@ -115,11 +116,7 @@ def test_training_step(backend, options, metric):
 
 def langevin_step(net: Denoiser, x: Tensor, tau: Tensor, step: int) -> Tensor:
     """The corrected Langevin step, alpha = 0.2 (math section 3)."""
-    covariance = net.noise.covariance
-    return ops.colored_step(
-        x, net(x, tau), c=0.1, b=tau * 0.2**0.5, factor=covariance.factor, lower=covariance.triangular,
-        seed=1, step=step, stream=ops.LANGEVIN,
-    )  # fmt: skip
+    return net.noise.covariance.step(x, net(x, tau), c=0.1, b=tau * 0.2**0.5, seed=1, step=step, stream=ops.LANGEVIN)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -137,10 +134,11 @@ def test_langevin_step(backend, prediction):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_code_follows_the_spectrum(backend):
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_compiled_code_follows_the_spectrum(backend, structure):
     """The snapshot changes in place while training goes on: a graph made before reads the new one."""
     net = model(skip="wiener")
-    covariance = AdaptiveCovariance(SHAPE)
+    covariance = AdaptiveCovariance(SHAPE, 1, structure)
     net = Denoiser(net.network, NoiseModel(covariance, net.noise.levels, seed=3), skip="wiener")
     graph = compiled(lambda x: net(x, 0.7), backend)
     for rows in (10, 20, 80):

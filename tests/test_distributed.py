@@ -12,13 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ansn.covariance import STRUCTURES, Moments
 from ansn.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
 from ansn.errors import InputError
-from ansn.moments import RunningMoments
-from ansn.structures import STRUCTURES
 from tests.tolerances import EXACT
 
-DIM, RANKS = 5, 2
+SHAPE, DIM, RANKS = (1, 2, 3), 6, 2
 CASES = {"uneven": (20, 7), "an idle rank": (0, 20), "all idle": (0, 0)}  # rows of each rank
 
 
@@ -32,8 +31,12 @@ def shares(case: str, regions: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return out
 
 
-def moments_of(x: torch.Tensor, region: torch.Tensor, regions: int, structure: str) -> RunningMoments:
-    moments = RunningMoments(DIM, regions, STRUCTURES[structure])
+def moments_of(x: torch.Tensor, region: torch.Tensor, regions: int, structure: str) -> Moments:
+    """In a basis of no special kind, the same for every rank, where one is learned."""
+    moments = Moments(STRUCTURES[structure](SHAPE), regions)
+    generator = torch.Generator().manual_seed(3)
+    for part in moments.basis.values():
+        part.copy_(torch.linalg.qr(torch.randn(part.shape, generator=generator, dtype=torch.float64))[0])
     if len(x):
         moments.update(x, region if regions > 1 else None)
     return moments
@@ -65,15 +68,17 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_rank_gets_the_moments_of_all_rows(reduced: Path, case: str, structure: str, regions: int) -> None:
     parts = shares(case, regions)
     whole = moments_of(torch.cat([x for x, _ in parts]), torch.cat([k for _, k in parts]), regions, structure)
-    covariance = whole.covariance()
     for rank in range(RANKS):
-        merged = RunningMoments(DIM, regions, STRUCTURES[structure])
+        merged = Moments(STRUCTURES[structure](SHAPE), regions)
         with np.load(reduced / f"{case}-{structure}-{regions}-{rank}.npz") as values:
             merged.load_state_dict({k: torch.from_numpy(values[k]) for k in values.files})
         assert torch.equal(merged.weight, whole.weight)
         assert torch.equal(merged.weight2, whole.weight2)
         torch.testing.assert_close(merged.mean, whole.mean, rtol=EXACT, atol=0)
-        torch.testing.assert_close(merged.covariance(), covariance, rtol=0, atol=EXACT * float(covariance.abs().max()))
+        for name, scatter in whole.scatters.items():
+            found, largest = merged.scatters[name], float(scatter.abs().max())
+            torch.testing.assert_close(found, scatter, rtol=0, atol=EXACT * largest)
+        assert all(torch.equal(merged.basis[name], part) for name, part in whole.basis.items())
 
 
 def test_flags_and_means_over_ranks(reduced: Path) -> None:

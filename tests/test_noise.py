@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from ansn import AdaptiveCovariance, Level, NoiseModel, levels, ops
+from ansn.covariance import STRUCTURES
 from tests.native import oracle
 from tests.oracles import covariance_within_five_sigma, five_sigma, fixed_covariance, noise_model, randn, spd
 from tests.tolerances import EXACT, RATIO, rms_ratio
@@ -43,14 +44,17 @@ def test_perturb_is_x_plus_tau_l_z(root):
     assert torch.equal(level.tau, tau)
 
 
-@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_perturb_by_region(structure):
     covariance = regional(structure=structure)
     noise, x, region = noise_model(covariance), randn(8, D), torch.tensor([0, 2, 1, 1, 0, 2, 2, 0])
     perturbed, level = noise.perturb(x, region, tau=1.5, step=0)
     z = torch.as_tensor(oracle.noise(0, 0, 8, D, 0, ops.PERTURB))
-    factor = covariance.factor if structure == "dense" else torch.diag_embed(covariance.factor)
+    eye = torch.eye(D, dtype=torch.float64)
+    factor = torch.stack([covariance.color(eye, torch.full((D,), k)).T for k in range(3)])
     assert rms_ratio(perturbed, x + 1.5 * torch.einsum("bij,bj->bi", factor[region], z)) < EXACT
+    r = covariance.noise_shape() if structure != "diagonal" else torch.diag_embed(covariance.noise_shape())
+    assert rms_ratio(factor @ factor.mT, r) < EXACT
     assert torch.equal(level.region, region)
 
 
@@ -126,14 +130,17 @@ def test_a_region_without_points_is_not_drawn():
     assert set(noise_model(covariance).draw_regions(500).tolist()) == {1, 2}
 
 
-@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
-def test_the_gaussian_prior_is_the_perturbed_data_s(root):
+@pytest.mark.parametrize(("structure", "root"), [("dense", "symmetric"), *((name, None) for name in STRUCTURES)])
+def test_the_gaussian_prior_is_the_perturbed_data_s(structure, root):
     """``N(m, S + tau^2 R)``: mean and every entry of the covariance within five standard errors; R is not S here."""
     x = 2.0 + randn(200, D) @ torch.linalg.cholesky(spd(D)).T
-    covariance = AdaptiveCovariance(D, rho=0.4, root=root, factor_dtype=torch.float64).update(x).freeze()
+    covariance = AdaptiveCovariance(D, 1, structure, rho=0.4, root=root, factor_dtype=torch.float64).update(x).freeze()
     start = noise_model(covariance).prior(20_000, 1.5, seed=1) - x.mean(0)
     assert five_sigma(start, 0.0)
-    assert covariance_within_five_sigma(start, torch.cov(x.T) + 1.5**2 * covariance.noise_shape()[0])
+    s, r = covariance.covariance()[0], covariance.noise_shape()[0]
+    assert covariance_within_five_sigma(start, s + 1.5**2 * r if s.ndim == 2 else (s + 1.5**2 * r).diag())
+    if structure == "dense":
+        assert rms_ratio(s, torch.cov(x.T)) < EXACT
 
 
 def test_the_prior_by_region():

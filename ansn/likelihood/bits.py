@@ -14,7 +14,6 @@ from ansn import ops
 from ansn.data import Dataset
 from ansn.denoiser import Denoiser
 from ansn.likelihood.flow import LogLikelihood, log_likelihood, standard_error
-from ansn.likelihood.frame import log_volume
 
 DEQUANTISATIONS = ("uniform", "noise")
 
@@ -168,8 +167,8 @@ def _around(
     else:
         region = labels.to(z.device)
     away = tau * covariance.color(z, region)
-    deviation = tau * covariance.structure.variances(covariance.noise_shape()).sqrt()[region]
-    volumes = torch.stack([log_volume(factor) for factor in covariance.factor])[region]
+    deviation = tau * covariance.snapshot.noise_diagonal().sqrt()[region]
+    volumes = covariance.snapshot.log_volume()[region]
     size = z[0].numel()
     log_q = -0.5 * z.flatten(1).square().sum(1) - size * (0.5 * math.log(2 * math.pi) + math.log(tau)) - volumes
     log_v = _log_posterior(v.flatten(1), away.flatten(1), deviation.to(away), delta, dataset.levels)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ansn import levels, ops
+from ansn.covariance import Pencil
 from ansn.denoiser import Denoiser
 from ansn.likelihood.conditions import Hypothesis, conditions
-from ansn.likelihood.frame import Frame
 from ansn.likelihood.solvers import SOLVERS, integrated
 
 TRACES = ("hutchinson", "exact")
@@ -125,13 +125,13 @@ def log_likelihood(
     r"""``log p(x)`` in nats, p the density that the model's probability flow carries ``N(m, S + tau_1^2 R)`` to.
 
     p is the density at the lowest level, that of the data perturbed by ``N(0, tau_min^2 R)``. It integrates to one
-    whatever the network does. With u = ln tau, the frame ``x = m + W c``, ``R = W W^T``, ``S = W diag(l) W^T``, and
-    ``w_j = c_j / s_j``, ``s_j^2 = l_j + tau^2``, in which Gaussian data stands still::
+    whatever the network does. With u = ln tau, the pencil's coordinates ``x = m + B c``, and ``w_j = c_j / s_j``,
+    ``s_j^2 = l_j + tau^2``, in which Gaussian data stands still::
 
-        dw/du = (l w / s - W^-1 (D - m)) / s
-        log p(x) = log N(w_1; 0, I) - sum_j ln s_j(tau_min) - ln |det W| + int (sum_j l_j / s_j^2 - tr dD/dx) du
+        dw/du = (l w / s - B^-1 (D - m)) / s
+        log p(x) = log N(w_1; 0, I) - sum_j ln s_j(tau_min) - ln |det B| + int (sum_j l_j / s_j^2 - tr dD/dx) du
 
-    Hutchinson's estimate of the trace is ``(W^-T z) . dD/dx (W z)``, ``E z z^T = I``, with the same z all along a
+    Hutchinson's estimate of the trace is ``(B^-T z) . dD/dx (B z)``, ``E z z^T = I``, with the same z all along a
     trajectory (FFJORD, Grathwohl et al. 2019). Any basis has the same mean; in this one a Gaussian's Jacobian is
     diagonal, and Rademacher's z has no variance on a diagonal.
 
@@ -148,7 +148,7 @@ def log_likelihood(
             depend on the batch within that).
         trace: ``"hutchinson"`` or ``"exact"``, d gradients an evaluation.
         probes: z's a row. probe: ``"rademacher"`` or ``"gaussian"``. basis: ``"spectral"`` is the above, ``"noise"``
-            has L for W and ``"data"`` the identity.
+            has L for B and ``"data"`` the identity.
         seed, row: row r of x draws the probes of ``(seed, row + r)``, whatever the batch.
         batch_size: rows at a time, which bounds the memory.
 
@@ -194,16 +194,16 @@ def _check_rows(model: Denoiser, x: Tensor) -> None:
 
 
 class Flow:
-    """The probability flow of a model with the log-density along it, under one rule; frames are made once a region."""
+    """The probability flow of a model with the log-density along it, under one rule; a pencil is made once a region."""
 
     def __init__(self, model: Denoiser, rule: Rule) -> None:
         self.model, self.rule = model, rule
-        self._frames: dict[tuple[int, torch.dtype], Frame] = {}
+        self._pencils: dict[tuple[int, torch.dtype], Pencil] = {}
 
-    def frame(self, region: int, dtype: torch.dtype) -> Frame:
-        if (region, dtype) not in self._frames:
-            self._frames[region, dtype] = Frame.of(self.model.noise.covariance, region, dtype)
-        return self._frames[region, dtype]
+    def pencil(self, region: int, dtype: torch.dtype) -> Pencil:
+        if (region, dtype) not in self._pencils:
+            self._pencils[region, dtype] = self.model.noise.covariance.pencil.one(region, dtype)
+        return self._pencils[region, dtype]
 
     def estimates(self, x: Tensor, hypotheses: list[Hypothesis], row: int) -> tuple[Tensor, int]:
         """Independent estimates of ``log sum_h w_h p_h(x)``, float64 ``[P, B]``, and the evaluations of each row."""
@@ -244,39 +244,40 @@ class Flow:
 
     def _region(self, x: Tensor, k: int, known: Hypothesis, probes: Tensor | None) -> tuple[Tensor, int]:
         """Estimates of rows that are all of region k, ``[P, b]``, and the evaluations."""
-        frame = self.frame(k, x.dtype)
+        pencil, mean = self.pencil(k, x.dtype), self.model.noise.covariance.center[k].to(x.dtype)
+        l = pencil.l[0]
         extra = {} if known.y is None else {"y": known.y}
-        pairs = None if probes is None else self._pairs(frame, probes, known.region)
+        pairs = None if probes is None else self._pairs(pencil, probes, known.region)
 
         def slopes(u: float, w: Tensor) -> tuple[Tensor, Tensor]:
             tau = math.exp(u)
-            s = frame.spread(tau)
-            there = (frame.mean + frame.outward(w * s)).reshape(x.shape)
+            s = (l + tau**2).sqrt()
+            there = (mean + pencil.outward(w * s)).reshape(x.shape)
             with torch.enable_grad():
                 there.requires_grad_()
                 denoised = self.model(there, tau, known.region, **extra)
                 traces = _exact(denoised, there) if pairs is None else _hutchinson(denoised, there, *pairs)
-            pull = frame.inward(denoised.detach().flatten(1) - frame.mean)
-            gaussian = (frame.variances / s**2).double().sum()
-            return (frame.variances * w / s - pull) / s, gaussian - traces
+            pull = pencil.inward(denoised.detach().flatten(1) - mean)
+            return (l * w / s - pull) / s, (l / s**2).double().sum() - traces
 
         us = [math.log(tau) for tau in self.rule.taus]
-        low = frame.spread(self.rule.taus[0])
-        w = frame.inward(x.flatten(1) - frame.mean) / low
+        low = (l + self.rule.taus[0] ** 2).sqrt()
+        w = pencil.inward(x.flatten(1) - mean) / low
         w, gain, evaluations = integrated(slopes, w, us, self.rule.solver, self.rule.rtol)
-        # The frame at the top is that of the start: there w is normal by definition.
-        volume = frame.log_volume + low.double().log().sum() + 0.5 * w.shape[1] * math.log(2 * math.pi)
+        # The coordinates at the top are those of the start: there w is normal by definition.
+        volume = pencil.log_volume()[0] + low.double().log().sum() + 0.5 * w.shape[1] * math.log(2 * math.pi)
         return gain - 0.5 * w.double().square().sum(1) - volume, evaluations
 
-    def _pairs(self, frame: Frame, z: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _pairs(self, pencil: Pencil, z: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
         """``A^-T z`` and ``A z`` of the rule's basis A, ``[P, b, d]`` each."""
         if self.rule.basis == "data":
             return z, z
         if self.rule.basis == "spectral":
-            return frame.dual(z), frame.outward(z)
+            dual, outward = pencil.dual(z.flatten(0, 1)), pencil.outward(z.flatten(0, 1))
+            return dual.reshape(z.shape), outward.reshape(z.shape)
         covariance = self.model.noise.covariance
-        dual = [covariance.whiten(one, region, transpose=True) for one in z]
-        return torch.stack(dual), torch.stack([covariance.color(one, region) for one in z])
+        away = [covariance.whiten(one, region, transpose=True) for one in z]
+        return torch.stack(away), torch.stack([covariance.color(one, region) for one in z])
 
 
 def _hutchinson(denoised: Tensor, x: Tensor, left: Tensor, right: Tensor) -> Tensor:

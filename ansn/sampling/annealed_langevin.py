@@ -59,8 +59,7 @@ def annealed_langevin(
     alpha = _alpha(eps, taus, steps) * _convention(convention)
     covariance = model.noise.covariance
     isotropic = 1.0 if precondition else covariance.eigenvalues()[:, 0].min().to(taus)
-    shape = {"factor": covariance.factor, "region": region, "lower": covariance.triangular} if precondition else {}
-    noise = StepNoise(shape, seed, row, ops.LANGEVIN, noise_sampler)
+    noise = StepNoise(covariance if precondition else None, region, seed, row, ops.LANGEVIN, noise_sampler)
     for i in bar(range(len(taus)), progress, "Langevin"):
         tau = taus[i]
         for t in range(steps):
@@ -108,7 +107,7 @@ def algorithm_1(
     """
     taus = ladder(model, x, taus)
     alpha = _alpha(eps, taus, steps)
-    noise = StepNoise({}, seed, row, ops.LANGEVIN, noise_sampler)
+    noise = StepNoise(None, None, seed, row, ops.LANGEVIN, noise_sampler)
     for i in bar(range(len(taus)), progress, "Algorithm 1"):
         sigma = taus[i]
         for t in range(steps):

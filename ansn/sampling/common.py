@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ansn import ops
+from ansn.covariance import AdaptiveCovariance
 from ansn.denoiser import Denoiser
 
 Callback = Callable[[dict[str, Any]], None]
@@ -53,11 +54,11 @@ def targets(taus: Tensor) -> Tensor:
 class StepNoise:
     """Noise of a stochastic sampler: ``z`` of ``(seed, row + r, number, stream)``, coloured as in training.
 
-    ``shape``: ``factor``, ``region`` and ``lower`` of :func:`ansn.ops.colored_step`; empty for white noise.
-    ``sampler`` replaces the draw.
+    ``covariance``: None for white noise. ``sampler`` replaces the draw.
     """
 
-    shape: dict[str, Any]
+    covariance: AdaptiveCovariance | None
+    region: Tensor | None
     seed: int
     row: int
     stream: int
@@ -67,9 +68,7 @@ class StepNoise:
     def of(
         cls, model: Denoiser, region: Tensor | None, seed: int, row: int, stream: int, sampler: NoiseSampler | None
     ) -> StepNoise:
-        covariance = model.noise.covariance
-        shape = {"factor": covariance.factor, "region": region, "lower": covariance.triangular}
-        return cls(shape, seed, row, stream, sampler)
+        return cls(model.noise.covariance, region, seed, row, stream, sampler)
 
     def step(self, x: Tensor, number: int, b: float | Tensor, **drift: Any) -> Tensor:
         """``x + c (D - x) + L (a f + b z)``; ``drift`` holds ``denoised`` and ``c``, or ``f`` and ``a``, or neither.
@@ -78,10 +77,15 @@ class StepNoise:
         """
         if self.sampler is None:
             counters: dict[str, Any] = {"seed": self.seed, "row": self.row, "step": number, "stream": self.stream}
-            return ops.colored_step(x, **drift, b=b, **self.shape, **counters)
+            return self._step(x, **drift, b=b, **counters)
         if drift:
-            x = ops.colored_step(x, **drift, **self.shape)
-        return ops.colored_step(x, f=self.sampler(number).to(x), a=b, **self.shape)
+            x = self._step(x, **drift)
+        return self._step(x, f=self.sampler(number).to(x), a=b)
+
+    def _step(self, x: Tensor, **options: Any) -> Tensor:
+        if self.covariance is None:
+            return ops.colored_step(x, **options)
+        return self.covariance.step(x, region=self.region, **options)
 
 
 def colored_noise_sampler(

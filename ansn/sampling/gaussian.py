@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ansn import ops
-from ansn.covariance import AdaptiveCovariance
+from ansn.covariance import AdaptiveCovariance, Pencil
+from ansn.covariance.diagonal import isotropic
 from ansn.sampling.operators import Operator
 
 _DENSE_SIZE = 1024  # largest system that is factored
@@ -18,65 +20,52 @@ _JITTER = 1e-10  # of the mean diagonal, the least noise: measurements that repe
 
 
 class MeasuredGaussian(nn.Module):
-    r"""``x ~ N(m, S)``, ``x~ = x + tau L z``, ``y = A x + sigma_y n``, with S and ``R = L L^T`` diagonalised together::
+    r"""``x ~ N(m, S)``, ``x~ = x + tau L z``, ``y = A x + sigma_y n``, with the pencil of S and R::
 
-        S = U diag(l) U^T,   R = U U^T,
-        V(tau) = V[x | x~] = S - S (S + tau^2 R)^-1 S = U diag(l / (1 + l / tau^2)) U^T,
+        V(tau) = V[x | x~] = S - S (S + tau^2 R)^-1 S = B diag(l / (1 + l / tau^2)) B^T,
 
-    which has no cancellation at small tau and costs one eigendecomposition for all levels; ``V(inf) = S``. Then
-    ``E[x | x~, y] = D + V A^T u`` with ``(sigma_y^2 I + A V A^T) u = y - A D``.
+    which has no cancellation at small tau; ``V(inf) = S``. Then ``E[x | x~, y] = D + V A^T u`` with
+    ``(sigma_y^2 I + A V A^T) u = y - A D``.
 
     The m x m systems are factored in float64 while ``m <= 1024`` and they fit in half a GiB (one system a call where
     there is one region and one level, else one a row), else solved by conjugate gradients.
 
     Args:
-        basis: U, ``[K, d, d]``, or its diagonal ``[K, d]``. variances: l, ``[K, d]``.
+        pencil: of S and R, of which a copy is kept.
         operator: A. sigma_y: standard deviation of the measurement's noise, data units.
     """
 
-    basis: Tensor
-    variances: Tensor
     seen: Tensor | None
 
-    def __init__(self, basis: Tensor, variances: Tensor, operator: Operator, sigma_y: float) -> None:
+    def __init__(self, pencil: Pencil, operator: Operator, sigma_y: float) -> None:
         super().__init__()
-        self.operator, self.sigma_y = operator, sigma_y
-        self.register_buffer("basis", basis)
-        self.register_buffer("variances", variances.double())
-        self.register_buffer("seen", self._seen() if operator.size <= _DENSE_SIZE else None)
+        self.operator, self.sigma_y, self.pencil = operator, sigma_y, copy.deepcopy(pencil)
+        numbers = pencil.regions * operator.size * max(operator.size, pencil.structure.dim)
+        fits = operator.size <= _DENSE_SIZE and numbers <= _DENSE_NUMBERS
+        self.register_buffer("seen", self._seen() if fits else None)
 
     @classmethod
     def learned(cls, covariance: AdaptiveCovariance, operator: Operator, sigma_y: float) -> MeasuredGaussian:
         """S and R of a covariance: what it learned of the data, under its own noise."""
-        factor, s = covariance.factor.double(), covariance.covariance().double()
-        if factor.ndim == 2:
-            return cls(covariance.factor.clone(), s / factor.square(), operator, sigma_y)
-        left = torch.linalg.solve(factor, s)
-        whitened = torch.linalg.solve(factor, left.mT)  # L^-1 S L^-T
-        values, vectors = torch.linalg.eigh(0.5 * (whitened + whitened.mT))
-        basis = (factor @ vectors).to(covariance.factor.dtype)
-        return cls(basis, values.clamp_min(0.0), operator, sigma_y)
+        return cls(covariance.pencil, operator, sigma_y)
 
     @classmethod
     def isotropic(cls, covariance: AdaptiveCovariance, operator: Operator, sigma_y: float) -> MeasuredGaussian:
         """``S = R = s^2 I`` with s the data's pixel deviation: ``V = s^2 tau^2 / (1 + tau^2) I``, PiGDM's ``r^2``."""
-        basis = covariance.scale.unsqueeze(1).expand(-1, covariance.dim).clone()
-        return cls(basis, torch.ones_like(basis), operator, sigma_y)
+        return cls(isotropic(covariance.scale, covariance.shape), operator, sigma_y)
 
     def spread(self, v: Tensor, tau: Tensor, region: Tensor | None) -> Tensor:
         """``V(tau) v``, ``[B, ...]``; ``tau`` ``[1]`` or ``[B]``, in data standard deviations."""
-        whole = ops.apply_factor(v, self.basis, region, transpose=True, lower=False)
-        scaled = (whole.flatten(1) * self._weights(tau, region)).to(v.dtype).reshape(v.shape)
-        return ops.apply_factor(scaled, self.basis, region, lower=False)
+        return self.pencil.spread(v, self.pencil.posterior(tau, region), region)
 
     def solve(self, residual: Tensor, tau: Tensor, region: Tensor | None) -> Tensor:
         """``(sigma_y^2 I + A V(tau) A^T)^-1 residual``, ``[B, *operator.shape]``."""
-        rows, size, dim = len(residual), self.operator.size, self.variances.shape[1]
-        groups = 1 if tau.numel() == 1 and len(self.variances) == 1 else rows
+        rows, size, dim = len(residual), self.operator.size, self.pencil.structure.dim
+        groups = 1 if tau.numel() == 1 and self.pencil.regions == 1 else rows
         if self.seen is None or groups * size * max(size, dim) > _DENSE_NUMBERS:
             return self._iterate(residual, tau, region)
         seen = self.seen if region is None or len(self.seen) == 1 else self.seen[region]
-        system = (seen * self._weights(tau, region).unsqueeze(1)) @ seen.mT
+        system = (seen * self.pencil.posterior(tau, region).unsqueeze(1)) @ seen.mT
         diagonal = system.diagonal(dim1=1, dim2=2)
         diagonal += (_JITTER * diagonal.mean(1, keepdim=True)).clamp_min(self.sigma_y**2)
         factor, _ = torch.linalg.cholesky_ex(system)
@@ -89,23 +78,15 @@ class MeasuredGaussian(nn.Module):
 
     def draw(self, mean: Tensor, region: Tensor | None, *, seed: int, row: int) -> Tensor:
         """``x ~ N(mean, S)``; ``mean`` ``[B, d]``."""
-        scale = self.variances.sqrt().to(self.basis.dtype)
-        root = self.basis * (scale if self.basis.ndim == 2 else scale.unsqueeze(1))
-        return ops.colored_step(
-            mean, b=1.0, factor=root, region=region, lower=False, seed=seed, row=row, stream=ops.CLEAN
-        )
-
-    def _weights(self, tau: Tensor, region: Tensor | None) -> Tensor:
-        """Eigenvalues of V in the basis, float64 ``[1 or B, d]``."""
-        values = self.variances if region is None or len(self.variances) == 1 else self.variances[region]
-        return values / (1.0 + values / tau.double().square().unsqueeze(1))
+        return self.pencil.start(mean, 0.0, region, seed=seed, row=row, stream=ops.CLEAN)
 
     def _seen(self) -> Tensor:
-        """``A U``, float64 ``[K, m, d]``, from m adjoints rather than d measurements."""
-        unit = torch.eye(self.operator.size, dtype=torch.float64, device=self.basis.device)
+        """``A Q``, float64 ``[K, m, d]``, from m adjoints rather than d measurements."""
+        unit = torch.eye(self.operator.size, dtype=torch.float64, device=self.pencil.like.device)
         rows = self.operator.adjoint(unit.unflatten(1, self.operator.shape)).flatten(1)
-        basis = self.basis.double()
-        return rows * basis.unsqueeze(1) if basis.ndim == 2 else rows @ basis
+        each = self.pencil.regions
+        owner = None if each == 1 else torch.arange(each, device=rows.device).repeat_interleave(len(rows))
+        return self.pencil.coordinates(rows.repeat(each, 1), owner).unflatten(0, (each, len(rows)))
 
     def _iterate(self, residual: Tensor, tau: Tensor, region: Tensor | None) -> Tensor:
         def system(p: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 r"""A multistep solver of the probability flow about the flow of Gaussian data, which it follows exactly.
 
-In the eigenbasis that data and noise share, ``x = m + Q y`` with l the ratio of their variances (in each direction),
-Gaussian data of the learned mean and covariance flows so that ``w = y / sqrt(l + tau^2)`` stands still. Any denoiser is
-that of this data and a rest, ``D = m + A (x - m) + g`` with ``A = S (S + tau^2 R)^-1``, and its flow is::
+In the pencil's coordinates, ``x = m + B y``, noise has variance ``tau^2`` and data l, and Gaussian data of the learned
+mean and covariance flows so that ``w = y / sqrt(l + tau^2)`` stands still. Any denoiser is that of this data and a
+rest, ``D = m + A (x - m) + g`` with ``A = S (S + tau^2 R)^-1``, and its flow is::
 
-    dw/du = - Q^T g / tau,      u = asinh(tau / sqrt(l))
+    dw/du = - B^-1 g / tau,      u = asinh(tau / sqrt(l))
 
 Under the Wiener skip ``g / tau`` is ``s G / sqrt(1 + tau^2)``, what the network gives. Exponential
 integrators about a linear part that was learned from the data are those of DPM-Solver-v3 (Zheng et al. 2023); that the
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ansn import ops
 from ansn.denoiser import Denoiser
 from ansn.ops import _checks
 from ansn.sampling.common import Callback, bar, ladder, targets, tell
@@ -36,7 +35,7 @@ def gaussian_2m(
     progress: bool = False,
     **extra: Any,
 ) -> Tensor:
-    """Two-step Adams-Bashforth for ``q = Q^T g / tau`` in u, order 2: with ``h = u - u'`` in each direction::
+    """Two-step Adams-Bashforth for ``q = B^-1 g / tau`` in u, order 2: with ``h = u - u'`` in each direction::
 
         w <- w + h (q_i + h / (2 h_before) (q_i - q_{i-1})),      y = sqrt(l + tau'^2) w
 
@@ -44,21 +43,19 @@ def gaussian_2m(
     Gaussian data is exact with any number of levels. ``denoise``: end with D instead, as the other solvers do; for
     posteriors, which meet their measurement by it, and for data of modes far narrower than the whole.
 
-    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, two products with Q each besides the denoiser's.
-    Needs no Wiener skip, only the covariance; compiling it needs a tracked spectrum
-    (:meth:`AdaptiveCovariance.track_spectrum`).
+    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, two products with B each besides the denoiser's.
+    Needs no Wiener skip, only the covariance; compiling it needs one that keeps its pencil
+    (:meth:`AdaptiveCovariance.track`).
     """
     covariance, taus = model.noise.covariance, ladder(model, x, taus)
     if x.shape[1:] != covariance.shape:
         raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, covariance.shape))}]")
     _checks.region(region, x.shape[0], covariance.regions, x.device)
-    basis, ratio = covariance.spectrum()
-    which: Tensor | slice = slice(None) if region is None else region
-    mean = covariance.center[which].to(x.dtype).reshape(-1, *covariance.shape)
+    pencil, mean = covariance.pencil, covariance.mean_of(region, len(x)).to(x.dtype).reshape(x.shape)
     # Where the data has no variance sqrt(l) w stays small.
-    l = ratio[which].to(taus.dtype).clamp_min(1e-6 * taus[-1] ** 2)
+    l = (pencil.l if region is None else pencil.l[region]).to(taus.dtype).clamp_min(1e-6 * taus[-1] ** 2)
     root, following = l.sqrt(), targets(taus)
-    y, before, since = _turn(x - mean, basis, region, True), x, l
+    y, before, since = pencil.inward(x - mean, region).flatten(1), x, l
 
     for i in bar(range(len(taus)), progress, "Gaussian 2M"):
         denoised = model(x, taus[i], region, **extra)
@@ -66,16 +63,10 @@ def gaussian_2m(
         if denoise and i + 1 == len(taus):
             return denoised
         here, there = l + taus[i] ** 2, l + following[i] ** 2
-        q = (_turn(denoised - mean, basis, region, True) - (l / here) * y) / taus[i]
+        q = (pencil.inward(denoised - mean, region).flatten(1) - (l / here) * y) / taus[i]
         h = torch.asinh(taus[i] / root) - torch.asinh(following[i] / root)
         ahead = q if i == 0 else q + h / (2.0 * since) * (q - before)
         y = there.sqrt() * (y / here.sqrt() + h * ahead)
-        x = mean + _turn(y, basis, region, False).reshape(x.shape).to(x.dtype)
+        x = mean + pencil.outward(y, region).reshape(x.shape).to(x.dtype)
         before, since = q, h
     return x
-
-
-def _turn(v: Tensor, basis: Tensor | None, region: Tensor | None, transpose: bool) -> Tensor:
-    """``Q^T v`` or ``Q v``, ``[B, d]``."""
-    flat = v.flatten(1)
-    return flat if basis is None else ops.apply_factor(flat, basis, region, transpose=transpose, lower=False)

@@ -60,7 +60,7 @@ class Measured(Wrapper):
         if not one and (tuple(measured.shape[1:]) != operator.shape or not len(measured)):
             sizes = ", ".join(map(str, operator.shape))
             raise ValueError(f"measured: got shape {list(measured.shape)}, expected [{sizes}] or [N, {sizes}]")
-        device = covariance.factor.device
+        device = covariance.center.device
         self.operator, self.sigma_y = operator.to(device), float(sigma_y)
         self.gaussian = MeasuredGaussian.learned(covariance, self.operator, self.sigma_y)
         self.register_buffer("measured", (measured.unsqueeze(0) if one else measured).to(device))
@@ -85,12 +85,8 @@ class Measured(Wrapper):
             return self.model.prior(n, tau, **options)
         covariance, region = self.noise.covariance, options.get("region")
         counters = {"seed": options.get("seed", 0), "row": options.get("row", 0)}
-        mean = covariance.center.expand(n, -1) if region is None else covariance.center[region]
-        clean = self.gaussian.draw(mean, region, **counters)
-        x = ops.colored_step(
-            clean, b=tau, factor=covariance.factor, region=region, lower=covariance.triangular,
-            **counters, stream=ops.PRIOR,
-        ).reshape(n, *covariance.shape)  # fmt: skip
+        clean = self.gaussian.draw(covariance.mean_of(region, n), region, **counters)
+        x = covariance.step(clean, b=tau, region=region, **counters, stream=ops.PRIOR).reshape(n, *covariance.shape)
         missing = self._missing(clean.reshape(x.shape))
         if self.sigma_y:
             missing = ops.colored_step(missing, b=self.sigma_y, **counters, stream=ops.MEASUREMENT)
@@ -225,10 +221,7 @@ class Posterior(Measured):
         def spread(v: Tensor) -> Tensor:
             with torch.inference_mode(False), torch.enable_grad():
                 (pulled,) = torch.autograd.grad(denoised, point, v.clone(), retain_graph=True)
-            half = ops.apply_factor(
-                pulled, covariance.factor, region, transpose=True, lower=covariance.triangular
-            )
-            return wide * covariance.color(half, region)
+            return wide * covariance.color(covariance.color(pulled, region, transpose=True), region)
 
         return denoised.detach(), spread
 

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from ansn import levels, networks
 from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
-from ansn.covariance import SPECTRUM_POINTS, AdaptiveCovariance
+from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, choose
+from ansn.covariance.choice import AUTO, rows_wanted
 from ansn.data import Dataset
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
 from ansn.noise import NoiseModel
-
-_PROBE = 2000  # points that the data-driven largest level looks at
-_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -58,51 +56,71 @@ class DataInfo:
         return cls(**plain)
 
 
-def covariance(config: NoiseConfig, info: DataInfo, device: torch.device | str = "cpu") -> AdaptiveCovariance:
+def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Rows that structure, basis and levels are chosen by, and their regions: the first of the run's order."""
+    x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
+    return x.cpu(), labels.cpu() if config.regions == "labels" and labels is not None else None
+
+
+def structure(config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | None) -> Choice:
+    """The structure that is asked for, or the one that the rows ask for."""
+    noise = config.noise
+    if noise.structure != AUTO:
+        return Choice(noise.structure, {}, {}, 0)
+    return choose(x, region, _regions(noise, info), root=noise.root, eps_floor=info.quantisation)
+
+
+def covariance(
+    config: TrainConfig, info: DataInfo, structure: str, device: torch.device | str = "cpu"
+) -> AdaptiveCovariance:
     """The empty covariance of a run. InputError for settings that do not fit the data or the memory."""
-    regions = 1
-    if config.regions == "labels":
-        if not info.num_classes:
-            raise InputError(f"--regions labels: {info.name} has no labels; expected a labelled data set")
-        regions = info.num_classes
+    noise, root = config.noise, config.noise.root
+    if root is None and config.network.prediction == "whitened" and STRUCTURES[structure].roots[0] == "basis":
+        root = "symmetric"  # f then has the form of the data, which a convolution likes
     try:
         return AdaptiveCovariance(
-            info.shape, regions, config.structure, rho=config.rho, gamma=config.gamma, eps=config.eps,
-            eps_floor=info.quantisation, root=config.root, forgetting=config.forgetting, device=device,
+            info.shape, _regions(noise, info), structure, rho=noise.rho, gamma=noise.gamma, eps=noise.eps,
+            eps_floor=info.quantisation, root=root, forgetting=noise.forgetting, device=device,
         )  # fmt: skip
     except (ValueError, MemoryError) as error:
         raise InputError(str(error)) from None
 
 
-def ladder(config: NoiseConfig, info: DataInfo, dataset: Dataset, seed: int) -> Levels:
-    """The run's levels; the largest one, unless it is given, and the flow's start from the data."""
-    dim = torch.Size(info.shape).numel()
+def _regions(config: NoiseConfig, info: DataInfo) -> int:
+    if config.regions != "labels":
+        return 1
+    if not info.num_classes:
+        raise InputError(f"--regions labels: {info.name} has no labels; expected a labelled data set")
+    return info.num_classes
+
+
+def ladder(config: TrainConfig, info: DataInfo, structure: str, x: Tensor, region: Tensor | None) -> Levels:
+    """The run's levels; the largest one, unless it is given, and the flow's start from rows of the data."""
+    noise, dim = config.noise, torch.Size(info.shape).numel()
     try:
-        if config.ladder == "paper":
+        if noise.ladder == "paper":
             chosen = levels.paper(dim)
-            return replace(chosen, training=config.training_levels or chosen.training)
-        x, labels = dataset.batch(dataset.order(seed, 0)[:_PROBE].cpu())
-        x = x.cpu()
-        region = labels.cpu() if config.regions == "labels" and labels is not None else None
-        # A thousand points are enough for what looks at pairs of them, which is quadratic in their number.
-        some = None if region is None else region[:_PAIRS]
-        start = levels.tau_start(x[:_PAIRS], _seen(config, info, x, region), region=some)
-        if config.ladder == "karras":
-            top = config.tau_max or max(levels.tau_max_flow(dim), start)
-            chosen = levels.karras(top, config.tau_min, n=config.rungs or 20, training="lognormal")
-        else:
-            overlap: dict[str, Any] = {"n": config.rungs} if config.rungs else {"dim": dim}
-            top = config.tau_max or levels.tau_max_langevin(x[:_PAIRS], _seen(config, info, x, None))
-            chosen = levels.geometric(top, config.tau_min, training="ladder", **overlap)
+            return replace(chosen, training=noise.training_levels or chosen.training)
+        chosen = levels.flow(
+            x, _seen(config, info, structure, x, region), tau_max=noise.tau_max, tau_min=noise.tau_min,
+            n=noise.rungs or 20, region=region,
+        )  # fmt: skip
+        if noise.ladder == "geometric":
+            overlap: dict[str, Any] = {"n": noise.rungs} if noise.rungs else {"dim": dim}
+            seen = _seen(config, info, structure, x, None)
+            top = noise.tau_max or levels.tau_max_langevin(x[: levels.PAIRS], seen)
+            ladder = levels.geometric(top, noise.tau_min, training="ladder", **overlap)
+            chosen = replace(ladder, start=min(max(chosen.start or 0.0, ladder.minimum), ladder.maximum))
     except ValueError as error:
         raise InputError(str(error)) from None
-    start = min(max(start, chosen.minimum), chosen.maximum)
-    return replace(chosen, training=config.training_levels or chosen.training, start=start)
+    return replace(chosen, training=noise.training_levels or chosen.training)
 
 
-def denoiser(config: TrainConfig, info: DataInfo, chosen: Levels, device: torch.device | str = "cpu") -> Denoiser:
+def denoiser(
+    config: TrainConfig, info: DataInfo, structure: str, chosen: Levels, device: torch.device | str = "cpu"
+) -> Denoiser:
     """Network, covariance and levels, freshly initialised from the run's seed."""
-    noise = NoiseModel(covariance(config.noise, info, device), chosen, config.run.seed)
+    noise = NoiseModel(covariance(config, info, structure, device), chosen, config.run.seed)
     if config.noise.regions == "labels" and not config.network.class_conditional:
         # Without k in the network the weight of the loss may not depend on k (math section 6).
         raise InputError("--regions labels: needs --class-conditional, so that the network knows the region")
@@ -129,7 +147,7 @@ def _skip(config: NetworkConfig, info: DataInfo, learned: AdaptiveCovariance) ->
     """The skip that was asked for; else the denoiser's own default, where there are distinct examples enough for it:
     the covariance counts those that come again in every epoch."""
     distinct = info.rows if learned.regions == 1 else info.fewest
-    if config.skip is None and distinct < SPECTRUM_POINTS * learned.dim:
+    if config.skip is None and distinct < learned.structure.points():
         return "scalar"
     return config.skip
 
@@ -154,9 +172,11 @@ def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str,
     return published | classes | told
 
 
-def _seen(config: NoiseConfig, info: DataInfo, x: Tensor, region: Tensor | None) -> AdaptiveCovariance:
+def _seen(
+    config: TrainConfig, info: DataInfo, structure: str, x: Tensor, region: Tensor | None
+) -> AdaptiveCovariance:
     """A covariance that has seen these points, for levels that depend on the data."""
-    seen = covariance(config, info)
+    seen = covariance(config, info, structure)
     if seen.regions > 1 and region is None:
         region = torch.zeros(len(x), dtype=torch.int64)
     seen.update(x, region if seen.regions > 1 else None).refresh()

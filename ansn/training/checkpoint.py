@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ansn.covariance import STRUCTURES, Choice
 from ansn.errors import InputError
 from ansn.ops._dispatch import BackendError
 
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step-(\d{8,})")
 _KEEP = 2
 
@@ -75,14 +76,41 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
         state = json.loads((folder / "state.json").read_text())
         if not isinstance(state, dict):
             raise ValueError(f"state.json holds a {type(state).__name__}, expected an object")
-        if state.get("format") != FORMAT:
-            raise InputError(f"{folder}: is of format {state.get('format')}, expected {FORMAT}")
+        if state.get("format") not in (2, FORMAT):
+            other = "written by another version of ansn, train it anew with this one"
+            raise InputError(f"{folder}: format: got {state.get('format')}, expected 2 or {FORMAT}; it was {other}")
         tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
+        if state["format"] == 2 and "covariance" in tensors:
+            tensors["covariance"] = _from_format_2(tensors["covariance"])
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder}: cannot be read ({error}); delete it to go on from the one before") from None
     return tensors, state
+
+
+def structure(state: Mapping[str, Any]) -> Choice:
+    """The covariance's structure of a checkpoint; formats before 3 name it in the settings alone."""
+    name = state["config"]["noise"]["structure"]
+    chosen = Choice(**state["structure"]) if "structure" in state else Choice(name, {}, {}, 0)
+    if chosen.structure not in STRUCTURES:
+        raise InputError(f"structure: got {chosen.structure!r}, expected one of {', '.join(STRUCTURES)}")
+    return chosen
+
+
+def _from_format_2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A covariance of format 2: a factor beside center and scale, and where it was tracked the eigenbasis and l."""
+    out, factor = dict(tensors), tensors["factor"]
+    del out["factor"]
+    if factor.ndim == 2:
+        ratio = out.pop("ratio", torch.ones_like(factor))
+        return out | {"snapshot.deviation": factor, "snapshot.l": ratio}
+    out["snapshot.factor"] = factor
+    if "ratio" in out:
+        basis, wide = out.pop("basis"), factor.double()
+        deviation = (wide.mT @ basis.double()).square().sum(1).sqrt().to(factor.dtype)
+        out |= {"snapshot.basis0": basis, "snapshot.l": out.pop("ratio"), "snapshot.deviation": deviation}
+    return out
 
 
 @contextmanager

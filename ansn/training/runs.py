@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ansn.config import TrainConfig, from_dict
+from ansn.covariance import Choice
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
@@ -26,6 +27,7 @@ class Run:
     config: TrainConfig
     info: DataInfo
     step: int
+    structure: Choice
 
     def to_data_units(self, x: Tensor) -> Tensor:
         """Samples of a standardised table in the units of its columns; images as they are."""
@@ -49,9 +51,10 @@ def load_run(
     tensors, state = checkpoint.load(folder, step)
     with checkpoint.fitting(folder):
         config, info = from_dict(state["config"]), DataInfo.from_dict(state["data"])
-        model = build.denoiser(config, info, Levels.from_dict(state["levels"]))
+        chosen = checkpoint.structure(state)
+        model = build.denoiser(config, info, chosen.structure, Levels.from_dict(state["levels"]))
         weights = tensors["ema"] if ema and "ema" in tensors else tensors["network"]
         model.network.load_state_dict(weights)
         model.noise.covariance.load_state_dict(tensors["covariance"])
         number = int(state["step"])
-    return Run(folder, model.to(device).eval(), config, info, number)
+    return Run(folder, model.to(device).eval(), config, info, number, chosen)

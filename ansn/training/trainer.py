@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ansn.config import TrainConfig, differences, from_dict, to_dict, validate
+from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
+from ansn.covariance.choice import AUTO
 from ansn.data import Dataset, iterate, load_dataset
-from ansn.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
+from ansn.distributed import agreed, all_reduce_moments, any_rank, mean_over_ranks, processes, share_basis
 from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.levels import Levels
 from ansn.loss import dsm_loss
-from ansn.moments import RunningMoments
 from ansn.noise import Level
 from ansn.training import build, checkpoint
 from ansn.training.build import DataInfo
@@ -68,24 +68,31 @@ class Trainer:
         self.folder, self.step = Path(config.run.out), 0
         self.info = DataInfo.of(dataset)
         stored = self._stored()
+        config = self.config
         if stored:
             with checkpoint.fitting(self.folder):
                 self.levels = Levels.from_dict(stored[1]["levels"])
+                self.structure = checkpoint.structure(stored[1])
         else:
-            self.levels = build.ladder(config.noise, self.info, dataset, config.run.seed)
-        self.model = build.denoiser(config, self.info, self.levels, device)
+            x, region = build.first_rows(config.noise, dataset, config.run.seed)
+            if rank == 0 and config.noise.structure == AUTO:
+                print(f"choosing the covariance's structure by the first {len(x):,} rows", file=sys.stderr)
+            self.structure = agreed(build.structure(config, self.info, x, region), device)
+            if rank == 0 and config.noise.structure == AUTO:
+                print(f"structure: {self.structure}", file=sys.stderr)
+            self.levels = build.ladder(config, self.info, self.structure.structure, x, region)
+        self.model = build.denoiser(config, self.info, self.structure.structure, self.levels, device)
         self.covariance = self.model.noise.covariance
+        if not stored:
+            self.covariance.orient(x.to(device), None if region is None else region.to(device))
+            share_basis(self.covariance.moments)
         network = self.model.network
         self.ema = self._average(network) if config.optim.ema else None
         self.optimizer = torch.optim.AdamW(
             network.parameters(), config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay
         )
         # What this rank gathered since the last merge: cumulative states would be counted once a rank.
-        self.gathered = (
-            RunningMoments(self.covariance.dim, self.covariance.regions, self.covariance.structure, device=device)
-            if world > 1
-            else None
-        )
+        self.gathered = self.covariance.gathering() if world > 1 else None
         self.pending = self.updates = 0
         if stored:
             with checkpoint.fitting(self.folder):
@@ -196,7 +203,8 @@ class Trainer:
             all_reduce_moments(self.gathered)
             forgotten = self.covariance.forgetting**self.updates
             self.covariance.merge(self.gathered, self.pending, forgotten, rows=self.config.optim.batch_size)
-            self.gathered.reset()
+            share_basis(self.covariance.moments)
+            self.gathered.reset(self.covariance.moments.basis)
             self.pending = self.updates = 0
 
     def _schedule(self, step: int) -> float:
@@ -288,6 +296,7 @@ class Trainer:
             "config": to_dict(self.config),
             "data": dataclasses.asdict(self.info),
             "levels": dataclasses.asdict(self.levels),
+            "structure": dataclasses.asdict(self.structure),
             "groups": groups,
         }
         checkpoint.save(self.folder, self.step, tensors, state)
@@ -299,6 +308,8 @@ class Trainer:
         tensors, state = checkpoint.load(self.folder)
         with checkpoint.fitting(self.folder):
             before, data = from_dict(state["config"]), DataInfo.from_dict(state["data"])
+            chosen = checkpoint.structure(state)
+        self.config = resumed(before, self.config, chosen.structure)
         changed = differences(before, self.config)
         if changed:
             raise InputError(
@@ -312,6 +323,8 @@ class Trainer:
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         self.model.network.load_state_dict(tensors["network"])
         self.covariance.load_state_dict(tensors["covariance"])
+        if self.gathered is not None:
+            self.gathered.reset(self.covariance.moments.basis)
         checkpoint.unflatten_optimizer(self.optimizer, tensors["optimizer"], state["groups"])
         self.step = int(state["step"])
         if self.ema is not None:

@@ -163,7 +163,7 @@ def test_what_is_missing_is_a_sentence(tmp_path: Path) -> None:
 def test_what_diverged_is_a_sentence(tmp_path: Path) -> None:
     run = digits_run(tmp_path / "run")
     run.model.noise.covariance.moments.scatter.fill_(torch.nan)
-    run.model.noise.covariance.factor.fill_(torch.nan)
+    run.model.noise.covariance.snapshot.factor.fill_(torch.nan)
     samples = torch.rand(5, 1, 8, 8)
     samples[2] = torch.nan
     (run.path / "metrics.jsonl").write_text('{"step": 10, "loss": null}\n{"loss": 3}\n')

@@ -67,7 +67,7 @@ def test_with_shape_has_that_shape_and_the_trace_of_the_data() -> None:
     covariance = ansn.AdaptiveCovariance(3, rho=0.0, eps_floor=0.0).update(x).freeze()
     noise = ansn.NoiseModel(covariance, ansn.levels.karras(8.0, 0.01))
     r = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    level, scale = float(covariance.trace()[0]) / 3, covariance.scale.clone()
+    level, scale = float(covariance.covariance()[0].trace()) / 3, covariance.scale.clone()
     made = ablations.with_shape(noise, r, 0.5).covariance.noise_shape()[0]
     expected = (0.5 * r / 2 + (0.5 + 1e-3) * torch.eye(3, dtype=torch.float64)) * level
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)

@@ -275,7 +275,7 @@ def test_a_wiener_shape_is_that_noise_under_that_skip(shape: str, rho: float) ->
     run = next(fit(problem("mixture"), Setup(shape, steps=3)))
     for model in (run.model, run.latest):
         assert model.skip == "wiener"
-        assert model.noise.covariance.rho == rho
+        assert model.noise.covariance.rules.rho == rho
     assert next(fit(problem("mixture"), Setup(f"rho={rho}", steps=3))).model.skip == "scalar"
 
 
@@ -357,6 +357,6 @@ def test_known_moments_are_enough_for_a_spectrum() -> None:
     """``gaussian_2m`` of an exact denoiser would else be that of ``S = R``."""
     density = anisotropic(6)
     covariance = known_covariance([density], rho=0.0)
-    _, ratio = covariance.spectrum()
+    ratio = covariance.pencil.l
     wanted = torch.linalg.eigvalsh(density.covariance()) / covariance.noise_shape()[0, 0, 0]
     torch.testing.assert_close(ratio[0].double().sort().values, wanted, rtol=1e-4, atol=0)

@@ -24,16 +24,7 @@ def cell_probabilities(mean: float, deviation: float, delta: float, shift: float
 
 
 def image_model(target: Mixture, r: Tensor, tau: tuple[float, ...] = (30.0, 1e-4)) -> ExactDenoiser:
-    covariance = AdaptiveCovariance(
-        SHAPE, rho=1.0, eps=0.0, initial=r, dtype=torch.float64, factor_dtype=torch.float64
-    ).freeze()
-    mean = target.weights @ target.means
-    covariance.center.copy_(mean)
-    away = target.means - mean
-    covariance.initial.copy_(
-        torch.einsum("c,cij->ij", target.weights, target.covariances)
-        + torch.einsum("c,ci,cj->ij", target.weights, away, away)
-    )
+    covariance = fixed_covariance(r, s=target.covariance(), shape=SHAPE, center=target.weights @ target.means)
     return ExactDenoiser(noise_model(covariance, tau), target)
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 import ansn
 from ansn import AdaptiveCovariance, Denoiser, levels, networks
+from ansn.covariance import STRUCTURES
 from tests.oracles import (
     ExactDenoiser,
     Mixture,
+    beside,
     five_sigma,
     fixed_covariance,
     gaussian,
@@ -27,15 +29,9 @@ TAU = (10.0, 0.01)
 
 def covariance(r: Tensor, target: Mixture, known: bool = True, **options) -> AdaptiveCovariance:
     """Noise of shape r; mean and covariance of the target, or with ``known=False`` r for the latter."""
-    mean = target.weights @ target.means
-    out = fixed_covariance(r, center=mean, **options)
-    if known:
-        away = target.means - mean
-        out.initial.copy_(
-            torch.einsum("c,cij->ij", target.weights, target.covariances)
-            + torch.einsum("c,ci,cj->ij", target.weights, away, away)
-        )
-    return out
+    return fixed_covariance(
+        r, s=target.covariance() if known else None, center=target.weights @ target.means, **options
+    )
 
 
 def exact(target: Mixture, r: Tensor, known: bool = True, prediction: str = "denoiser", tau=TAU, **options):
@@ -66,7 +62,8 @@ EIGENVALUES = {"isotropic": (0.5, 0.5), "condition 30": (0.1, 3.0), "condition 1
 @pytest.mark.parametrize("spread", list(EIGENVALUES))
 def test_a_gaussian_is_exact_where_its_covariance_is_known(spread: str, solver: str):
     """Nothing moves in the frame, so the only error is rounding: 1e-9 is a hundred thousand roundings of about 50."""
-    target, r = gaussian(randn(D), spd(D, 1, *EIGENVALUES[spread])), spd(D, 2, 0.1, 1.0)
+    s = spd(D, 1, *EIGENVALUES[spread])
+    target, r = gaussian(randn(D), s), beside(s, 2, 0.1, 1.0)
     x = target.sample(8)
     for prediction in ("denoiser", "whitened"):
         assert error(exact(target, r, prediction=prediction), target, r, x, solver=solver, steps=2) < 1e-9
@@ -84,24 +81,29 @@ def test_a_gaussian_whose_covariance_is_taken_for_the_noise_s(spread: str, aniso
     assert error(model, target, r, target.sample(8), steps=32) < 0.01
 
 
-def test_a_diagonal_structure():
-    r, s = torch.linspace(0.2, 2.0, D), torch.logspace(-3, 1, D)
-    target = gaussian(randn(D), torch.diag(s))
-    shape = AdaptiveCovariance(
-        D, structure="diagonal", rho=1.0, eps=0.0, initial=r, dtype=torch.float64, factor_dtype=torch.float64
-    ).freeze()
-    shape.center.copy_(target.means)
-    model = ExactDenoiser(noise_model(shape, (50.0, 0.01)), target)
-    x = target.sample(8)
-    assert error(model, target, torch.diag(r), x, steps=32) < 0.01
-    shape.initial.copy_(s)
-    assert error(model, target, torch.diag(r), x, steps=1) < 1e-9
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_gaussian_of_any_structure(structure: str):
+    """Exact, and within the same bound where its covariance is taken for the noise's."""
+    shape = AdaptiveCovariance((2, 3), 1, structure, rho=0.3, eps_floor=0.0, factor_dtype=torch.float64)
+    shape.update(randn(100, D) @ torch.linalg.cholesky(spd(D, 1, 1e-2, 10.0)).T).freeze()
+    pencil, r = shape.track().pencil, shape.noise_shape()
+    target = gaussian(shape.center[0], pencil.matrix(pencil.variances())[0])
+    model, x = ExactDenoiser(noise_model(shape, (50.0, 0.01)), target), target.sample(8)
+    exact = truth(target, r[0] if r.ndim == 3 else r[0].diag(), x)
+
+    def off(steps: int) -> float:
+        found = ansn.log_likelihood(model, x.reshape(8, 2, 3), trace="exact", steps=steps).log_density
+        return float((found - exact).abs().max()) / D
+
+    assert off(1) < 1e-9
+    pencil.l.fill_(1.0)
+    assert 1e-6 < off(32) < 0.01
 
 
 @pytest.mark.parametrize(("dim", "anisotropy"), [(2, 0.0), (2, 0.5), (2, 1.0), (12, 0.5)])
 def test_a_mixture_within_a_hundredth_of_a_nat_a_dimension(dim: int, anisotropy: float):
     target = mixture(dim)
-    s = covariance(torch.eye(dim, dtype=torch.float64), target).initial
+    s = target.covariance()
     r = anisotropy * s + (1 - anisotropy) * s.diagonal().mean() * torch.eye(dim)
     x = target.sample(12)
     assert error(exact(target, r), target, r, x, steps=24) < 0.01
@@ -159,7 +161,7 @@ def test_order_of_convergence(solver: str, order: int):
     """Halving the steps divides the error by ``2^order``. A mixture, levels even in ln tau, against 128 steps of RK4:
     an error below a tenth of what is measured, and a slope that is off by what the next order adds."""
     target = mixture(2)
-    r = covariance(torch.eye(2, dtype=torch.float64), target).initial
+    r = target.covariance()
     model, x = exact(target, r, tau=(3.0, 0.1)), target.sample(8)
 
     def at(steps: int, solver: str) -> Tensor:
@@ -174,7 +176,7 @@ def test_order_of_convergence(solver: str, order: int):
 def test_adaptive_steps_keep_their_tolerance():
     """A step's tolerance is of the batch's RMS; the whole way adds up some ten of them."""
     target = mixture(2)
-    r = covariance(torch.eye(2, dtype=torch.float64), target).initial
+    r = target.covariance()
     model, x = exact(target, r), target.sample(6)
     best = ansn.log_likelihood(model, x, trace="exact", steps=96).log_density
     found = [ansn.log_likelihood(model, x, trace="exact", solver="rk45", rtol=rtol) for rtol in (1e-3, 1e-5)]
@@ -193,7 +195,7 @@ def test_adaptive_steps_keep_their_tolerance():
 def test_hutchinson_is_unbiased(probe: str, basis: str, structure: str):
     """200 copies of a row have 400 independent probes: their mean is the exact trace's within five standard errors."""
     target = mixture(4)
-    r = spd(4, 7)
+    r = beside(target.covariance(), 7)
     model = exact(target, r, root=structure)
     x = target.sample(1).expand(200, -1)
     options = {"steps": 4}
@@ -208,7 +210,8 @@ def test_hutchinson_is_unbiased(probe: str, basis: str, structure: str):
 
 
 def test_spectral_rademacher_probes_have_no_variance_on_a_gaussian():
-    target, r = gaussian(randn(D), spd(D, 1, 1e-3, 10.0)), spd(D, 2)
+    s = spd(D, 1, 1e-3, 10.0)
+    target, r = gaussian(randn(D), s), beside(s, 2)
     x = target.sample(4)
     found = ansn.log_likelihood(exact(target, r), x, probes=2)
     assert found.standard_error.max() < 1e-9
@@ -216,8 +219,8 @@ def test_spectral_rademacher_probes_have_no_variance_on_a_gaussian():
 
 
 def test_one_probe_has_no_standard_error_and_an_exact_trace_no_error():
-    target, r = mixture(2), spd(2)
-    x = target.sample(3)
+    target = mixture(2)
+    x, r = target.sample(3), beside(target.covariance())
     assert ansn.log_likelihood(exact(target, r), x, probes=1).standard_error.isnan().all()
     assert (ansn.log_likelihood(exact(target, r), x, trace="exact").standard_error == 0).all()
 

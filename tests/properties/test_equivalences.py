@@ -45,7 +45,7 @@ class Through(nn.Module):
 def whitened_model(field: nn.Module, factor: Tensor) -> Denoiser:
     """ANSN with ``L`` any square root, not only a triangular one."""
     covariance = fixed_covariance(factor @ factor.T, root="symmetric")
-    covariance.factor.copy_(factor)
+    covariance.snapshot.factor.copy_(factor)
     return Denoiser(field, noise_model(covariance, TAU), "whitened", precondition=False)
 
 

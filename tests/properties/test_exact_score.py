@@ -83,7 +83,7 @@ def test_the_score_is_that_of_the_perturbed_density(target, prediction, root):
     score = TARGETS[target].score(x, sigma)
     assert rms_ratio(model.score(x, tau), score) < 1e-9
     assert rms_ratio(model(x, tau), TARGETS[target].denoised(x, sigma)) < 1e-10
-    factor = model.noise.covariance.factor[0]
+    factor = model.noise.covariance.snapshot.factor[0]
     assert rms_ratio(model.f(x, tau), tau.unsqueeze(1) * (score @ factor)) < 1e-9
 
 
@@ -146,7 +146,7 @@ def test_langevin_has_its_stationary_variance(convention, alpha, prediction):
     model, tau = exact("gaussian", prediction), 0.8
     taus, eps = torch.tensor([tau], dtype=torch.float64), alpha * tau**2
     options = {"steps": 1, "eps": eps, "convention": convention, "denoise": False}
-    eye, factor = torch.eye(D).double(), model.noise.covariance.factor[0]
+    eye, factor = torch.eye(D).double(), model.noise.covariance.snapshot.factor[0]
 
     def step(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return annealed_langevin(model, x, taus, noise_sampler=lambda _: z, **options)
@@ -173,7 +173,7 @@ def test_langevin_reaches_it():
     taus = torch.tensor([tau], dtype=torch.float64)
     start = TARGETS["gaussian"].sample(6000) + tau * model.noise.covariance.color(randn(6000, D))
     x = annealed_langevin(model, start, taus, steps=60, eps=alpha * tau**2, denoise=False, seed=3)
-    inverse = torch.linalg.inv(model.noise.covariance.factor[0])
+    inverse = torch.linalg.inv(model.noise.covariance.snapshot.factor[0])
     values, vectors = torch.linalg.eigh(inverse @ S @ inverse.T)
     u = (x - MEAN) @ inverse.T @ vectors / tau
     r = 1 + values / tau**2

@@ -8,23 +8,24 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, dsm_loss, levels, networks, ops, sample
+from ansn.covariance import STRUCTURES
 from tests.oracles import randn
 from tests.tolerances import BATCH_INVARIANCE, RATIO, rms_ratio
 
-D = 4
+SHAPE = (2, 2)
 
 
 def build(structure: str = "dense") -> tuple[Denoiser, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    noise = NoiseModel(AdaptiveCovariance(D, structure=structure), levels.karras(5.0, 0.05), seed=7)
-    model = Denoiser(networks.MLP((D,), hidden=16, blocks=1), noise)
+    noise = NoiseModel(AdaptiveCovariance(SHAPE, structure=structure), levels.karras(5.0, 0.05), seed=7)
+    model = Denoiser(networks.MLP(SHAPE, hidden=16, blocks=1), noise)
     return model, torch.optim.SGD(model.network.parameters(), lr=0.05)
 
 
 def train(model: Denoiser, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[float]:
     losses = []
     for step in range(first, last):
-        x = randn(12, D, seed=step, dtype=torch.float32) + 1.0
+        x = randn(12, *SHAPE, seed=step, dtype=torch.float32) + 1.0
         model.noise.update(x)
         if step == 11:
             model.noise.covariance.freeze()
@@ -40,7 +41,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("pause", [3, 10, 12, 15])
 def test_resuming_continues_bit_for_bit(structure, pause):
     """Before and after the freeze: weights, covariance, losses and samples."""
@@ -72,11 +73,11 @@ def halves(noise: NoiseModel, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["auto", "reference"])
-@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_ranks_draw_the_noise_of_the_whole_batch(name, structure):
     model, optimizer = build(structure)
     train(model, optimizer, 0, 3)
-    x = randn(12, D, dtype=torch.float32)
+    x = randn(12, *SHAPE, dtype=torch.float32)
     with ops.backend(name):
         whole, level = model.noise.perturb(x, step=5)
         parts, taus = halves(model.noise, x, step=5)
@@ -84,13 +85,13 @@ def test_ranks_draw_the_noise_of_the_whole_batch(name, structure):
     assert rms_ratio(parts, whole) < 1e-6
 
 
-@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("method", ["heun", "langevin"])
 def test_back_ends_agree_on_the_samples(structure, method):
     """Training levels, perturbation and samples: those of the reference."""
     model, optimizer = build(structure)
     train(model, optimizer, 0, 12)
-    x = randn(12, D, dtype=torch.float32)
+    x = randn(12, *SHAPE, dtype=torch.float32)
     results = {}
     for name in ("auto", "reference"):
         with ops.backend(name):

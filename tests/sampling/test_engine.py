@@ -304,8 +304,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_no_step_waits_for_a_gpu(method: str, case: str) -> None:
     with NoWaiting() as mode:
         bare = trained(**CASES[case])
-        if method == "gaussian_2m":  # else it is decomposed before the first step, which waits
-            bare.noise.covariance.track_spectrum()
+        bare.noise.covariance.track()  # else it is decomposed before the first step, which waits
         model = on_a_device(bare, mode)
         draw = Draw(model, method, QUICK.get(method, 4), taus=LEVELS)
         x = draw.batch(0, 5, torch.zeros(5, dtype=torch.int64) if case == "classes" else None)

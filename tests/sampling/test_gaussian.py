@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ansn import AdaptiveCovariance
+from ansn.covariance import STRUCTURES
 from ansn.sampling import Linear, Mask, gaussian
 from ansn.sampling.gaussian import MeasuredGaussian, conjugate_gradients
 from tests.oracles import covariance_within_five_sigma, randn, spd
@@ -21,7 +22,7 @@ OPERATOR = Linear(randn(M, D, seed=7))
 
 def covariance(structure: str = "dense", regions: int = 1, **options) -> AdaptiveCovariance:
     """Frozen, with R not proportional to S and S of each region its own."""
-    out = AdaptiveCovariance(D, regions, structure, rho=0.4, eps=0.01, factor_dtype=torch.float64, **options)
+    out = AdaptiveCovariance((2, 3), regions, structure, rho=0.4, eps=0.01, factor_dtype=torch.float64, **options)
     x = randn(300 * regions, D, seed=1) @ torch.linalg.cholesky(spd(D, 2)).T
     region = torch.arange(regions).repeat(300)
     x = x * (1.0 + region.unsqueeze(1))
@@ -42,6 +43,9 @@ def given_noise(s: Tensor, r: Tensor, tau: float) -> Tensor:
 CASES = {
     "dense": {}, "symmetric root": {"root": "symmetric"}, "diagonal": {"structure": "diagonal"},
     "regions": {"regions": 2}, "diagonal regions": {"structure": "diagonal", "regions": 2},
+    "separable": {"structure": "separable"}, "cosine": {"structure": "cosine"},
+    "separable regions": {"structure": "separable", "regions": 2},
+    "cosine regions, symmetric root": {"structure": "cosine", "regions": 2, "root": "symmetric"},
 }  # fmt: skip
 
 
@@ -111,7 +115,7 @@ def test_measurements_that_repeat_each_other_without_noise():
 
 def test_coordinates_that_never_vary_are_left_alone():
     x = torch.cat((randn(300, D - 1), torch.zeros(300, 1)), 1)
-    c = AdaptiveCovariance(D, rho=0.5, factor_dtype=torch.float64).update(x).freeze()
+    c = AdaptiveCovariance(D, rho=0.5, eps_floor=0.0, factor_dtype=torch.float64).update(x).freeze()
     mask = Mask(torch.tensor([True] * 2 + [False] * (D - 3) + [True]))
     measured = MeasuredGaussian.learned(c, mask, 0.0)
     tau = torch.tensor([0.5])
@@ -121,9 +125,9 @@ def test_coordinates_that_never_vary_are_left_alone():
     assert rms_ratio(change[:, :2], randn(4, 3, seed=2)[:, :2]) < 1e-6
 
 
-@pytest.mark.parametrize("case", [CASES["dense"], CASES["diagonal"]], ids=["dense", "diagonal"])
-def test_draws_have_the_learned_covariance(case):
-    c = covariance(**case)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_draws_have_the_learned_covariance(structure):
+    c = covariance(structure)
     measured = MeasuredGaussian.learned(c, OPERATOR, 0.1)
     x = measured.draw(torch.zeros(6000, D, dtype=torch.float64), None, seed=3, row=0)
     assert covariance_within_five_sigma(x, matrices(c)[0][0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks, sample
+from ansn.covariance import STRUCTURES
 from ansn.sampling import METHODS, Draw, heun, schedules
 from tests.oracles import (
     ExactDenoiser,
@@ -42,7 +43,7 @@ def trained(prediction: str = "denoiser", structure: str = "dense", **options) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_samples_do_not_depend_on_the_batch_size(method, structure):
     model = trained("whitened" if method == "paper" else "denoiser", structure)
     results = [sample(model, 20, method, QUICK[method], batch_size=size, seed=3) for size in (1, 7, 64)]

@@ -266,7 +266,7 @@ def test_a_langevin_step_compiles_into_one_graph(precondition):
     denoiser = Denoiser(network, noise_model(fixed_covariance(spd(D, 3), dtype=torch.float32), TAU)).eval()
 
     def step(x: Tensor, tau: Tensor, number: int) -> Tensor:
-        factor = denoiser.noise.covariance.factor
+        factor = denoiser.noise.covariance.snapshot.factor
         if precondition:
             return ops.colored_step(
                 x, denoiser(x, tau), c=0.1, b=tau * 0.4, factor=factor, seed=1, step=number, stream=1

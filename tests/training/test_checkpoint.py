@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 import ansn
 from ansn.errors import InputError
-from ansn.training import checkpoint, load_run
-from tests.training.helpers import assert_same_run, tensors, trained
+from ansn.training import checkpoint, load_run, train
+from tests.training.helpers import assert_same_run, small, tensors, trained
 
 PACKAGE = Path(ansn.__file__).parent
 
@@ -113,7 +113,7 @@ def test_only_safetensors_and_json(run: Path) -> None:
         header.pop("__metadata__", None)
         assert 8 + length + max(v["data_offsets"][1] for v in header.values()) == len(data)
     state = json.loads((newest(run) / "state.json").read_text())
-    assert (state["format"], state["step"]) == (2, 40)
+    assert (state["format"], state["step"]) == (checkpoint.FORMAT, 40)
     assert state["config"]["optim"]["steps"] == 40
 
 
@@ -286,6 +286,45 @@ def test_a_damaged_optimiser_stops_only_training(run: Path, damage: Callable[[Pa
     with pytest.raises(InputError) as caught:
         trained(run, steps=50)
     one_line(caught.value, run)
+
+
+FORMAT_2 = {
+    "dense, with a scalar skip": {"structure": "dense", "skip": "scalar"},
+    "dense, its spectrum tracked": {"structure": "dense"},
+    "a region a class": {"structure": "dense", "regions": "labels", "class_conditional": True, "skip": "wiener"},
+    "symmetric root": {"structure": "dense", "root": "symmetric"},
+    "diagonal": {"structure": "diagonal", "root": "cholesky"},
+}
+
+
+@pytest.mark.parametrize("settings", FORMAT_2.values(), ids=FORMAT_2.keys())
+def test_a_run_of_format_2_is_what_it_was(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """One factor, and where it was tracked the eigenbasis and l; the structure is in the settings alone."""
+    new = load_run(trained(tmp_path / "run", steps=20, **settings))
+    tensors, state = checkpoint.load(new.path)
+    kept = tensors["covariance"]
+    old = {name: value for name, value in kept.items() if not name.startswith("snapshot.")}
+    old["_extra_state"] = kept["_extra_state"][:5]
+    whole = settings["structure"] == "diagonal"
+    old["factor"] = kept["snapshot.deviation" if whole else "snapshot.factor"]
+    if "snapshot.l" in kept and settings.get("skip") != "scalar":
+        old["ratio"] = kept["snapshot.l"]
+    if "snapshot.basis0" in kept:
+        old["basis"] = kept["snapshot.basis0"]
+    folder = new.path / "checkpoints" / "step-00000020"
+    save_file({name: value.contiguous() for name, value in old.items()}, folder / "covariance.safetensors")
+    state.pop("structure")
+    (folder / "state.json").write_text(json.dumps(state | {"format": 2}))
+
+    found = load_run(new.path)
+    x, region = torch.rand(5, 1, 8, 8), torch.arange(5) if "regions" in settings else None
+    told = {} if region is None else {"y": region}
+    with torch.no_grad():
+        both = [run.model(x, 0.7, region, **told) for run in (found, new)]
+    torch.testing.assert_close(*both, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*(run.model.noise.covariance.color(x, region) for run in (found, new)))
+    assert found.structure.structure == settings["structure"]
+    train(small(new.path, steps=25, **(settings | {"structure": "auto", "root": None})))  # and it is gone on with
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:

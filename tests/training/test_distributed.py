@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from ansn.covariance import AdaptiveCovariance
-from ansn.moments import RunningMoments
-from ansn.structures import STRUCTURES
 from ansn.training import checkpoint, load_run, train
 from ansn.training.trainer import Trainer, _dataset
 from tests.tolerances import EXACT
@@ -26,19 +24,21 @@ LOSS = 1e-5  # relative (1e-7 measured): gradients are summed in another order
 # -- merges without another process ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("structure", ["dense", "separable"])
 @pytest.mark.parametrize("forgetting", [1.0, 0.9])
-def test_merges_count_no_point_twice(forgetting: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merges_count_no_point_twice(
+    structure: str, forgetting: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The trainer's path for several ranks, with a reduction that finds no one else: the covariance of one process,
     whatever the interval of its checkpoints."""
     monkeypatch.setattr("ansn.training.trainer.all_reduce_moments", lambda _: None)
-    config = small(tmp_path / "one", freeze_after=900, forgetting=forgetting)
+    options = {"freeze_after": 900, "forgetting": forgetting, "structure": structure}
+    config = small(tmp_path / "one", **options)
     train(config)
     expected = load_run(tmp_path / "one").model.noise.covariance
 
-    built = Trainer(
-        small(tmp_path / "two", freeze_after=900, forgetting=forgetting), _dataset(config), 0, 1, torch.device("cpu")
-    )
-    built.gathered = RunningMoments(64, 1, STRUCTURES["dense"])
+    built = Trainer(small(tmp_path / "two", **options), _dataset(config), 0, 1, torch.device("cpu"))
+    built.gathered = built.covariance.gathering()
     built.run()
     found = load_run(tmp_path / "two").model.noise.covariance
     assert (found.seen, found.seen_at_refresh, found.frozen) == (expected.seen, expected.seen_at_refresh, True)
@@ -50,9 +50,11 @@ def assert_covariances_agree(found: AdaptiveCovariance, expected: AdaptiveCovari
     s, largest = expected.covariance(), float(expected.covariance().abs().max())
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=EXACT * float(expected.mean.abs().max()))
     torch.testing.assert_close(found.covariance(), s, rtol=0, atol=EXACT * largest)
-    # The factor is stored as float32: its last bit may fall the other way.
+    # The snapshot is stored as float32: its last bit may fall the other way.
     eps = torch.finfo(torch.float32).eps
-    torch.testing.assert_close(found.factor, expected.factor, rtol=0, atol=2 * eps * float(expected.factor.abs().max()))
+    eye = torch.eye(expected.dim)
+    factor = expected.color(eye)
+    torch.testing.assert_close(found.color(eye), factor, rtol=0, atol=2 * eps * float(factor.abs().max()))
     torch.testing.assert_close(found.center, expected.center, rtol=2 * eps, atol=eps)
     torch.testing.assert_close(found.scale, expected.scale, rtol=2 * eps, atol=0)
 

@@ -178,7 +178,7 @@ def test_without_a_limit_it_learns_on(tmp_path: Path) -> None:
 
 
 def test_one_covariance_for_each_class(tmp_path: Path) -> None:
-    run = trained(tmp_path, regions="labels", class_conditional=True, freeze_after=None)
+    run = trained(tmp_path, structure="dense", regions="labels", class_conditional=True, freeze_after=None)
     x, y = batches(run, 40)
     covariance = load_run(run).model.noise.covariance
     assert covariance.count.tolist() == np.bincount(y, minlength=10).tolist()

@@ -13,6 +13,7 @@ import torch
 
 from ansn import levels, networks
 from ansn.cli.train import parse
+from ansn.covariance import STRUCTURES
 from ansn.presets import PRESETS, command
 from ansn.training import build, checkpoint, load_run, train
 from ansn.training.build import DataInfo
@@ -58,27 +59,31 @@ def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
 
 @pytest.mark.parametrize(("preset", "kind"), [("digits", "image"), ("toy2d", "vector")])
 def test_the_anisotropy_is_one_half_unless_it_is_given(tmp_path: Path, preset: str, kind: str) -> None:
-    config = small(tmp_path / "run", preset).noise
+    config = small(tmp_path / "run", preset)
     info = DataInfo(preset, kind, SHAPES[preset], 0, 0.0, None, None, None, 1000, 1000)
-    assert build.covariance(config, info).rho == 0.5
-    assert build.covariance(replace(config, rho=0.0), info).rho == 0.0
-    assert build.covariance(replace(config, gamma=0.5), info).gamma == 0.5
+    for structure in STRUCTURES:
+        assert build.covariance(config, info, structure).rules.rho == 0.5
+        assert build.covariance(change(config, rho=0.0), info, structure).rules.rho == 0.0
+        assert build.covariance(change(config, gamma=0.5), info, structure).rules.gamma == 0.5
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize(
-    ("rows", "given", "skip"),
-    [(128, None, "wiener"), (127, None, "scalar"), (127, "wiener", "wiener"), (128, "scalar", "scalar")],
+    ("missing", "given", "skip"),
+    [(0, None, "wiener"), (1, None, "scalar"), (1, "wiener", "wiener"), (0, "scalar", "scalar")],
 )
-def test_the_wiener_skip_needs_two_examples_a_dimension(
-    tmp_path: Path, rows: int, given: str | None, skip: str
+def test_the_wiener_skip_needs_as_many_examples_as_the_structure(
+    tmp_path: Path, structure: str, missing: int, given: str | None, skip: str
 ) -> None:
-    config = small(tmp_path / "run", skip=given)
-    info = DataInfo("digits", "image", (1, 8, 8), 0, 0.0, None, None, None, rows, rows)
-    assert build.denoiser(config, info, levels.karras(5.0, 0.01)).skip == skip
+    points = STRUCTURES[structure]((1, 8, 8)).points()
+    assert structure != "dense" or points == 128
+    config, ladder = small(tmp_path / "run", skip=given), levels.karras(5.0, 0.01)
+    info = DataInfo("digits", "image", (1, 8, 8), 0, 0.0, None, None, None, points - missing, points - missing)
+    assert build.denoiser(config, info, structure, ladder).skip == skip
     classes = change(config, class_conditional=True, regions="labels")
-    for fewest, expected in ((127, given or "scalar"), (128, given or "wiener")):
+    for fewest, expected in ((points - 1, given or "scalar"), (points, given or "wiener")):
         many = replace(info, num_classes=2, rows=1000, fewest=fewest)
-        assert build.denoiser(classes, many, levels.karras(5.0, 0.01)).skip == expected
+        assert build.denoiser(classes, many, structure, ladder).skip == expected
 
 
 # Of the published networks: 7,638,657 parameters with 10 conditional levels (NCSN on MNIST); the paper's is
@@ -87,7 +92,7 @@ def test_the_wiener_skip_needs_two_examples_a_dimension(
 def test_the_papers_settings(preset: str, shape: tuple[int, ...]) -> None:
     config = PRESETS[preset][1]
     info = DataInfo(preset, "image", shape, 10, 1 / (12 * 255**2), None, None, None, 60_000, 6000)
-    levels = build.ladder(config.noise, info, None, 0)  # type: ignore[arg-type]
+    levels = build.ladder(config, info, "dense", None, None)  # type: ignore[arg-type]
     assert levels.tau == pytest.approx((2.4 / torch.Size(shape).numel() ** 0.5,))
     with torch.device("meta"):
         options = build._options(config.network, info, levels)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ansn import ops
+from ansn import figures, ops
 from ansn.evaluation.report import figures as draw
 from ansn.evaluation.report.page import BROKEN, Material, Picture, Section, Table, sentence
 from ansn.evaluation.trajectory import at_data_scale
@@ -124,18 +124,19 @@ def covariance(m: Material) -> Section:
     s = Section("covariance", "Covariance of the noise")
     c, shape, names = m.run.model.noise.covariance, m.run.info.shape, m.run.info.columns
     try:
-        values, noise, rows = draw.leading(c.covariance()[0].cpu(), c.noise_shape()[0].cpu())
+        values, noise, rows, what, told = figures.leading(c, 0)
         condition, rank = float(c.condition_number()[0]), float(c.effective_rank()[0])
-        draws = draw.noise_draws(c, 0)
+        draws = figures.noise_draws(c, 0, 8)
         if not all(bool(torch.isfinite(v).all()) for v in (values, noise, rows, draws)):
             raise ValueError("it holds values that are not finite")
     except BROKEN as error:
         s.missing.append(f"The covariance cannot be shown: {sentence(error)}")
         return s
-    family = f"rho = {c.rho:g}" if c.gamma is None else f"gamma = {c.gamma:g}"
     of = f" Shown is the first of {c.regions} regions." if c.regions > 1 else ""
+    if m.run.structure.scores:
+        of += f" The structure was chosen by the data ({m.run.structure})."
     s.text.append(
-        f"{c.structure.name.capitalize()}, {family}, learned from {float(c.count[0]):,.0f} data points."
+        f"{c.structure.name.capitalize()}, {c.rules.family}, learned from {float(c.count[0]):,.0f} data points."
         f" The noise shape R has condition number {condition:.4g}; the data's covariance S has effective rank"
         f" {rank:.1f} of {c.dim}.{of}"
     )
@@ -144,9 +145,7 @@ def covariance(m: Material) -> Section:
         f" {float(values[-1]):.3g} to {float(values[0]):.3g}",
         "Spectra of the data's covariance S and the noise shape R.", lambda: draw.spectrum(values, noise),
     )  # fmt: skip
-    told = [str(i + 1) for i in range(len(rows))] if c.structure.name == "dense" else ["data", "noise"]
-    what = "Leading eigenvectors of S, which R shares" if c.structure.name == "dense" else "Standard deviations"
-    s.draw("directions", f"{what}, {len(rows)} pictures", f"{what}.",
+    s.draw("directions", f"{what}, {len(rows)} pictures", f"{what.capitalize()}.",
            lambda: draw.directions(rows, shape, "", told, names))  # fmt: skip
     s.draw("draws", f"{len(draws)} draws of the noise", "Draws of the noise, L z, at τ = 1.",
            lambda: draw.directions(draws, shape, "", [str(i + 1) for i in range(len(draws))], names))  # fmt: skip

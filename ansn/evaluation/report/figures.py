@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ansn import figures
-from ansn.covariance import AdaptiveCovariance
 
 WIDTH = 5.4  # inches: letters of 9 points are still read when the page is 375 pixels wide
 WIDE = 7.6  # of what scrolls there
@@ -181,22 +180,6 @@ def directions(rows: Tensor, shape: tuple[int, ...], title: str, labels: Sequenc
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     figures.panels(figure, rows, shape, title, labels, names)
     return figure
-
-
-def leading(s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of S and R, ascending, and up to eight leading eigenvectors of S as rows.
-
-    For the variances ``[d]`` of a diagonal structure the rows are the standard deviations of S and of R.
-    """
-    if s.ndim == 1:
-        return s.sort().values, r.sort().values, torch.stack((s, r)).clamp_min(0).sqrt()
-    values, vectors = torch.linalg.eigh(s)
-    return values, torch.linalg.eigvalsh(r), figures.signed(vectors.flip(1)[:, :8].mT)
-
-
-def noise_draws(covariance: AdaptiveCovariance, region: int, n: int = 8) -> Tensor:
-    """Draws ``L z`` ``[n, d]`` of one region's noise."""
-    return figures.noise_draws(covariance, region, n)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------

@@ -61,11 +61,10 @@ def summary(m: Material) -> str:
     count = "" if m.train is None else f"{len(m.train):,} "
     kind = "images" if info.kind == "image" else "rows"
     c = run.model.noise.covariance
-    rho = f"rho = {c.rho:g}" if c.gamma is None else f"gamma = {c.gamma:g}"
     told = (
         f"A network ({config.network.network}, {parameters:,} parameters) was trained for {run.step:,} steps of"
         f" {config.optim.batch_size} on {info.name} ({count}{kind} of {size}{classes}), with noise of a"
-        f" {c.structure.name} covariance ({rho}). {len(m.samples):,} samples were drawn from it."
+        f" {c.structure.name} covariance ({c.rules.family}). {len(m.samples):,} samples were drawn from it."
     )
     measured = [v for v in m.evaluation.measurements if v.value is not None and math.isfinite(v.value)]
     for v in measured[:1]:

@@ -1,0 +1,108 @@
+"""Which structure the data asks for: by held-out likelihood of its first rows (math section 11)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ansn.covariance.adaptive import QUANTISATION_8BIT, AdaptiveCovariance
+from ansn.covariance.structure import STRUCTURES
+
+AUTO = "auto"
+"""The name that stands for :func:`choose` among those of structures."""
+
+_LEVEL = 0.005  # nats a dimension within which the smaller structure is taken
+_FLOOR = 1e-6  # of the mean variance: what is added where the data has no rounding
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A structure and why.
+
+    ``scores``: nats a dimension of the held-out rows, of every structure that could be tried; ``skipped``: why the
+    others could not; ``rows``: that were looked at, a quarter of them held out.
+    """
+
+    structure: str
+    scores: dict[str, float]
+    skipped: dict[str, str]
+    rows: int
+
+    def __str__(self) -> str:
+        """What `ansn-info` and the trainer say."""
+        told = [f"{name} {score:.3f}" for name, score in sorted(self.scores.items(), key=lambda pair: -pair[1])]
+        told += [f"{name} {why}" for name, why in self.skipped.items()]
+        return f"{self.structure}; held-out nats/dim of {self.rows} rows: {', '.join(told)}"
+
+
+def rows_wanted(dim: int) -> int:
+    """How many first rows of ``dim`` coordinates :func:`choose` should see: at most 10,000, and 2^25 numbers."""
+    return min(10_000, max(64, 2**25 // dim))
+
+
+@torch.no_grad()
+def choose(
+    x: Tensor,
+    region: Tensor | None = None,
+    regions: int = 1,
+    *,
+    root: str | None = None,
+    eps_floor: float = QUANTISATION_8BIT,
+    memory_limit: int | None = None,
+) -> Choice:
+    """The structure of the largest held-out Gaussian log-likelihood, fitted to three quarters of ``x`` ``[B, *shape]``
+    (``region`` int64 ``[B]``) and scored on the last quarter::
+
+        E log N(x + e; m_k, S_k + v I) / d,    e ~ N(0, v I),  v = 12 eps_floor, at least 1e-6 of the mean variance
+
+    v is the noise of one grey level for 8-bit data: without it a pixel that never varies would decide alone. A
+    structure that lacks the root, the memory (``memory_limit`` bytes) or the points it needs in every region is not
+    tried; of those within 0.005 of the best the one of fewest bytes is taken, and without any the diagonal one.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x: got a value that is not finite, expected rows of data")
+    fitted = max(1, 3 * len(x) // 4)
+    # S alone is asked for: a ridge that lets no R fail.
+    ridge = max(12.0 * eps_floor, float(x.double().square().mean())) or 1.0
+    owner, whose = (None, None) if region is None or regions == 1 else (region[:fitted], region[fitted:])
+    have = fitted if owner is None else int(torch.bincount(owner, minlength=regions).min())
+    scores: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for name, kind in STRUCTURES.items():
+        structure = kind(x.shape[1:])
+        sizes[name] = structure.bytes(regions, torch.float64, torch.float32)
+        if root is not None and root not in structure.roots:
+            skipped[name] = f"has no {root} root"
+        elif have < structure.points() or fitted == len(x):
+            skipped[name] = f"needs {structure.points()} rows{' of each region' if regions > 1 else ''} ({have})"
+        else:
+            try:
+                learned = AdaptiveCovariance(
+                    tuple(x.shape[1:]), regions, name, rho=0.0, eps=ridge, eps_floor=eps_floor,
+                    factor_dtype=torch.float64, device=x.device, memory_limit=memory_limit,
+                )  # fmt: skip
+            except MemoryError:
+                skipped[name] = "does not fit"
+            else:
+                scores[name] = score(learned.update(x[:fitted].double(), owner), x[fitted:], whose)
+    best = max(scores.values(), default=math.nan)
+    near = [name for name, value in scores.items() if value >= best - _LEVEL]
+    taken = min(near, key=lambda name: (sizes[name], name != "diagonal"), default="diagonal")
+    return Choice(taken, scores, skipped, len(x))
+
+
+@torch.no_grad()
+def score(learned: AdaptiveCovariance, x: Tensor, region: Tensor | None = None) -> float:
+    """Nats a dimension of rows ``[B, *shape]`` under the Gaussian that a covariance learned, as in :func:`choose`."""
+    pencil = learned.pencil
+    level = float(pencil.variances().mean())
+    added = max(12.0 * learned.rules.eps_floor, _FLOOR * level, torch.finfo(torch.float64).tiny)
+    away = x.flatten(1).double() - learned.mean_of(region, len(x))
+    variances = pencil.variances() + added
+    variances = variances if region is None else variances[region]
+    misfit = (pencil.coordinates(away, region).square() + added) / variances
+    return float(-0.5 * (math.log(2 * math.pi) + variances.log() + misfit).mean())

@@ -1,0 +1,218 @@
+"""The dense structure: full matrices, d^2 numbers; R has a Cholesky factor, for which the kernels are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ansn import ops
+from ansn.covariance.moments import Basis, Moments
+from ansn.covariance.pencil import Pencil, Rules, refusal
+from ansn.covariance.structure import Structure, eigh, register
+from ansn.errors import InputError
+
+
+class DensePencil(Pencil):
+    """Keeps a factor of R, ``[K, d, d]``, remade at every refresh; Q, s and l only once :meth:`track` was called, since
+    an eigendecomposition costs some fifteen factorisations, and anew only where a refresh is full.
+
+    ``root``: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates).
+    """
+
+    factor: Tensor
+
+    def __init__(
+        self,
+        structure: Structure,
+        regions: int,
+        root: str,
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self.structure, self.regions, self.root, self.complete = structure, regions, root, False
+        size = (regions, structure.dim, structure.dim)
+        self.register_buffer("factor", torch.zeros(size, dtype=dtype, device=device))
+        self.lower = root == "cholesky"
+
+    def track(self, on: bool = True) -> None:
+        """Make room for Q, s and l, or give it back."""
+        if on and not self.complete:
+            for name in ("deviation", "l"):
+                self.register_buffer(name, self.factor.new_ones(self.factor.shape[:2]))
+            self.register_buffer("basis0", torch.zeros_like(self.factor))
+        elif self.complete and not on:
+            for name in ("deviation", "l", "basis0"):
+                delattr(self, name)
+        self.complete = on
+
+    @property
+    def like(self) -> Tensor:
+        return self.factor
+
+    def color(
+        self, z: Tensor, region: Tensor | None = None, *, transpose: bool = False, inverse: bool = False
+    ) -> Tensor:
+        """``L z``, ``L^T z``, ``L^-1 z`` or ``L^-T z``."""
+        return ops.apply_factor(z, self.factor, region, transpose=transpose, inverse=inverse, lower=self.lower)
+
+    def step(self, x: Tensor, denoised: Tensor | None = None, f: Tensor | None = None, **options: Any) -> Tensor:
+        """``x + c (D - x) + L (a f + b z)``; arguments as of :func:`ansn.ops.colored_step`."""
+        return ops.colored_step(x, denoised, f, factor=self.factor, lower=self.lower, **options)
+
+    def noise_shape(self) -> Tensor:
+        """``R = L L^T``, float64 ``[K, d, d]``."""
+        factor = self.factor.double()
+        return factor @ factor.mT
+
+    def noise_variances(self) -> Tensor:
+        return super().noise_variances() if self.complete else torch.linalg.eigvalsh(self.noise_shape())
+
+    def log_volume(self) -> Tensor:
+        return torch.linalg.slogdet(self.factor.double())[1]
+
+    def noise_diagonal(self) -> Tensor:
+        return self.factor.square().sum(2)
+
+    def remake(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> tuple[Tensor, Tensor]:
+        warm = moments.points(rules.warmup)
+        s = self.structure.covariance(moments, warm, initial)
+        level = s.diagonal(dim1=1, dim2=2).mean(1)
+        full = full and self.complete
+        found = self._decomposed(s, rules) if full or rules.gamma is not None or not self.lower else None
+        factor, status = self._root(self._shape(s, level, rules, found), found)
+        good = (status == 0).all()
+        self._copy("factor", factor, good)
+        if full and found is not None:
+            self.take(*found, moments.points(self.structure.points()) | ~warm, rules, good)
+        return good, level
+
+    def repair(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> Tensor:
+        """Raise the ridge a little at a time: rounding can push rank-deficient + eps I below 0."""
+        warm = moments.points(rules.warmup)
+        s = self.structure.covariance(moments, warm, initial)
+        level = s.diagonal(dim1=1, dim2=2).mean(1)
+        found = self._decomposed(s, rules) if (full and self.complete) or rules.gamma is not None else None
+        r = self._shape(s, level, rules, found)
+        jitter = r.diagonal(dim1=1, dim2=2).mean(1) * torch.finfo(r.dtype).eps
+        for _ in range(7):
+            factor, status = self._root(r, None)
+            if not bool((status != 0).any()):
+                self._copy("factor", factor, None)
+                if full and self.complete and found is not None:
+                    self.take(*found, moments.points(self.structure.points()) | ~warm, rules)
+                return level
+            r = r + _identity(torch.where(status != 0, jitter, 0.0), self.structure.dim)
+            jitter = jitter * 10
+        k = int((status != 0).nonzero()[0])
+        raise InputError(refusal(k, obstacle(r[k], int(status[k]), self.lower)))
+
+    def _shape(
+        self, s: Tensor, level: Tensor, rules: Rules, decomposed: tuple[Basis, Tensor, Tensor] | None
+    ) -> Tensor:
+        """R, ``[K, d, d]``."""
+        if rules.gamma is None:
+            a, b = rules.affine(level)
+            return a * s + _identity(b, self.structure.dim)
+        assert decomposed is not None
+        basis, _, noise = decomposed
+        return (basis["basis0"] * noise.unsqueeze(1)) @ basis["basis0"].mT
+
+    def _decomposed(self, s: Tensor, rules: Rules) -> tuple[Basis, Tensor, Tensor]:
+        basis, values = decomposed(s)
+        return basis, values, rules.noise(values)
+
+    def _root(self, r: Tensor, found: tuple[Basis, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """``L`` and a status int32 ``[K]``, 0 where there is one."""
+        if self.lower:
+            return ops.cholesky(r)
+        if found is None:
+            basis, noise = decomposed(r)
+        else:
+            basis, _, noise = found
+        status = ((noise <= 0) | ~torch.isfinite(noise)).any(1).to(torch.int32)
+        q = basis["basis0"]
+        return (q * noise.clamp_min(0).sqrt().unsqueeze(1)) @ q.mT, status
+
+
+@register
+class Dense(Structure):
+    """``S = M / (n - 1)``, scatter ``[K, d, d]``, of which the lower triangle alone counts."""
+
+    name = "dense"
+    summary = "full matrices, d^2 numbers: small data of many rows"
+    roots = ("cholesky", "symmetric")
+    pencil = DensePencil
+
+    def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
+        return ops.apply_factor(v, basis["basis0"], region, transpose=inverse, lower=False)
+
+    def points(self) -> int:
+        """Two a dimension and a few; with one the error is up to 18 times the best."""
+        return 14 + 2 * self.dim
+
+    def parts(self, regions: int) -> dict[str, tuple[int, ...]]:
+        return {"basis0": (regions, self.dim, self.dim)}
+
+    def start(self, regions: int) -> Basis:
+        return {"basis0": torch.eye(self.dim, dtype=torch.float64).expand(regions, -1, -1)}
+
+    def squares(self, values: Tensor, basis: Basis) -> Tensor:
+        return (basis["basis0"].square() @ values.unsqueeze(2)).squeeze(2)
+
+    def scatters(self, regions: int) -> dict[str, tuple[int, ...]]:
+        return {"scatter": (regions, self.dim, self.dim)}
+
+    def scatter(self, rows: Tensor, owner: Tensor | None, regions: int, basis: Basis) -> dict[str, Tensor]:
+        if owner is None:
+            return {"scatter": (rows.mT @ rows).tril().unsqueeze(0)}
+        outer = (rows.unsqueeze(2) * rows.unsqueeze(1)).tril()
+        return {"scatter": rows.new_zeros(regions, self.dim, self.dim).index_add_(0, owner, outer)}
+
+    def update(self, moments: Moments, x: Tensor, region: Tensor | None, decay: float) -> None:
+        ops.covariance_update_(
+            moments.weight, moments.weight2, moments.mean, moments.scatters["scatter"], x, region, decay=decay
+        )
+
+    def covariance(self, moments: Moments, warm: Tensor, initial: Tensor) -> Tensor:
+        lower = moments.per_point("scatter").tril()
+        return torch.where(warm.reshape(-1, 1, 1), lower + lower.tril(-1).mT, initial)
+
+    def spectrum(
+        self, moments: Moments, basis: Basis, full: bool, warm: Tensor, initial: Tensor
+    ) -> tuple[Basis, Tensor]:
+        s = self.covariance(moments, warm, initial)
+        if full:
+            return decomposed(s)
+        q = basis["basis0"].to(s.dtype)
+        return basis, ((s @ q) * q).sum(1).clamp_min(0)
+
+    def guess(self, value: Tensor) -> Tensor:
+        return value.clone() if value.ndim == 2 else torch.diag(value.expand(self.dim))
+
+
+def decomposed(s: Tensor) -> tuple[Basis, Tensor]:
+    """Eigenvectors and eigenvalues, at least 0, of ``[K, d, d]``, as of :func:`eigh`."""
+    values = s.diagonal(dim1=1, dim2=2)
+    if torch.equal(s, torch.diag_embed(values)):  # before any data: at d = 3072 the decomposition takes seconds
+        return {"basis0": torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand_as(s)}, values.clamp_min(0)
+    values, vectors = eigh(s)
+    return {"basis0": vectors}, values.clamp_min(0)
+
+
+def obstacle(r: Tensor, status: int, lower: bool) -> str:
+    """What kept one region's R, ``[d, d]``, from having a factor: for an error message."""
+    r, finite = r.double(), bool(torch.isfinite(r).all())
+    if not lower or not finite:
+        return f"smallest eigenvalue {float(torch.linalg.eigvalsh(r)[0]):.3g}" if finite else "it is not finite"
+    # The first pivot that is not positive is the smallest so far: r_jj less what the rows before it explain.
+    j = status - 1
+    before, _ = torch.linalg.cholesky_ex(r[:j, :j])
+    explained = torch.linalg.solve_triangular(before, r[:j, j : j + 1], upper=False).square().sum()
+    return f"smallest pivot {float(r[j, j] - explained):.3g}, coordinate {j}"
+
+
+def _identity(scale: Tensor, dim: int) -> Tensor:
+    return torch.diag_embed(scale.unsqueeze(1).expand(-1, dim))

@@ -1,0 +1,196 @@
+"""Running moments ``(n, m, scatters)`` of K regions: update, merge, reset (math section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ansn.ops import _checks
+
+if TYPE_CHECKING:
+    from ansn.covariance.structure import Structure
+
+Basis = dict[str, Tensor]
+"""The parts of an orthonormal basis, by name; what they mean is the structure's."""
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+class Moments(nn.Module):
+    """Count, mean and centred scatters of each region, exact and mergeable.
+
+    Buffers: ``weight`` and ``weight2`` float64 ``[K]`` (sums of the weights and of their squares, both n without
+    forgetting), ``mean`` ``[K, d]``, and what the structure sums: :meth:`Structure.scatters`. Where coordinates are
+    gathered in a learned basis, that basis is here too. Two states merge exactly where their bases are one.
+    """
+
+    weight: Tensor
+    weight2: Tensor
+    mean: Tensor
+
+    def __init__(
+        self,
+        structure: Structure,
+        regions: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.structure, self.regions = structure, regions
+        for name in ("weight", "weight2"):
+            self.register_buffer(name, torch.zeros(regions, dtype=torch.float64, device=device))
+        sizes = {"mean": (regions, structure.dim)} | structure.scatters(regions)
+        for name, size in sizes.items():
+            self.register_buffer(name, torch.zeros(size, dtype=dtype, device=device))
+        for name, value in (structure.start(regions) if structure.oriented else {}).items():
+            self.register_buffer(name, value.to(device, dtype).clone(memory_format=torch.contiguous_format))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Moments:
+        keep_dtypes(self, fn)
+        return self
+
+    @property
+    def basis(self) -> Basis:
+        """The parts of the basis that coordinates are gathered in; none where it is fixed."""
+        return {name: getattr(self, name) for name in self.structure.parts(self.regions) if self.structure.oriented}
+
+    @property
+    def scatters(self) -> dict[str, Tensor]:
+        """What the structure sums, by name."""
+        return {name: getattr(self, name) for name in self.structure.scatters(self.regions)}
+
+    @torch.no_grad()
+    def update(self, x: Tensor, region: Tensor | None = None, decay: float = 1.0) -> None:
+        """Merge the rows of ``x`` ``[B, ...]``, after scaling what is there by ``decay``; ``region`` int64 ``[B]``.
+
+        Raises TypeError or ValueError naming the argument, on the CPU also where x is not finite; the state is then as
+        it was.
+        """
+        self.check(x, region)
+        self.structure.update(self, x, region, decay)
+
+    def check(self, x: Tensor, region: Tensor | None) -> None:
+        """Raises TypeError or ValueError for rows that do not fit."""
+        _checks.batched("x", x)
+        self.structure.check("x", x)
+        _checks.region(region, x.shape[0], self.regions, x.device)
+
+    def gather(self, x: Tensor, region: Tensor | None, decay: float) -> None:
+        """:meth:`update` in plain torch, for any structure: batch rows less their mean, and one row a region that
+        corrects the mean (math section 1)."""
+        flat = x.detach().flatten(1)
+        _checks.update_values(flat, region, self.regions)
+        flat = flat.to(self.mean.dtype)
+        if decay != 1.0:
+            self.decay_(decay)
+        if not len(flat):
+            return
+        owner, each = (None, None) if self.regions == 1 else (region, torch.arange(self.regions, device=x.device))
+        one = flat.new_ones(len(flat), dtype=torch.float64)
+        rows = one.sum().reshape(1) if owner is None else one.new_zeros(self.regions).index_add_(0, owner, one)
+        sums = flat.sum(0, keepdim=True) if owner is None else torch.zeros_like(self.mean).index_add_(0, owner, flat)
+        batch = sums / rows.clamp_min(1.0).to(flat.dtype).unsqueeze(1)
+        there = (rows > 0).unsqueeze(1)
+        delta = torch.where(there, batch - self.mean, 0.0)
+        share = rows / (self.weight + rows).clamp_min(_TINY)
+        correction = (self.weight * share).sqrt().to(flat.dtype).unsqueeze(1) * delta
+        centred = flat - (batch if owner is None else batch[owner])
+        whole = torch.cat((centred, correction))
+        whose = None if owner is None or each is None else torch.cat((owner, each))
+        self._add(self.structure.scatter(whole, whose, self.regions, self.basis))
+        self.mean += share.to(flat.dtype).unsqueeze(1) * delta
+        self.weight += rows
+        self.weight2 += rows
+
+    def divisor(self) -> Tensor:
+        """Unbiased divisor ``W - sum w^2 / W``: n - 1 without forgetting; float64 ``[K]``."""
+        return self.weight - self.weight2 / self.weight.clamp_min(_TINY)
+
+    def per_point(self, name: str) -> Tensor:
+        """A scatter over the divisor; 0 for a region of fewer than two points."""
+        scatter, divisor = getattr(self, name), self.divisor()
+        safe = torch.where(divisor > 0, divisor, torch.inf).to(scatter.dtype)
+        return scatter / safe.reshape(-1, *(1,) * (scatter.ndim - 1))
+
+    def points(self, count: int) -> Tensor:
+        """Regions with at least so many points, bool ``[K]``.
+
+        By the effective number ``W^2 / sum w^2``: n without forgetting, and unlike W it does not fade in a region that
+        is not visited for a while.
+        """
+        return self.weight * self.weight >= count * self.weight2.clamp_min(_TINY)
+
+    @torch.no_grad()
+    def decay_(self, factor: float) -> None:
+        """Forget: scale the weights by ``factor`` and their squares by its square."""
+        self.weight *= factor
+        self.weight2 *= factor * factor
+        for scatter in self.scatters.values():
+            scatter *= factor
+
+    def fits(self, other: Moments) -> None:
+        """Raises ValueError unless the other state is of the same structure, shape, regions and dtype."""
+        theirs, ours = (
+            f"{m.structure.name}, {m.regions} regions of shape {m.structure.shape} in {m.mean.dtype}"
+            for m in (other, self)
+        )
+        if theirs != ours:
+            raise ValueError(f"other: got a state of {theirs}, expected {ours}")
+
+    @torch.no_grad()
+    def merge(self, other: Moments) -> None:
+        """Add what ``other`` gathered (Chan): ``M <- M_a + M_b + n_a n_b / n (m_b - m_a)(m_b - m_a)^T``.
+
+        Exact where both gathered in one basis; else the other's coordinates are carried over to this one's.
+        """
+        total = self.weight + other.weight
+        share = torch.where(total > 0, other.weight / total.clamp_min(_TINY), 0.0)
+        delta = other.mean - self.mean
+        self.add_scatters(other.scatters, other.basis)
+        self.add_between((self.weight * share).sqrt().to(delta.dtype).unsqueeze(1) * delta)
+        self.mean += share.to(delta.dtype).unsqueeze(1) * delta
+        self.weight += other.weight
+        self.weight2 += other.weight2
+
+    def add_scatters(self, scatters: dict[str, Tensor], basis: Basis) -> None:
+        """Add scatters that were gathered in another, or the same, basis."""
+        if any(not torch.equal(value, basis[name]) for name, value in self.basis.items()):
+            scatters = self.structure.carried(scatters, basis, self.basis)
+        self._add(scatters)
+
+    def add_between(self, rows: Tensor) -> None:
+        """Add one row ``[K, d]`` to each region's scatters: what lies between two means."""
+        owner = None if self.regions == 1 else torch.arange(self.regions, device=rows.device)
+        self._add(self.structure.scatter(rows, owner, self.regions, self.basis))
+
+    def _add(self, scatters: dict[str, Tensor]) -> None:
+        for name, value in scatters.items():
+            getattr(self, name).add_(value)
+
+    @torch.no_grad()
+    def reset(self, basis: Basis | None = None) -> None:
+        """Forget everything, and gather in ``basis`` from here on (by default the one that is there)."""
+        for buffer in (self.weight, self.weight2, self.mean, *self.scatters.values()):
+            buffer.zero_()
+        self.face(basis or {})
+
+    @torch.no_grad()
+    def face(self, basis: Basis) -> None:
+        """Take over a basis, in place."""
+        for name, value in basis.items():
+            getattr(self, name).copy_(value)
+
+
+def keep_dtypes(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """``nn.Module._apply`` for buffers whose precision is part of their meaning: ``.half()`` moves, never converts
+    them."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            # An empty tensor tells where fn moves things without paying for a conversion.
+            target = fn(buffer.new_empty(0)).device
+            module._buffers[name] = fn(buffer) if target.type == "meta" else buffer.to(target)
+    for child in module.children():
+        child._apply(fn)

@@ -1,0 +1,338 @@
+r"""The pencil of S and R, the algebra of everything that asks the two together (math section 10)::
+
+    R = B B^T,      S = B diag(l) B^T,      B = Q diag(s),   Q orthonormal, s the noise's deviations
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ansn import ops
+from ansn.covariance.moments import Basis, Moments, keep_dtypes
+from ansn.errors import InputError
+from ansn.ops import _checks
+
+if TYPE_CHECKING:
+    from ansn.covariance.structure import Structure
+
+ROOTS = ("symmetric", "cholesky", "basis")
+"""Names of the roots of R, in the order by which checkpoints number them; a structure has some."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How R is made of S, and what S counts as: arguments as of :class:`ansn.AdaptiveCovariance`."""
+
+    rho: float | None
+    gamma: float | None
+    eps: float | None
+    eps_floor: float
+    warmup: int
+
+    def __post_init__(self) -> None:
+        if self.rho is not None and not 0.0 <= self.rho <= 1.0:
+            raise ValueError(f"rho: got {self.rho}, expected 0 <= rho <= 1")
+        if self.gamma is not None and not -1.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma: got {self.gamma}, expected -1 <= gamma <= 1")
+        if (self.eps is not None and not self.eps >= 0) or not self.eps_floor >= 0:
+            raise ValueError(f"eps, eps_floor: got {self.eps}, {self.eps_floor}, expected numbers >= 0")
+        if self.warmup < 2:
+            raise ValueError(f"warmup: got {self.warmup}, expected at least 2 points: one point has no covariance")
+
+    @property
+    def family(self) -> str:
+        """``rho = 0.5`` or ``gamma = 0.5``, for people."""
+        return f"rho = {self.rho:g}" if self.gamma is None else f"gamma = {self.gamma:g}"
+
+    def ridge(self, level: Tensor) -> Tensor:
+        """``eps`` of regions of mean variance ``level`` ``[K]``."""
+        if self.eps is not None:
+            return torch.full_like(level, self.eps)
+        return (1e-3 * level).clamp_min(self.eps_floor)
+
+    def affine(self, level: Tensor) -> tuple[float, Tensor]:
+        """``a``, ``b`` ``[K]`` with ``R = a S + b I``; for a shape by rho."""
+        assert self.rho is not None
+        return self.rho, (1.0 - self.rho) * level + self.ridge(level)
+
+    def noise(self, variances: Tensor) -> Tensor:
+        """Variances of R in the eigenbasis of S, whose own they are, ``[K, d]``; 0 or less where R is singular."""
+        level = variances.mean(1, keepdim=True)
+        if self.gamma is None:
+            a, b = self.affine(level)
+            return a * variances + b
+        ridge = self.ridge(level)
+        powered = (variances + ridge) ** self.gamma if self.gamma < 0 else variances**self.gamma
+        trace = powered.mean(1, keepdim=True)
+        return torch.where(trace > 0, level / trace, 0.0) * powered + ridge
+
+    def ratio(self, variances: Tensor, noise: Tensor, known: Tensor) -> Tensor:
+        """l: what S counts as, over R. At least the floor of the rounding in every direction, for what it hides may be
+        there; R where ``known`` ``[K]`` is False, since S of too few points is too narrow off its own points."""
+        floor = self.ridge(variances.mean(1, keepdim=True)).clamp_max(self.eps_floor)
+        return torch.where(known.unsqueeze(1), torch.maximum(variances, floor) / noise, 1.0)
+
+
+class Pencil(nn.Module):
+    r"""S and R of K regions in the basis that they share, and a root L of R, ``R = L L^T``.
+
+    Every method takes rows ``[B, *shape]`` or ``[B, d]`` and ``region`` int64 ``[B]`` (None: K = 1), and returns the
+    shape and dtype of its rows; arithmetic is float32, or float64 where rows or pencil are. Differentiable in the rows.
+    ``tau``: a number or a tensor ``[]`` or ``[B]``, data standard deviations.
+
+    Buffers: ``deviation`` s and ``l`` ``[K, d]``, and the parts of Q. ``root``: ``"basis"`` is ``L = B``,
+    ``"symmetric"`` ``Q diag(s) Q^T``, whose noise does not depend on the choice of Q.
+    """
+
+    deviation: Tensor
+    l: Tensor
+
+    complete = True
+    """Whether Q, s and l are there."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        regions: int,
+        root: str,
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.structure, self.regions, self.root = structure, regions, root
+        for name in ("deviation", "l"):
+            self.register_buffer(name, torch.ones(regions, structure.dim, dtype=dtype, device=device))
+        for name, part in structure.start(regions).items():
+            self.register_buffer(name, part.to(device, dtype).clone(memory_format=torch.contiguous_format))
+
+    def track(self, on: bool = True) -> None:
+        """Keep Q, s and l from here on, or do not; for a pencil that need not."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Pencil:
+        keep_dtypes(self, fn)
+        return self
+
+    @property
+    def basis(self) -> Basis:
+        """The parts of Q."""
+        return {name: getattr(self, name) for name in self.structure.parts(self.regions)}
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the pencil's dtype and device."""
+        return self.deviation
+
+    # -- coordinates ----------------------------------------------------------------------------------------------
+
+    def coordinates(self, v: Tensor, region: Tensor | None = None) -> Tensor:
+        """``Q^T v``, ``[B, d]``, at least float32."""
+        return self._turn(self._flat(v), region, True)
+
+    def inward(self, v: Tensor, region: Tensor | None = None) -> Tensor:
+        """``B^-1 v``."""
+        return self._back(self.coordinates(v, region) / self._of(self.deviation, region), v)
+
+    def outward(self, c: Tensor, region: Tensor | None = None) -> Tensor:
+        """``B c``."""
+        return self._back(self._out(self._flat(c) * self._of(self.deviation, region), region), c)
+
+    def dual(self, c: Tensor, region: Tensor | None = None) -> Tensor:
+        """``B^-T c``: ``dual(a) . outward(b) = a . b``."""
+        return self._back(self._out(self._flat(c) / self._of(self.deviation, region), region), c)
+
+    def adjoint(self, v: Tensor, region: Tensor | None = None) -> Tensor:
+        """``B^T v``."""
+        return self._back(self.coordinates(v, region) * self._of(self.deviation, region), v)
+
+    def directions(self, c: Tensor, region: Tensor | None = None) -> Tensor:
+        """``Q c``: of a unit coordinate, a direction of unit length."""
+        return self._back(self._out(self._flat(c), region), c)
+
+    def spread(self, v: Tensor, weights: Tensor, region: Tensor | None = None) -> Tensor:
+        """``Q diag(weights) Q^T v``; ``weights`` ``[1 or B, d]``."""
+        turned = self.coordinates(v, region)
+        return self._back(self._out(weights.to(turned.dtype) * turned, region), v)
+
+    # -- the noise ------------------------------------------------------------------------------------------------
+
+    def color(
+        self, z: Tensor, region: Tensor | None = None, *, transpose: bool = False, inverse: bool = False
+    ) -> Tensor:
+        """``L z``, ``L^T z``, ``L^-1 z`` or ``L^-T z``."""
+        if self.root == "symmetric":
+            s = self._of(self.deviation, region)
+            return self.spread(z, 1.0 / s if inverse else s, region)
+        if transpose:
+            return self.dual(z, region) if inverse else self.adjoint(z, region)
+        return self.inward(z, region) if inverse else self.outward(z, region)
+
+    def step(
+        self,
+        x: Tensor,
+        denoised: Tensor | None = None,
+        f: Tensor | None = None,
+        *,
+        c: float | Tensor | None = None,
+        a: float | Tensor | None = None,
+        b: float | Tensor | None = None,
+        region: Tensor | None = None,
+        **counters: Any,
+    ) -> Tensor:
+        """``x + c (D - x) + L (a f + b z)`` (math section 3); arguments as of :func:`ansn.ops.colored_step`."""
+        _checks.region(region, x.shape[0], self.regions, x.device)
+        if b is None and (f is None or a is None):
+            return ops.colored_step(x, denoised, c=c)
+        zero = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        f = None if f is None else f.to(zero.dtype)
+        pushed = self.color(ops.colored_step(zero, f=f, a=a, b=b, **counters), region)
+        return ops.colored_step(x, denoised, pushed.to(x.dtype), c=c, a=1.0)
+
+    def log_volume(self) -> Tensor:
+        """``ln |det B| = ln |det L|``, float64 ``[K]``."""
+        return self.deviation.double().log().sum(1)
+
+    def noise_variances(self) -> Tensor:
+        """Variances of R in the basis, ``[K, d]``."""
+        return self.deviation.square()
+
+    def noise_shape(self) -> Tensor:
+        """R as a matrix, float64 ``[K, d, d]``: for small d."""
+        return self.matrix(self.deviation.double().square())
+
+    def noise_diagonal(self) -> Tensor:
+        """The diagonal of R, ``[K, d]``."""
+        return self.structure.squares(self.noise_variances(), self.basis)
+
+    # -- S and R --------------------------------------------------------------------------------------------------
+
+    def variances(self) -> Tensor:
+        """Variances of S, as it counts, in the basis, ``[K, d]``."""
+        return self.l * self.noise_variances()
+
+    def filter(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None) -> Tensor:
+        """The Wiener filter ``S (S + tau^2 R)^-1 v``, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
+        Gaussian."""
+        _checks.batched("v", v)
+        l, tau2 = self._levels(v, tau, region)
+        # What is taken away, not what is left: the last digits of v stay right at small tau, where D is close to x~.
+        return v - self.spread(v, 1.0 / (l / tau2 + 1.0), region)
+
+    def start(self, mean: Tensor, tau: float | Tensor, region: Tensor | None = None, **counters: Any) -> Tensor:
+        """``N(mean, S + tau^2 R)``, ``mean`` ``[B, d]``: ``mean + Q diag(s sqrt(l + tau^2)) Q^T z``."""
+        l, tau2 = self._levels(mean, tau, region)
+        z = ops.colored_step(torch.zeros_like(mean), b=1.0, **counters)
+        return mean + self.spread(z, self._of(self.deviation, region) * (l + tau2).sqrt(), region)
+
+    def posterior(self, tau: Tensor, region: Tensor | None = None) -> Tensor:
+        """Weights, for :meth:`spread`, of ``V[x | x~] = S - S (S + tau^2 R)^-1 S`` of Gaussian data, float64
+        ``[1 or B, d]``; S itself for an infinite tau."""
+        l = self._of(self.l, region).double()
+        return self._of(self.deviation, region).double().square() * l / (1.0 + l / tau.double().square().unsqueeze(1))
+
+    def one(self, region: int, dtype: torch.dtype) -> Pencil:
+        """The pencil of one region, in ``dtype``."""
+        out = Pencil(self.structure, 1, "basis", dtype, self.like.device)
+        out.install(
+            {name: part[region : region + 1] for name, part in self.basis.items()},
+            self.noise_variances()[region : region + 1], self.l[region : region + 1],
+        )  # fmt: skip
+        return out
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """``Q diag(values) Q^T``, ``[K, d, d]``: for small d."""
+        dim = self.structure.dim
+        unit = torch.eye(dim, dtype=values.dtype, device=values.device)
+        if self.regions == 1:
+            return self.spread(unit, values).unsqueeze(0)
+        owner = torch.arange(self.regions, device=values.device).repeat_interleave(dim)
+        return self.spread(unit.repeat(self.regions, 1), values[owner], owner).unflatten(0, (self.regions, dim))
+
+    # -- remaking -------------------------------------------------------------------------------------------------
+
+    def remake(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> tuple[Tensor, Tensor]:
+        """Take S of the moments, ``initial`` in regions that are warming up, and the R of it, in place; nothing of it
+        where R is not positive definite. ``full``: with the basis.
+
+        Returns whether it was taken, bool ``[]``, and the mean variance of each region, ``[K]``.
+        """
+        warm = moments.points(rules.warmup)
+        basis, variances = self.structure.spectrum(moments, self.basis, full, warm, initial)
+        noise = rules.noise(variances)
+        level = noise.mean(1)
+        good = ((level > 0) & torch.isfinite(level)).all()
+        self.take(basis, variances, noise, moments.points(self.structure.points()) | ~warm, rules, good)
+        return good, variances.mean(1)
+
+    def take(
+        self, basis: Basis, variances: Tensor, noise: Tensor, known: Tensor, rules: Rules, good: Tensor | None = None
+    ) -> None:
+        """:meth:`install` of S and R by their variances; ``known`` as of :meth:`Rules.ratio`."""
+        # Rounding can put the smallest variance of a semidefinite R below 0.
+        noise = torch.maximum(noise, torch.finfo(noise.dtype).eps * noise.mean(1, keepdim=True))
+        self.install(basis, noise, rules.ratio(variances, noise, known), good)
+
+    def repair(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> Tensor:
+        """What to do where :meth:`remake` took nothing: find a larger ridge and return the mean variances ``[K]``, or
+        raise InputError naming the region."""
+        warm = moments.points(rules.warmup)
+        noise = rules.noise(self.structure.spectrum(moments, self.basis, False, warm, initial)[1])
+        k = int((~((noise.mean(1) > 0) & torch.isfinite(noise).all(1))).nonzero()[0])
+        raise InputError(refusal(k, f"smallest variance {float(noise[k].min()):.3g}"))
+
+    @torch.no_grad()
+    def install(self, basis: Basis, noise: Tensor, l: Tensor, good: Tensor | None = None) -> None:
+        """Take over Q, the variances of R and l, in place, where ``good``."""
+        self._copy("deviation", noise.clamp_min(0).sqrt(), good)
+        self._copy("l", l, good)
+        for name, part in basis.items():
+            self._copy(name, part, good)
+
+    def _copy(self, name: str, new: Tensor, good: Tensor | None) -> None:
+        # In place: compiled code and captured graphs keep reading the same memory. The device decides, nobody waits.
+        buffer = getattr(self, name)
+        buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+
+    # -- internals ------------------------------------------------------------------------------------------------
+
+    def _of(self, value: Tensor, region: Tensor | None) -> Tensor:
+        """A value of each row's region, ``[1 or B, d]``."""
+        if region is None:
+            return value
+        if not torch.compiler.is_compiling():
+            _checks.region_values(region, self.regions)
+        return value[region]
+
+    def _levels(self, v: Tensor, tau: float | Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
+        """l ``[1 or B, d]`` and ``tau^2`` ``[1 or B, 1]``."""
+        _checks.region(region, v.shape[0], self.regions, v.device)
+        tau = torch.as_tensor(tau, dtype=self.l.dtype, device=v.device).reshape(-1, 1)
+        return self._of(self.l, region), tau * tau
+
+    def _flat(self, v: Tensor) -> Tensor:
+        self.structure.check("v", v)
+        return v.flatten(1).to(torch.promote_types(v.dtype, self.like.dtype))
+
+    def _back(self, out: Tensor, v: Tensor) -> Tensor:
+        return out.to(v.dtype).reshape(v.shape)
+
+    def _out(self, c: Tensor, region: Tensor | None) -> Tensor:
+        return self._turn(c, region, False)
+
+    def _turn(self, v: Tensor, region: Tensor | None, inverse: bool) -> Tensor:
+        _checks.region(region, v.shape[0], self.regions, v.device)
+        # A covariance must not pass through bfloat16.
+        kind = v.device.type
+        on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
+        off = torch.autocast(kind, enabled=False) if on else nullcontext()
+        with off:
+            return self.structure.turn(v, self.basis, region, inverse)
+
+
+def refusal(k: int, obstacle: str) -> str:
+    """The line for a region whose R has no root."""
+    return f"eps: the noise shape of region {k} is not positive definite ({obstacle}); expected a larger eps"
