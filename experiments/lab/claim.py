@@ -44,7 +44,8 @@ class Settings:
     jobs: int = 2
     """Processes side by side, one thread each."""
     data: Path | None = None
-    """Folder with MNIST's four files (or with a folder mnist of them); without it the cells on MNIST are left out."""
+    """Folder with MNIST's four files, or with the folders mnist, fashion-mnist and cifar10; cells without data are
+    left out."""
     resume: bool = True
     """Keep the rows of an unfinished run; --no-resume starts over."""
     out: Path = Path("runs/evidence")
