@@ -13,7 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
-CPU, PEERS = (ROOT / "benchmarks" / "results" / name for name in ("cpu.csv", "peers.csv"))
+CPU, PEERS, SCALE, STEP = (
+    ROOT / "benchmarks" / "results" / f"{name}.csv" for name in ("cpu", "peers", "scale", "step")
+)
 
 AIMS = {
     "Langevin step 128 x 784": 5.0,
@@ -89,9 +91,20 @@ def peers(rows: Iterable[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def plain(rows: Iterable[dict[str, str]]) -> str:
+    """Rows as they are, numbers to three digits."""
+    rows = list(rows)
+
+    def shown(text: str) -> str:
+        return f"{float(text):.3g}" if "." in text or "e-" in text else text
+
+    lines = [f"| {' | '.join(rows[0])} |", f"| --- |{' --- |' * (len(rows[0]) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(shown, row.values()))} |" for row in rows)])
+
+
 def written(text: str) -> str:
     """``text`` with each table put between its marks. Raises ValueError where a mark is missing."""
-    for name, table in (("cpu", cpu(read(CPU))), ("peers", peers(read(PEERS)))):
+    for name, table in tables().items():
         begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
         head, mark, rest = text.partition(begin)
         _, closing, tail = rest.partition(end)
@@ -101,6 +114,11 @@ def written(text: str) -> str:
     return text
 
 
+def tables() -> dict[str, str]:
+    """Every table by the name of its marks."""
+    return {"cpu": cpu(read(CPU)), "peers": peers(read(PEERS)), "scale": plain(read(SCALE)), "step": plain(read(STEP))}
+
+
 def main() -> None:
     """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,7 +126,7 @@ def main() -> None:
     if parser.parse_args().write:
         PAGE.write_text(written(PAGE.read_text()))
     else:
-        print(cpu(read(CPU)), peers(read(PEERS)), sep="\n\n")
+        print(*tables().values(), sep="\n\n")
 
 
 if __name__ == "__main__":
