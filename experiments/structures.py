@@ -223,8 +223,8 @@ def _score_table(rows: list[Row]) -> tuple[str, str]:
     for group in _groups(rows):
         told = {r["structure"]: "-" if r["score"] is None else f"{r['score']:.3f}" for r in group}
         taken = next(r["structure"] for r in group if r["taken"])
-        lines.append([group[0]["data"], group[0]["n"], *(told[name] for name in STRUCTURES if name in told), taken])
-    names = [name for name in STRUCTURES if any(r["structure"] == name for r in rows)]
+        lines.append([group[0]["data"], group[0]["n"], *told.values(), taken])
+    names = dict.fromkeys(row["structure"] for row in rows)
     return "Held-out log-likelihood, nats a dimension", table(["data", "rows", *names, "auto takes"], lines)
 
 

@@ -15,17 +15,19 @@ from experiments.lab.mixture import Mixture
 def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovariance:
     """A frozen covariance that has learned each part's mean and covariance exactly, one region a part.
 
-    It has seen the 2 d points ``m +- sqrt(d - 1/2) L_j``, L_j the columns of a factor of S: their mean is m and their
-    unbiased covariance S; so many are just enough for the covariance to trust its spectrum. ``options``: of
+    It has seen the 2 d points ``m +- a L_j``, L_j the columns of a factor of S, as often as it takes for the covariance
+    to trust S: their mean is m, and with the right a their unbiased covariance S. ``options``: of
     :class:`ansn.AdaptiveCovariance`.
     """
     dim = parts[0].dim
     covariance = ansn.AdaptiveCovariance(dim, len(parts), eps_floor=0.0, **options)
+    times = math.ceil(covariance.structure.points() / (2 * dim))
+    scale = math.sqrt((2 * dim * times - 1) / (2 * times))
     rows = []
     for part in parts:
-        away = math.sqrt(dim - 0.5) * torch.linalg.cholesky(part.covariance()).T
-        rows.append(part.mean() + torch.cat((away, -away)))
-    region = torch.arange(len(parts)).repeat_interleave(2 * dim) if len(parts) > 1 else None
+        away = scale * torch.linalg.cholesky(part.covariance()).T
+        rows.append(part.mean() + torch.cat((away, -away) * times))
+    region = torch.arange(len(parts)).repeat_interleave(2 * dim * times) if len(parts) > 1 else None
     return covariance.update(torch.cat(rows), region).freeze()
 
 
