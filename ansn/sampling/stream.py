@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +183,9 @@ def _agreed(draw: Draw, act: Callable[[], None]) -> None:
 def _wait(part: Part) -> None:
     """Until every process's rows are there. By the journals, not a barrier: one process may be hours behind
     another, and a collective gives up after minutes. (Whoever started us ends us if another process fails.)"""
-    while dist.is_initialized() and part.folder.exists() and not part.done().all():
-        time.sleep(0.2)
+    with suppress(FileNotFoundError):  # process 0 was quicker, and the part is gone
+        while dist.is_initialized() and part.folder.exists() and not part.done().all():
+            time.sleep(0.2)
 
 
 @contextmanager
