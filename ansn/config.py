@@ -48,7 +48,8 @@ class NoiseConfig:
     """Covariance and levels of the noise."""
 
     structure: Annotated[str, choice(STRUCTURES, AUTO)] = AUTO
-    """Structure of the covariance; auto takes the one under which held-out rows of the data are likeliest."""
+    """Structure of the covariance; auto takes the one under which held-out rows of the data are likeliest (of those
+    within 0.005 nats a dimension the smallest)."""
     rho: float | None = None
     """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma
     is given, as docs/results.md found."""
@@ -248,6 +249,11 @@ def validate(config: TrainConfig) -> None:
         ("warmup", optim.warmup, optim.warmup >= 0, "0 or more steps"),
         ("clip", optim.clip, optim.clip >= 0, "0 or more"),
         ("ema", optim.ema, 0 <= optim.ema < 1, "0 <= ema < 1"),
+        ("rho", noise.rho, noise.rho is None or 0 <= noise.rho <= 1, "0 <= rho <= 1"),
+        ("gamma", noise.gamma, noise.gamma is None or -1 <= noise.gamma <= 1, "-1 <= gamma <= 1"),
+        ("gamma", noise.gamma, noise.gamma is None or noise.rho is None, "one of --rho and --gamma"),
+        ("eps", noise.eps, noise.eps is None or noise.eps >= 0, "a ridge >= 0"),
+        ("forgetting", noise.forgetting, 0 < noise.forgetting <= 1, "0 < forgetting <= 1"),
         ("tau-max", noise.tau_max, noise.tau_max is None or noise.tau_max > 0, "a level > 0"),
         ("tau-min", noise.tau_min, noise.tau_min > 0, "a level > 0"),
         ("rungs", noise.rungs, noise.rungs is None or noise.rungs >= 2, "at least 2 levels"),

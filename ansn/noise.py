@@ -41,6 +41,8 @@ class Rows(Protocol):
     @property
     def quantisation(self) -> float: ...
 
+    def __len__(self) -> int: ...
+
     def batch(self, index: Tensor, /) -> tuple[Tensor, Tensor | None]: ...
 
     def order(self, seed: int, epoch: int, /) -> Tensor: ...
@@ -80,8 +82,8 @@ class NoiseModel(nn.Module):
         """Structure, levels and start from the data; the covariance itself is still to be learned.
 
         Args:
-            data: a data set of :func:`ansn.load_dataset`, or rows ``[N, *shape]``. Of either the first are looked at:
-                :func:`ansn.covariance.choice.rows_wanted`.
+            data: a data set of :func:`ansn.load_dataset`, or rows ``[N, *shape]``, of which some are looked at, drawn
+                at random by ``seed``: :func:`ansn.covariance.choice.rows_wanted`.
             structure: a name, or ``"auto"`` for :func:`ansn.covariance.choose`.
             region, regions: of rows, int64 ``[N]``, and K.
             options: of :class:`ansn.AdaptiveCovariance`: ``rho=0`` is isotropic noise. ``eps_floor`` is the data
@@ -91,16 +93,19 @@ class NoiseModel(nn.Module):
         """
         if not isinstance(data, Tensor):
             index = data.order(seed, 0)[: rows_wanted(torch.Size(data.shape).numel())].cpu()
-            x, options = data.batch(index)[0], {"eps_floor": data.quantisation} | options
+            x, options = data.batch(index)[0], {"eps_floor": data.quantisation, "distinct": len(data)} | options
         elif len(data):
-            index = torch.arange(min(len(data), rows_wanted(data[0].numel())))
-            x = data[: len(index)]
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+            index = order[: rows_wanted(data[0].numel())]
+            x, options = data[index.to(data.device)], {"distinct": len(data)} | options
         else:
             raise ValueError(f"data: got shape {list(data.shape)}, expected rows [N, *shape] with N at least 4")
         if (region is None) != (regions == 1):
             got = None if region is None else "a tensor"
             raise ValueError(f"region: got {got} and {regions} regions, expected one with the other")
-        region = None if region is None else region[index.to(region.device)]
+        if region is not None:
+            options["distinct"] = int(torch.bincount(region, minlength=regions).min())
+            region = region[index.to(region.device)]
         if structure == AUTO:
             known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
             structure = choose(x, region, regions, **known).structure

@@ -123,7 +123,7 @@ def test_a_wrong_choice_is_a_line_with_the_choices(group: str, name: str, expect
     with pytest.raises(InputError, match=f"^config {group}.{message}$"):
         from_dict({group: {name: "magic"}})
     outcome = call("train", f"--{name}", "magic")
-    assert (outcome.code, outcome.err) == (2, f"ansn-train: error: --{message}; see ansn-train --help\n")
+    assert (outcome.code, outcome.err) == (2, f"ansn-train: error: --{message}; see ansn-train digits --help\n")
 
 
 def test_the_page_on_samplers_names_every_one() -> None:

@@ -23,8 +23,9 @@ _WRONG = re.compile(r"^invalid choice (.*) for argument '(.*)'\. Expected one of
 """A wrong choice, in tyro's words."""
 
 
-def parsed(name: str, parse: Callable[[], T]) -> T:
-    """What ``parse``, a call of tyro, returns. A wrong command line is one line in place of tyro's box, exit code 2."""
+def parsed(name: str, parse: Callable[[], T], options: str = "") -> T:
+    """What ``parse``, a call of tyro, returns. A wrong command line is one line in place of tyro's box, exit code 2;
+    ``options``: the command whose help lists the options, if it is another."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -36,7 +37,7 @@ def parsed(name: str, parse: Callable[[], T]) -> T:
         if not end.code:  # --help
             _flush()
             raise
-        print(f"{name}: error: {_unboxed(told.getvalue())}; see {name} --help", file=sys.stderr)
+        print(f"{name}: error: {_unboxed(told.getvalue())}; see {options or name} --help", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -70,13 +70,14 @@ def _tell(run: Path | None) -> None:
             f" effective rank {float(covariance.effective_rank().max()):.1f}"
         )
         ladder = found.model.noise.levels
-        if found.structure.rows:
-            lines["structure"] = str(found.structure)
-        few = int((~covariance.enough()).sum())
+        lines["structure"] = str(found.structure)
+        few, structure = int((~covariance.enough()).sum()), covariance.structure
         if few:
             of = f"{few} of {covariance.regions} regions have" if covariance.regions > 1 else "it has"
-            structure = covariance.structure
-            lines["S counts as R"] = f"{of} fewer than the {structure.points()} points that {structure.name} needs"
+            lines["too few points"] = (
+                f"{of} fewer than the {structure.points():,} distinct ones that {structure.name} needs, so S counts as"
+                " R: the denoiser starts from EDM's preconditioning"
+            )
         lines["levels"] = f"{len(ladder)}, tau {ladder.maximum:.4g} to {ladder.minimum:.4g}, {ladder.training}"
     width = max(map(len, lines))
     for name, value in lines.items():

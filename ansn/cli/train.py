@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> TrainConfig:
 
 def main() -> int:
     """Entry point."""
-    config = parsed("ansn-train", lambda: parse(sys.argv[1:]))
+    config = parsed("ansn-train", lambda: parse(sys.argv[1:]), "ansn-train digits")
 
     def command() -> None:
         folder = train(config)

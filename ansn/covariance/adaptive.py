@@ -51,18 +51,17 @@ class AdaptiveCovariance(nn.Module):
         eps_floor: smallest default ridge, and what S counts as at least in every direction (or ``eps``, if that is
             less): what the rounding hides may be there. By default the quantisation noise of 8-bit data in [0, 1]; give
             0 for data without quantisation.
-        root: which L: ``"basis"`` is the eigenbasis times deviations, ``"symmetric"`` independent of the choice of a
-            basis, ``"cholesky"`` (dense) lower triangular; by default the first of the structure's.
+        root: which L: ``"basis"`` is eigenbasis times deviations, ``"symmetric"`` independent of the choice of a basis,
+            ``"cholesky"`` (dense) lower triangular; by default the first of the structure's.
         warmup: points, at least 2, that a region needs before its own S replaces ``initial``.
+        distinct: rows of the data (of its smallest region): several epochs of few rows are no more than these.
         initial: guess of S before that: a variance, for dense and diagonal also ``[d]`` variances or ``[d, d]``;
             default 1. Haario's C_0 is ``s_d * initial``.
         forgetting: lambda in (0, 1]; the moments are scaled by it at every update. 1 remembers everything.
         refresh: relative growth of the number of points after which the snapshot is remade.
-        dtype: of the state, float64 or float32. factor_dtype: of the snapshot.
-        memory_limit: bytes; by default what is available.
+        dtype: of the state, float64 or float32. factor_dtype: of the snapshot. memory_limit: bytes; all by default.
 
-    A region of fewer points than the structure needs (:meth:`Structure.points`) counts as ``S = R`` in the pencil,
-    since its S would be too narrow off its own points.
+    A region of fewer points than the structure needs (:meth:`Structure.points`) counts as ``S = R`` in the pencil.
 
     Raises ValueError for a bad argument, MemoryError when the structure cannot fit.
     """
@@ -83,6 +82,7 @@ class AdaptiveCovariance(nn.Module):
         eps_floor: float = QUANTISATION_8BIT,
         root: str | None = None,
         warmup: int = 2,
+        distinct: int | None = None,
         initial: float | Tensor = 1.0,
         forgetting: float = 1.0,
         refresh: float = 0.05,
@@ -102,7 +102,7 @@ class AdaptiveCovariance(nn.Module):
         self.structure, self.regions = kind(self.shape), regions
         if rho is not None and gamma is not None:
             raise ValueError(f"rho, gamma: got both ({rho}, {gamma}), expected one of the two families of shapes")
-        self.rules = Rules(0.5 if rho is None and gamma is None else rho, gamma, eps, eps_floor, warmup)
+        self.rules = Rules(0.5 if rho is None and gamma is None else rho, gamma, eps, eps_floor, warmup, distinct)
         self.root = self.structure.roots[0] if root is None else root
         if self.root not in self.structure.roots:
             raise ValueError(f"root: got {root!r}, expected one of {', '.join(self.structure.roots)} ({kind.name})")
@@ -118,8 +118,7 @@ class AdaptiveCovariance(nn.Module):
         # Counts on the host, so that deciding on a refresh never waits for the device.
         self.seen, self.seen_at_refresh, self.seen_at_basis, self.frozen = 0, 0, 0, False
         self.oriented = not self.structure.oriented
-        # Counts the changes that `seen` does not tell of, for what others keep computed from this state.
-        self.revision = 0
+        self.revision = 0  # counts the changes that `seen` does not tell of
         self.moments = Moments(self.structure, regions, dtype, device)
         self.register_buffer("initial", self.structure.initial(torch.as_tensor(initial, dtype=dtype, device=device)))
         self.snapshot: Pencil = self.structure.pencil(self.structure, regions, self.root, factor_dtype, device)
@@ -201,7 +200,7 @@ class AdaptiveCovariance(nn.Module):
         return self
 
     def freeze(self) -> AdaptiveCovariance:
-        """Remake the snapshot once more and stop learning: R does not change from here on. Returns self."""
+        """Remake the snapshot once more and stop learning: R does not change any more. Returns self."""
         if not self.frozen:
             self.refresh()
             self._settle(wait=True)
@@ -364,8 +363,8 @@ class AdaptiveCovariance(nn.Module):
         return torch.special.entr(values / values.sum(1, keepdim=True)).sum(1).exp()
 
     def enough(self) -> Tensor:
-        """Regions whose S counts as it is, for they have points enough, bool ``[K]``."""
-        return self.moments.points(self.structure.points())
+        """Regions of points enough for their S to count as it is, bool ``[K]``."""
+        return self.rules.enough(self.moments)
 
     def extra_repr(self) -> str:
         state = f"{self.seen} points, {'frozen' if self.frozen else 'learning'}"

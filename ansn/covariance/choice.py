@@ -1,4 +1,4 @@
-"""Which structure the data asks for: by held-out likelihood of its first rows (math section 11)."""
+"""Which structure the data asks for: by held-out likelihood of some of its rows (math section 11)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,23 @@ class Choice:
 
     def __str__(self) -> str:
         """What `ansn-info` and the trainer say."""
-        told = [f"{name} {score:.3f}" for name, score in sorted(self.scores.items(), key=lambda pair: -pair[1])]
+        if not self.rows:
+            return f"{self.structure}, as asked for"
+        ranked = sorted(self.scores, key=lambda name: (name != self.structure, -self.scores[name]))
+        told = [f"{name} {self.scores[name]:.3f}" for name in ranked]
         told += [f"{name} {why}" for name, why in self.skipped.items()]
-        return f"{self.structure}; held-out nats/dim of {self.rows} rows: {', '.join(told)}"
+        how = f"fitted to {_fitted(self.rows):,} rows, scored on {self.rows - _fitted(self.rows):,}"
+        what = f"{how}, nats/dim, more is likelier" if ranked else f"{how}; none could be tried"
+        return f"{self.structure} ({what}: {', '.join(told)})"
 
 
 def rows_wanted(dim: int) -> int:
-    """How many first rows of ``dim`` coordinates :func:`choose` should see: at most 10,000, and 2^25 numbers."""
+    """How many rows of ``dim`` coordinates :func:`choose` should see: at most 10,000, and 2^25 numbers."""
     return min(10_000, max(64, 2**25 // dim))
+
+
+def _fitted(rows: int) -> int:
+    return max(1, 3 * rows // 4)
 
 
 @torch.no_grad()
@@ -54,7 +63,7 @@ def choose(
     memory_limit: int | None = None,
 ) -> Choice:
     """The structure of the largest held-out Gaussian log-likelihood, fitted to three quarters of ``x`` ``[B, *shape]``
-    (``region`` int64 ``[B]``) and scored on the last quarter::
+    (``region`` int64 ``[B]``), drawn at random, and scored on the last quarter::
 
         E log N(x + e; m_k, S_k + v I) / d,    e ~ N(0, v I),  v = 12 eps_floor, at least 1e-6 of the mean variance
 
@@ -64,7 +73,10 @@ def choose(
     """
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: got a value that is not finite, expected rows of data")
-    fitted = max(1, 3 * len(x) // 4)
+    # Rows may lie by class, or by date.
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    x, region = x[order], None if region is None else region[order]
+    fitted = _fitted(len(x))
     # S alone is asked for: a ridge that lets no R fail.
     ridge = max(12.0 * eps_floor, float(x.double().square().mean())) or 1.0
     owner, whose = (None, None) if region is None or regions == 1 else (region[:fitted], region[fitted:])
@@ -78,7 +90,8 @@ def choose(
         if root is not None and root not in structure.roots:
             skipped[name] = f"has no {root} root"
         elif have < structure.points() or fitted == len(x):
-            skipped[name] = f"needs {structure.points()} rows{' of each region' if regions > 1 else ''} ({have})"
+            each = " of each region" if regions > 1 else ""
+            skipped[name] = f"needs {structure.points():,} rows{each} ({have:,} fitted)"
         else:
             try:
                 learned = AdaptiveCovariance(

@@ -26,7 +26,7 @@ class Cosine(Structure):
     """
 
     name = "cosine"
-    summary = "cosines along each axis, channels mixed at each frequency: stationary fields"
+    summary = "cosines along each axis, channels mixed at each frequency; stationary fields of any size"
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)

@@ -86,7 +86,7 @@ class DensePencil(Pencil):
         good = (status == 0).all()
         self._copy("factor", factor, good)
         if full and found is not None:
-            self.take(*found, moments.points(self.structure.points()) | ~warm, rules, good)
+            self.take(*found, moments, rules, good)
         return good, level
 
     def repair(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> Tensor:
@@ -102,7 +102,7 @@ class DensePencil(Pencil):
             if not bool((status != 0).any()):
                 self._copy("factor", factor, None)
                 if full and self.complete and found is not None:
-                    self.take(*found, moments.points(self.structure.points()) | ~warm, rules)
+                    self.take(*found, moments, rules)
                 return level
             r = r + _identity(torch.where(status != 0, jitter, 0.0), self.structure.dim)
             jitter = jitter * 10
@@ -142,7 +142,7 @@ class Dense(Structure):
     """``S = M / (n - 1)``, scatter ``[K, d, d]``, of which the lower triangle alone counts."""
 
     name = "dense"
-    summary = "full matrices, d^2 numbers: small data of many rows"
+    summary = "full matrices, d^2 numbers; small data of many rows"
     roots = ("cholesky", "symmetric")
     pencil = DensePencil
 

@@ -30,7 +30,7 @@ class Diagonal(Structure):
     """``S = diag(lambda)``, scatter ``[K, d]``. Its roots are one."""
 
     name = "diagonal"
-    summary = "variances of the coordinates, d numbers: the per-pixel control"
+    summary = "variances of the coordinates, d numbers; the per-pixel control"
     roots = ("basis", "symmetric", "cholesky")
     pencil = DiagonalPencil
     directed = False

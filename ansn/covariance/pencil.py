@@ -33,6 +33,7 @@ class Rules:
     eps: float | None
     eps_floor: float
     warmup: int
+    distinct: int | None = None
 
     def __post_init__(self) -> None:
         if self.rho is not None and not 0.0 <= self.rho <= 1.0:
@@ -71,10 +72,17 @@ class Rules:
         trace = powered.mean(1, keepdim=True)
         return torch.where(trace > 0, level / trace, 0.0) * powered + ridge
 
-    def ratio(self, variances: Tensor, noise: Tensor, known: Tensor) -> Tensor:
+    def enough(self, moments: Moments) -> Tensor:
+        """Regions of points enough for their S to count, bool ``[K]``; of distinct ones, where their number is told."""
+        least = moments.structure.points()
+        return moments.points(least) & (self.distinct is None or self.distinct >= least)
+
+    def ratio(self, variances: Tensor, noise: Tensor, moments: Moments) -> Tensor:
         """l: what S counts as, over R. At least the floor of the rounding in every direction, for what it hides may be
-        there; R where ``known`` ``[K]`` is False, since S of too few points is too narrow off its own points."""
+        there; R in regions of too few points, since their S is too narrow off its own points, but for those that are
+        warming up."""
         floor = self.ridge(variances.mean(1, keepdim=True)).clamp_max(self.eps_floor)
+        known = self.enough(moments) | ~moments.points(self.warmup)
         return torch.where(known.unsqueeze(1), torch.maximum(variances, floor) / noise, 1.0)
 
 
@@ -265,16 +273,16 @@ class Pencil(nn.Module):
         noise = rules.noise(variances)
         level = noise.mean(1)
         good = ((level > 0) & torch.isfinite(level)).all()
-        self.take(basis, variances, noise, moments.points(self.structure.points()) | ~warm, rules, good)
+        self.take(basis, variances, noise, moments, rules, good)
         return good, variances.mean(1)
 
     def take(
-        self, basis: Basis, variances: Tensor, noise: Tensor, known: Tensor, rules: Rules, good: Tensor | None = None
+        self, basis: Basis, variances: Tensor, noise: Tensor, moments: Moments, rules: Rules, good: Tensor | None = None
     ) -> None:
-        """:meth:`install` of S and R by their variances; ``known`` as of :meth:`Rules.ratio`."""
+        """:meth:`install` of S and R by their variances."""
         # Rounding can put the smallest variance of a semidefinite R below 0.
         noise = torch.maximum(noise, torch.finfo(noise.dtype).eps * noise.mean(1, keepdim=True))
-        self.install(basis, noise, rules.ratio(variances, noise, known), good)
+        self.install(basis, noise, rules.ratio(variances, noise, moments), good)
 
     def repair(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> Tensor:
         """What to do where :meth:`remake` took nothing: find a larger ridge and return the mean variances ``[K]``, or

@@ -29,7 +29,7 @@ class Separable(Structure):
     """
 
     name = "separable"
-    summary = "a basis for each axis and a variance for each coordinate: images and fields of any size"
+    summary = "a basis for each axis (cosines over 1024 points), a variance for each coordinate; data of any size"
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)

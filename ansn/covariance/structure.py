@@ -52,7 +52,8 @@ class Structure(abc.ABC):
 
     @abc.abstractmethod
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
-        """``Q v``, or ``Q^T v``, row by row, ``[B, d]``, float32 or float64; ``region`` int64 ``[B]`` or None."""
+        """``Q v``, with ``inverse`` ``Q^T v``, row by row, ``[B, d]``, float32 or float64; ``region`` int64 ``[B]`` or
+        None."""
 
     def points(self) -> int:
         """Points from which S is worth a filter: with as many the error of denoising Gaussian data is within 1.2 of

@@ -81,6 +81,7 @@ def covariance(
         return AdaptiveCovariance(
             info.shape, _regions(noise, info), structure, rho=noise.rho, gamma=noise.gamma, eps=noise.eps,
             eps_floor=info.quantisation, root=root, forgetting=noise.forgetting, device=device,
+            distinct=info.rows if noise.regions == "none" else info.fewest,
         )  # fmt: skip
     except (ValueError, MemoryError) as error:
         raise InputError(str(error)) from None
@@ -132,7 +133,7 @@ def denoiser(
             network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
         model = Denoiser(
             network, noise, config.network.prediction, precondition=config.network.precondition,
-            skip=_skip(config.network, info, noise.covariance), label_dropout=config.network.label_dropout,
+            skip=_skip(config.network, noise.covariance), label_dropout=config.network.label_dropout,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
@@ -143,13 +144,10 @@ def denoiser(
     return model.to(device)
 
 
-def _skip(config: NetworkConfig, info: DataInfo, learned: AdaptiveCovariance) -> str | None:
-    """The skip that was asked for; else the denoiser's own default, where there are distinct examples enough for it:
-    the covariance counts those that come again in every epoch."""
-    distinct = info.rows if learned.regions == 1 else info.fewest
-    if config.skip is None and distinct < learned.structure.points():
-        return "scalar"
-    return config.skip
+def _skip(config: NetworkConfig, learned: AdaptiveCovariance) -> str | None:
+    """The skip that was asked for; else the denoiser's own default, where there are distinct examples enough for it."""
+    few = (learned.rules.distinct or 0) < learned.structure.points()
+    return "scalar" if config.skip is None and few else config.skip
 
 
 def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Trainer:
         else:
             x, region = build.first_rows(config.noise, dataset, config.run.seed)
             if rank == 0 and config.noise.structure == AUTO:
-                print(f"choosing the covariance's structure by the first {len(x):,} rows", file=sys.stderr)
+                print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)
             self.structure = agreed(build.structure(config, self.info, x, region), device)
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"structure: {self.structure}", file=sys.stderr)

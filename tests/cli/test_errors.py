@@ -81,7 +81,7 @@ TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "width": (["--width", 0], ("--width", "got 0")),
     "freeze": (["--freeze-after", 1], ("--freeze-after", "got 1", "at least 2")),
     "rho": (["--rho", 2], ("rho", "got 2.0", "0 <= rho <= 1")),
-    "rho and gamma": (["--rho", 0.5, "--gamma", 0.5], ("rho", "gamma", "expected one")),
+    "rho and gamma": (["--rho", 0.5, "--gamma", 0.5], ("gamma: got 0.5", "expected one of --rho and --gamma")),
     "gamma": (["--gamma", -2], ("gamma", "got -2.0")),
     "eps": (["--eps", -1], ("eps", "got -1.0")),
     "forgetting": (["--forgetting", 0], ("forgetting", "got 0.0")),

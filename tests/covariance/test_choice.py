@@ -35,7 +35,7 @@ def test_it_takes_the_structure_that_the_data_has(name: str) -> None:
     assert choice.structure == name
     assert choice.rows == n
     assert set(choice.scores) == set(STRUCTURES)
-    assert str(choice).startswith(f"{name}; held-out nats/dim of {n} rows: ")
+    assert str(choice).startswith(f"{name} (fitted to {3 * n // 4:,} rows, scored on {n // 4:,}, nats/dim, more is")
 
 
 def test_the_score_is_the_density_written_out() -> None:
@@ -70,7 +70,7 @@ def test_regions_are_scored_each_by_its_own() -> None:
     assert told.scores["separable"] > one.scores["separable"]
     lopsided = choose(x[order], torch.zeros(160, dtype=torch.int64), 2, eps_floor=0.0)
     assert lopsided.skipped["separable"].startswith("needs ")
-    assert "of each region (0)" in lopsided.skipped["separable"]
+    assert "of each region (0 fitted)" in lopsided.skipped["separable"]
 
 
 def test_of_equal_ones_the_diagonal_is_taken_and_nothing_varies_is_no_error() -> None:
@@ -80,6 +80,30 @@ def test_of_equal_ones_the_diagonal_is_taken_and_nothing_varies_is_no_error() ->
     x[90, 1] = float("nan")
     with pytest.raises(ValueError, match="x: got a value that is not finite"):
         choose(x)
+
+
+def test_the_order_of_the_rows_is_nothing() -> None:
+    """Sorted by class, the held-out quarter would be of a class that was not seen."""
+    x = torch.cat((rows("separable", 160), 2.0 + rows("separable", 160, seed=5)))
+    region = torch.arange(320) // 160
+    choice = choose(x, region, 2, eps_floor=0.0)
+    assert choice.structure == "separable"
+    assert choose(x, eps_floor=0.0).scores["separable"] > -1.0
+
+
+def test_epochs_of_few_rows_are_no_more_than_these_rows() -> None:
+    x = randn(40, 12)
+    noise = NoiseModel.for_data(x, "dense", eps_floor=0.0)
+    for _ in range(13):
+        noise.update(x)
+    covariance = noise.covariance
+    assert (covariance.seen, covariance.structure.points()) == (520, 38)
+    assert bool(covariance.enough()), "38 are needed and 40 are there"
+    few = NoiseModel.for_data(x[:30], "dense", eps_floor=0.0)
+    for _ in range(13):
+        few.update(x[:30])
+    assert not bool(few.covariance.freeze().enough())
+    assert bool((few.covariance.pencil.l == 1).all())
 
 
 def test_how_many_rows_it_wants() -> None:

@@ -30,12 +30,13 @@ def test_five_hundred_colour_images_have_the_skip(tmp_path: Path) -> None:
     built: Trainer = trainer(config)
     assert built.model.skip == "wiener"
     assert built.structure.structure in ("separable", "cosine")
-    assert built.structure.skipped["dense"] == "needs 6158 rows (375)"
+    assert built.structure.skipped["dense"] == "needs 6,158 rows (375 fitted)"
 
 
 def test_auto_decides_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = trained(tmp_path / "whole", structure="auto", steps=30)
-    assert "structure: dense; held-out nats/dim of 1347 rows: dense 0.4" in capsys.readouterr().err
+    told = "structure: dense (fitted to 1,010 rows, scored on 337, nats/dim, more is likelier: dense 0.4"
+    assert told in capsys.readouterr().err
     trained(tmp_path / "parts", structure="auto", steps=11)
     capsys.readouterr()
     assert_same_run(whole, trained(tmp_path / "parts", structure="auto", steps=30))
