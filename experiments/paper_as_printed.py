@@ -215,7 +215,7 @@ def covariance_rows(seed: int) -> list[Row]:
                 if t in (1, 8):
                     add("first points" if t == 1 else "rank", reading, None, worst)
     readings = {name: recursion(x, name, TINY) for name in ("literal", "sign", "exact")}
-    bare = learner.moments.covariance()[0].numpy() + TINY * eye
+    bare = learner.covariance()[0].numpy() + TINY * eye
     right = SCALE * bare
     for t in TIMES[2:]:
         right = SCALE * (np.cov(x[:t].T) + TINY * eye)
@@ -232,12 +232,12 @@ def covariance_rows(seed: int) -> list[Row]:
     add("smallest eigenvalue", "exact", None, float(np.linalg.eigvalsh(readings["exact"][-1])[0]))
     far = points + SHIFT
     single = recursion(far.numpy(), "exact", TINY, np.float32)[-1]
-    moments = ansn.AdaptiveCovariance(DIM, eps_floor=0.0, dtype=torch.float32).moments
+    single_learner = ansn.AdaptiveCovariance(DIM, eps_floor=0.0, dtype=torch.float32)
     for part in far.float().split(1):
-        moments.update(part)
+        single_learner.moments.update(part)
     true = SCALE * (np.cov(far.float().double().numpy().T) + TINY * eye)
     add("single precision", "literal", None, _relative(single, true))
-    kept = moments.covariance()[0].double().numpy()
+    kept = single_learner.covariance()[0].double().numpy()
     add("single precision", "corrected", None, _relative(SCALE * (kept + TINY * eye), true))
     for n in (2, 3, 4, 6, 8, 16, 32, 64):
         groups = target.sample(2000 * n, 10_000 + seed)[0].reshape(2000, n, DIM)
