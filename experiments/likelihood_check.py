@@ -126,8 +126,7 @@ def target(kind: str, dim: int, rho: float) -> ansn.Denoiser:
     s = torch.einsum("c,cij->ij", weights, covariances) + torch.einsum("c,ci,cj->ij", weights, away, away)
     r = rho * s + (1 - rho) * s.diagonal().mean() * torch.eye(dim, dtype=torch.float64)
     double = {"dtype": torch.float64, "factor_dtype": torch.float64}
-    covariance = ansn.AdaptiveCovariance(dim, rho=1.0, eps=0.0, initial=r, **double).freeze()
-    covariance.initial.copy_(s)
+    covariance = ansn.AdaptiveCovariance(dim, rho=rho, eps=0.0, initial=s, **double).freeze()
     covariance.center.copy_(mean)
     ladder = ansn.levels.karras(max(ansn.levels.tau_max_flow(dim), 6.0), 0.01)
     network = MixtureMean(means, covariances, weights, r)
