@@ -75,10 +75,10 @@ def choose(
         raise ValueError("x: got a value that is not finite, expected rows of data")
     # Rows may lie by class, or by date.
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
-    x, region = x[order], None if region is None else region[order]
+    x, region = x[order].double(), None if region is None else region[order]
     fitted = _fitted(len(x))
     # S alone is asked for: a ridge that lets no R fail.
-    ridge = max(12.0 * eps_floor, float(x.double().square().mean())) or 1.0
+    ridge = max(12.0 * eps_floor, float(x.square().mean())) or 1.0
     owner, whose = (None, None) if region is None or regions == 1 else (region[:fitted], region[fitted:])
     have = fitted if owner is None else int(torch.bincount(owner, minlength=regions).min())
     scores: dict[str, float] = {}
@@ -101,10 +101,10 @@ def choose(
             except MemoryError:
                 skipped[name] = "does not fit"
             else:
-                scores[name] = score(learned.update(x[:fitted].double(), owner), x[fitted:], whose)
+                scores[name] = score(learned.update(x[:fitted], owner), x[fitted:], whose)
     best = max(scores.values(), default=math.nan)
     near = [name for name, value in scores.items() if value >= best - _LEVEL]
-    taken = min(near, key=lambda name: (sizes[name], name != "diagonal"), default="diagonal")
+    taken = min(near, key=lambda name: (sizes[name], STRUCTURES[name].directed), default="diagonal")
     return Choice(taken, scores, skipped, len(x))
 
 
@@ -112,10 +112,10 @@ def choose(
 def score(learned: AdaptiveCovariance, x: Tensor, region: Tensor | None = None) -> float:
     """Nats a dimension of rows ``[B, *shape]`` under the Gaussian that a covariance learned, as in :func:`choose`."""
     pencil = learned.pencil
-    level = float(pencil.variances().mean())
-    added = max(12.0 * learned.rules.eps_floor, _FLOOR * level, torch.finfo(torch.float64).tiny)
+    variances = pencil.variances()
+    added = max(12.0 * learned.rules.eps_floor, _FLOOR * float(variances.mean()), torch.finfo(torch.float64).tiny)
     away = x.flatten(1).double() - learned.mean_of(region, len(x))
-    variances = pencil.variances() + added
+    variances = variances + added
     variances = variances if region is None else variances[region]
     misfit = (pencil.coordinates(away, region).square() + added) / variances
     return float(-0.5 * (math.log(2 * math.pi) + variances.log() + misfit).mean())

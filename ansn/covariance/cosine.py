@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ansn.covariance.moments import Basis, Moments
+from ansn.covariance.moments import Basis, Moments, owners, summed
 from ansn.covariance.separable import cosines, squared_cosines
-from ansn.covariance.structure import Structure, by_region, eigh, register, summed
+from ansn.covariance.structure import Structure, by_region, eigh, register
 
 CHANNELS = 16
 """A first axis of at most so many points, before others, is the channels'."""
@@ -45,7 +45,7 @@ class Cosine(Structure):
 
     def start(self, regions: int) -> Basis:
         eye = torch.eye(self.channels, dtype=torch.float64)
-        return {name: eye.expand(size) for name, size in self.parts(regions).items()}
+        return {name: eye.repeat(*size[:2], 1, 1) for name, size in self.parts(regions).items()}
 
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         if inverse:
@@ -67,7 +67,8 @@ class Cosine(Structure):
         return ((mix.mT if inverse else mix) @ by_frequency).squeeze(3).mT.reshape(v.shape)
 
     def squares(self, values: Tensor, basis: Basis) -> Tensor:
-        out = self._mixed(values, {"mix": basis["mix"].square()}, _each(values), False) if basis else values
+        each = owners(len(values), values.device)
+        out = self._mixed(values, {"mix": basis["mix"].square()}, each, False) if basis else values
         out = out.reshape(-1, self.channels, *self.axes)
         for a, n in enumerate(self.axes):
             out = squared_cosines(out, a + 2) if n > 1 else out
@@ -98,7 +99,3 @@ class Cosine(Structure):
             values = ((blocks @ q) * q).sum(2)
         flat = values.clamp_min(0).mT.reshape(moments.regions, self.dim)
         return basis, torch.where(warm.unsqueeze(1), flat, initial)
-
-
-def _each(values: Tensor) -> Tensor | None:
-    return torch.arange(len(values), device=values.device) if len(values) > 1 else None

@@ -23,26 +23,21 @@ class DensePencil(Pencil):
 
     factor: Tensor
 
-    def __init__(
-        self,
-        structure: Structure,
-        regions: int,
-        root: str,
-        dtype: torch.dtype,
-        device: torch.device | str | None = None,
-    ) -> None:
-        torch.nn.Module.__init__(self)
-        self.structure, self.regions, self.root, self.complete = structure, regions, root, False
-        size = (regions, structure.dim, structure.dim)
+    complete = False
+
+    @property
+    def lower(self) -> bool:
+        """Whether the factor is lower triangular."""
+        return self.root == "cholesky"
+
+    def _allocate(self, dtype: torch.dtype, device: torch.device | str | None) -> None:
+        size = (self.regions, self.structure.dim, self.structure.dim)
         self.register_buffer("factor", torch.zeros(size, dtype=dtype, device=device))
-        self.lower = root == "cholesky"
 
     def track(self, on: bool = True) -> None:
         """Make room for Q, s and l, or give it back."""
         if on and not self.complete:
-            for name in ("deviation", "l"):
-                self.register_buffer(name, self.factor.new_ones(self.factor.shape[:2]))
-            self.register_buffer("basis0", torch.zeros_like(self.factor))
+            super()._allocate(self.factor.dtype, self.factor.device)
         elif self.complete and not on:
             for name in ("deviation", "l", "basis0"):
                 delattr(self, name)
@@ -94,14 +89,15 @@ class DensePencil(Pencil):
         warm = moments.points(rules.warmup)
         s = self.structure.covariance(moments, warm, initial)
         level = s.diagonal(dim1=1, dim2=2).mean(1)
-        found = self._decomposed(s, rules) if (full and self.complete) or rules.gamma is not None else None
+        full = full and self.complete
+        found = self._decomposed(s, rules) if full or rules.gamma is not None else None
         r = self._shape(s, level, rules, found)
         jitter = r.diagonal(dim1=1, dim2=2).mean(1) * torch.finfo(r.dtype).eps
         for _ in range(7):
             factor, status = self._root(r, None)
             if not bool((status != 0).any()):
                 self._copy("factor", factor, None)
-                if full and self.complete and found is not None:
+                if full and found is not None:
                     self.take(*found, moments, rules)
                 return level
             r = r + _identity(torch.where(status != 0, jitter, 0.0), self.structure.dim)
@@ -157,7 +153,7 @@ class Dense(Structure):
         return {"basis0": (regions, self.dim, self.dim)}
 
     def start(self, regions: int) -> Basis:
-        return {"basis0": torch.eye(self.dim, dtype=torch.float64).expand(regions, -1, -1)}
+        return {"basis0": torch.eye(self.dim, dtype=torch.float64).repeat(regions, 1, 1)}
 
     def squares(self, values: Tensor, basis: Basis) -> Tensor:
         return (basis["basis0"].square() @ values.unsqueeze(2)).squeeze(2)

@@ -46,7 +46,7 @@ class Moments(nn.Module):
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size, dtype=dtype, device=device))
         for name, value in (structure.start(regions) if structure.oriented else {}).items():
-            self.register_buffer(name, value.to(device, dtype).clone(memory_format=torch.contiguous_format))
+            self.register_buffer(name, value.to(device, dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Moments:
         keep_dtypes(self, fn)
@@ -88,17 +88,12 @@ class Moments(nn.Module):
             self.decay_(decay)
         if not len(flat):
             return
-        owner, each = (None, None) if self.regions == 1 else (region, torch.arange(self.regions, device=x.device))
-        one = flat.new_ones(len(flat), dtype=torch.float64)
-        rows = one.sum().reshape(1) if owner is None else one.new_zeros(self.regions).index_add_(0, owner, one)
-        sums = flat.sum(0, keepdim=True) if owner is None else torch.zeros_like(self.mean).index_add_(0, owner, flat)
-        batch = sums / rows.clamp_min(1.0).to(flat.dtype).unsqueeze(1)
-        there = (rows > 0).unsqueeze(1)
-        delta = torch.where(there, batch - self.mean, 0.0)
+        owner, each = None if self.regions == 1 else region, owners(self.regions, x.device)
+        rows, batch, away = centred(flat, owner, self.regions)
+        delta = torch.where((rows > 0).unsqueeze(1), batch - self.mean, 0.0)
         share = rows / (self.weight + rows).clamp_min(_TINY)
         correction = (self.weight * share).sqrt().to(flat.dtype).unsqueeze(1) * delta
-        centred = flat - (batch if owner is None else batch[owner])
-        whole = torch.cat((centred, correction))
+        whole = torch.cat((away, correction))
         whose = None if owner is None or each is None else torch.cat((owner, each))
         self._add(self.structure.scatter(whole, whose, self.regions, self.basis))
         self.mean += share.to(flat.dtype).unsqueeze(1) * delta
@@ -163,8 +158,7 @@ class Moments(nn.Module):
 
     def add_between(self, rows: Tensor) -> None:
         """Add one row ``[K, d]`` to each region's scatters: what lies between two means."""
-        owner = None if self.regions == 1 else torch.arange(self.regions, device=rows.device)
-        self._add(self.structure.scatter(rows, owner, self.regions, self.basis))
+        self._add(self.structure.scatter(rows, owners(self.regions, rows.device), self.regions, self.basis))
 
     def _add(self, scatters: dict[str, Tensor]) -> None:
         for name, value in scatters.items():
@@ -182,6 +176,25 @@ class Moments(nn.Module):
         """Take over a basis, in place."""
         for name, value in basis.items():
             getattr(self, name).copy_(value)
+
+
+def owners(regions: int, device: torch.device, rows: int = 1) -> Tensor | None:
+    """The region of each row where every region has so many, one after the other; None for one region."""
+    return None if regions == 1 else torch.arange(regions, device=device).repeat_interleave(rows)
+
+
+def summed(values: Tensor, owner: Tensor | None, regions: int) -> Tensor:
+    """Rows summed by region, ``[K, ...]``."""
+    if owner is None:
+        return values.sum(0, keepdim=True)
+    return values.new_zeros(regions, *values.shape[1:]).index_add_(0, owner, values)
+
+
+def centred(rows: Tensor, owner: Tensor | None, regions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of each region, float64 ``[K]``, their mean ``[K, d]``, and the rows less their region's mean."""
+    count = summed(rows.new_ones(len(rows), dtype=torch.float64), owner, regions)
+    mean = summed(rows, owner, regions) / count.clamp_min(1.0).to(rows.dtype).unsqueeze(1)
+    return count, mean, rows - (mean if owner is None else mean[owner])
 
 
 def keep_dtypes(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import ops
-from ansn.covariance.moments import Basis, Moments, keep_dtypes
+from ansn.covariance.moments import Basis, Moments, keep_dtypes, owners
 from ansn.errors import InputError
 from ansn.ops import _checks
 
@@ -113,10 +113,14 @@ class Pencil(nn.Module):
     ) -> None:
         super().__init__()
         self.structure, self.regions, self.root = structure, regions, root
+        self._allocate(dtype, device)
+
+    def _allocate(self, dtype: torch.dtype, device: torch.device | str | None) -> None:
+        """Make the buffers: of S and R the identity."""
         for name in ("deviation", "l"):
-            self.register_buffer(name, torch.ones(regions, structure.dim, dtype=dtype, device=device))
-        for name, part in structure.start(regions).items():
-            self.register_buffer(name, part.to(device, dtype).clone(memory_format=torch.contiguous_format))
+            self.register_buffer(name, torch.ones(self.regions, self.structure.dim, dtype=dtype, device=device))
+        for name, part in self.structure.start(self.regions).items():
+            self.register_buffer(name, part.to(device, dtype))
 
     def track(self, on: bool = True) -> None:
         """Keep Q, s and l from here on, or do not; for a pencil that need not."""
@@ -255,10 +259,9 @@ class Pencil(nn.Module):
         """``Q diag(values) Q^T``, ``[K, d, d]``: for small d."""
         dim = self.structure.dim
         unit = torch.eye(dim, dtype=values.dtype, device=values.device)
-        if self.regions == 1:
-            return self.spread(unit, values).unsqueeze(0)
-        owner = torch.arange(self.regions, device=values.device).repeat_interleave(dim)
-        return self.spread(unit.repeat(self.regions, 1), values[owner], owner).unflatten(0, (self.regions, dim))
+        owner = owners(self.regions, values.device, dim)
+        weights = values if owner is None else values[owner]
+        return self.spread(unit.repeat(self.regions, 1), weights, owner).unflatten(0, (self.regions, dim))
 
     # -- remaking -------------------------------------------------------------------------------------------------
 

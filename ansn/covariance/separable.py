@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ansn.covariance.moments import Basis, Moments
-from ansn.covariance.structure import Structure, by_region, eigh, register, summed
+from ansn.covariance.moments import Basis, Moments, centred, summed
+from ansn.covariance.structure import Structure, by_region, eigh, register
 
 LONG = 1024
 """An axis of more points has the cosine basis."""
@@ -46,9 +46,8 @@ class Separable(Structure):
         return {f"basis{a}": (regions, self.shape[a], self.shape[a]) for a in self.learned}
 
     def start(self, regions: int) -> Basis:
-        return {
-            name: torch.eye(size[1], dtype=torch.float64).expand(size) for name, size in self.parts(regions).items()
-        }
+        sizes = self.parts(regions).items()
+        return {name: torch.eye(size[1], dtype=torch.float64).repeat(regions, 1, 1) for name, size in sizes}
 
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         out = v.reshape(-1, *self.shape)
@@ -91,12 +90,9 @@ class Separable(Structure):
     def orient(self, moments: Moments, x: Tensor, region: Tensor | None) -> None:
         owner = None if moments.regions == 1 else region
         flat = x.detach().flatten(1).to(moments.mean.dtype)
-        count = summed(torch.ones_like(flat[:, 0]), owner, moments.regions)
-        mean = summed(flat, owner, moments.regions) / count.clamp_min(1).unsqueeze(1)
-        centred = flat - (mean if owner is None else mean[owner])
-        moments.face(self._bases(
-            {a: self._axis(centred, a, owner, moments.regions) for a in self.learned}, count >= self.points()
-        ))  # fmt: skip
+        count, _, away = centred(flat, owner, moments.regions)
+        axes = {a: self._axis(away, a, owner, moments.regions) for a in self.learned}
+        moments.face(self._bases(axes, count >= self.points()))
 
     def _bases(self, axes: dict[int, Tensor], enough: Tensor) -> Basis:
         """Eigenvectors of each region's axes; where it has not points enough, of all regions', each about its mean."""

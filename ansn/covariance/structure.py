@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ansn.covariance.moments import Basis, Moments
+from ansn.covariance.moments import Basis, Moments, summed
 from ansn.covariance.pencil import Pencil
 
 STRUCTURES: dict[str, type[Structure]] = {}
@@ -30,7 +30,7 @@ class Structure(abc.ABC):
     A fixed orthonormal basis needs :meth:`turn` alone: the rest of this class then keeps ``lambda`` as the scatter of
     the coordinates ``Q^T (x - m)``. A learned one also says what its basis is made of (:meth:`parts`) and how it is
     found: from its scatters at each remaking (:meth:`spectrum`), or where coordinates are gathered in it
-    (``oriented``) by :meth:`basis`.
+    (``oriented``) by :meth:`orient` and :meth:`reorient`.
 
     Attributes: ``name``, ``summary`` (for ``--help``), ``roots`` of R that it has, the first its default; ``oriented``:
     the moments hold coordinates in a basis that is learned; ``directed``: its basis has directions worth a picture;
@@ -72,7 +72,7 @@ class Structure(abc.ABC):
         return {}
 
     def start(self, regions: int) -> Basis:
-        """The basis before any data, float64."""
+        """The basis before any data, new tensors, float64."""
         return {}
 
     def squares(self, values: Tensor, basis: Basis) -> Tensor:
@@ -158,13 +158,6 @@ def by_region(rows: Tensor, owner: Tensor | None, regions: int) -> tuple[Tensor,
     if owner is None:
         return (rows,)
     return rows[owner.argsort(stable=True)].split(torch.bincount(owner, minlength=regions).tolist())
-
-
-def summed(values: Tensor, owner: Tensor | None, regions: int) -> Tensor:
-    """Rows summed by region, ``[K, ...]``."""
-    if owner is None:
-        return values.sum(0, keepdim=True)
-    return values.new_zeros(regions, *values.shape[1:]).index_add_(0, owner, values)
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ansn import ops
 from ansn.covariance import AdaptiveCovariance, Pencil
 from ansn.covariance.diagonal import isotropic
+from ansn.covariance.moments import owners
 from ansn.sampling.operators import Operator
 
 _DENSE_SIZE = 1024  # largest system that is factored
@@ -85,7 +86,7 @@ class MeasuredGaussian(nn.Module):
         unit = torch.eye(self.operator.size, dtype=torch.float64, device=self.pencil.like.device)
         rows = self.operator.adjoint(unit.unflatten(1, self.operator.shape)).flatten(1)
         each = self.pencil.regions
-        owner = None if each == 1 else torch.arange(each, device=rows.device).repeat_interleave(len(rows))
+        owner = owners(each, rows.device, len(rows))
         return self.pencil.coordinates(rows.repeat(each, 1), owner).unflatten(0, (each, len(rows)))
 
     def _iterate(self, residual: Tensor, tau: Tensor, region: Tensor | None) -> Tensor:

@@ -102,13 +102,13 @@ def ladder(config: TrainConfig, info: DataInfo, structure: str, x: Tensor, regio
         if noise.ladder == "paper":
             chosen = levels.paper(dim)
             return replace(chosen, training=noise.training_levels or chosen.training)
+        seen = _seen(config, info, structure, x, region)
         chosen = levels.flow(
-            x, _seen(config, info, structure, x, region), tau_max=noise.tau_max, tau_min=noise.tau_min,
-            n=noise.rungs or 20, region=region,
-        )  # fmt: skip
+            x, seen, tau_max=noise.tau_max, tau_min=noise.tau_min, n=noise.rungs or 20, region=region
+        )
         if noise.ladder == "geometric":
             overlap: dict[str, Any] = {"n": noise.rungs} if noise.rungs else {"dim": dim}
-            seen = _seen(config, info, structure, x, None)
+            seen = seen if region is None else _seen(config, info, structure, x, None)
             top = noise.tau_max or levels.tau_max_langevin(x[: levels.PAIRS], seen)
             ladder = levels.geometric(top, noise.tau_min, training="ladder", **overlap)
             chosen = replace(ladder, start=min(max(chosen.start or 0.0, ladder.minimum), ladder.maximum))
@@ -177,5 +177,4 @@ def _seen(
     seen = covariance(config, info, structure)
     if seen.regions > 1 and region is None:
         region = torch.zeros(len(x), dtype=torch.int64)
-    seen.update(x, region if seen.regions > 1 else None).refresh()
-    return seen
+    return seen.update(x, region if seen.regions > 1 else None)
