@@ -5,7 +5,7 @@ Start with :class:`AdaptiveCovariance`, :class:`NoiseModel`, :class:`Denoiser`, 
 """
 
 from ansn import levels, networks, ops, sampling
-from ansn.covariance import AdaptiveCovariance
+from ansn.covariance import AdaptiveCovariance, Mixture
 from ansn.data import load_dataset
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
@@ -22,6 +22,7 @@ __all__ = [
     "Denoiser",
     "InputError",
     "Level",
+    "Mixture",
     "NoiseModel",
     "Run",
     "bits_per_dim",

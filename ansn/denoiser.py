@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from ansn import ops
 from ansn.noise import NoiseModel
+from ansn.skips import INPUTS, SKIPS, Seen, column
 
 PREDICTIONS = ("denoiser", "whitened")
-SKIPS = ("scalar", "wiener")
 
 
 class Denoiser(nn.Module):
@@ -24,11 +25,12 @@ class Denoiser(nn.Module):
 
     * ``prediction="denoiser"``, a network in data units::
 
-          D = m + S (S + tau^2 R)^-1 (x~ - m) + (tau / v) s G((x~ - m) / (v s), ln(tau) / 4)
+          D = D_skip + (tau / v) s G([(x~ - m) / (v s), ...], ln(tau) / 4)
 
-      The second term, the Wiener filter, is the denoiser of Gaussian data whatever the shape of the noise. With
-      ``skip="scalar"`` it is ``(x~ - m) / v^2``, EDM's preconditioning (Karras et al. 2022, Table 1) in units where the
-      data has unit variance. Where R is S the two are one.
+      ``skip="wiener"``: ``D_skip = m + S (S + tau^2 R)^-1 (x~ - m)``, the denoiser of Gaussian data whatever the shape
+      of the noise. ``"mixture"``: that of the noise model's :class:`ansn.Mixture`, under isotropic noise.
+      ``"scalar"``: ``m + (x~ - m) / v^2``, EDM's preconditioning (Karras et al. 2022, Table 1) in units where the data
+      has unit variance. Where R is S the first and the last are one.
     * ``prediction="whitened"``, the paper's ``s_theta``: the network gives ``f``, and ``D = x~ + tau L f``.
 
     Args:
@@ -40,10 +42,13 @@ class Denoiser(nn.Module):
         noise: levels and covariance; ``tau`` below is in its units.
         prediction: what the network gives.
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
-        skip: ``"scalar"`` or ``"wiener"``; the latter is for a denoiser network with preconditioning, and the default
-            there (docs/results.md: it trains several times faster on anisotropic data). It costs two products with the
-            covariance's basis an evaluation, of which a dense structure then keeps track. Give ``"scalar"`` where there
+        skip: a name in :data:`ansn.skips.SKIPS`. All but ``"scalar"`` are for a denoiser network with preconditioning;
+            ``"wiener"``, or ``"mixture"`` where the noise model has one, is the default there (docs/results.md: it
+            trains several times faster on anisotropic data). It costs two products with the covariance's basis an
+            evaluation (of each region's), of which a dense structure then keeps track. Give ``"scalar"`` where there
             are fewer distinct examples than the structure needs (:meth:`ansn.covariance.Structure.points`).
+        inputs: names in :data:`ansn.skips.INPUTS`, of what the network sees besides the noisy data, one after the other
+            along the first axis: ``("estimate",)`` is ``(D_skip - m) / s``. The network takes ``[B, (1 + n) C, ...]``.
         label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
             denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
     """
@@ -56,6 +61,7 @@ class Denoiser(nn.Module):
         *,
         precondition: bool = True,
         skip: str | None = None,
+        inputs: Sequence[str] = (),
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -63,11 +69,20 @@ class Denoiser(nn.Module):
             raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
         preconditioned = precondition and prediction == "denoiser"
         if skip is None:
-            skip = "wiener" if preconditioned else "scalar"
-        if skip not in SKIPS:
-            raise ValueError(f"skip: got {skip!r}, expected one of {', '.join(SKIPS)}")
-        if skip == "wiener" and not preconditioned:
-            raise ValueError("skip: got 'wiener', expected prediction='denoiser' and precondition=True with it")
+            skip = "scalar" if not preconditioned else "wiener" if noise.mixture is None else "mixture"
+        for name, given, known in (("skip", (skip,), SKIPS), ("inputs", inputs, INPUTS)):
+            for one in given:
+                if one not in known:
+                    raise ValueError(f"{name}: got {one!r}, expected one of {', '.join(known)}")
+                if one != "scalar" and not preconditioned:
+                    expected = "prediction='denoiser' and precondition=True with it"
+                    raise ValueError(f"{name}: got {one!r}, expected {expected}")
+        if skip == "mixture":
+            noise.check_mixture()
+        seen = getattr(network, "inputs", 1 + len(inputs))
+        if seen != 1 + len(inputs):
+            wanted = ", ".join(("noisy data", *inputs))
+            raise ValueError(f"network.inputs: got {seen}, expected {1 + len(inputs)}: {wanted}")
         conditioning = getattr(network, "conditioning", "log")
         if conditioning not in ("log", "index", "none"):
             raise ValueError(f"network.conditioning: got {conditioning!r}, expected 'log', 'index' or 'none'")
@@ -79,8 +94,8 @@ class Denoiser(nn.Module):
             raise ValueError(f"label_dropout: got {label_dropout} for a network without classes, expected 0")
         self.network, self.noise, self.label_dropout = network, noise, label_dropout
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
-        self.skip = skip
-        if skip == "wiener":
+        self.skip, self.inputs = skip, tuple(inputs)
+        if skip != "scalar":
             noise.covariance.track()
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
@@ -89,27 +104,28 @@ class Denoiser(nn.Module):
         tau = self._tau(x, sigma)
         if self.prediction == "whitened":
             return self.denoised_from(x, tau, region, self._network(x, tau, region, extra))
-        wide = _column(tau, x)
         if not self.precondition:
             return self._network(x, tau, region, extra).to(x.dtype)
+        wide = column(tau, x)
         mean, scale = self._snapshot(x, region)
-        v = torch.sqrt(1.0 + wide * wide)
-        away = x - mean
-        away = away / (v * v) if self.skip == "scalar" else self.noise.covariance.pencil.filter(away, tau, region)
-        return mean + away + (wide / v) * scale * self._network(x, tau, region, extra).to(x.dtype)
+        estimate = SKIPS[self.skip].estimate(self.noise, x, tau, region, mean)
+        seen = Seen(self.noise, x, tau, region, mean, scale, estimate)
+        further = [INPUTS[name](seen) for name in self.inputs]
+        rest = self._network(x, tau, region, extra, further).to(x.dtype)
+        return estimate + wide / torch.sqrt(1.0 + wide * wide) * scale * rest
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""
         tau = self._tau(x, sigma)
         if self.prediction == "whitened":
             return self._network(x, tau, region, extra).to(x.dtype)
-        return self.noise.covariance.whiten(self(x, tau, region, **extra) - x, region) / _column(tau, x)
+        return self.noise.covariance.whiten(self(x, tau, region, **extra) - x, region) / column(tau, x)
 
     def score(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """Stein score of the perturbed density, ``(tau L)^-T f = Sigma^-1 (D - x~)``."""
         tau = self._tau(x, sigma)
         f = self.f(x, tau, region, **extra)
-        return self.noise.covariance.whiten(f, region, transpose=True) / _column(tau, x)
+        return self.noise.covariance.whiten(f, region, transpose=True) / column(tau, x)
 
     def denoised_from(self, x: Tensor, tau: Tensor, region: Tensor | None, f: Tensor) -> Tensor:
         """``D = x~ + tau L f`` of a whitened prediction at hand; ``tau`` ``[]`` or ``[B]``."""
@@ -138,10 +154,14 @@ class Denoiser(nn.Module):
         noise (measurements of their own)."""
         return self
 
-    def _network(self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any]) -> Tensor:
+    def _network(
+        self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any], further: Sequence[Tensor] = ()
+    ) -> Tensor:
         if self.precondition:
             mean, scale = self._snapshot(x, region)
-            x = (x - mean) / (torch.sqrt(1.0 + _column(tau, x) ** 2) * scale)
+            x = (x - mean) / (torch.sqrt(1.0 + column(tau, x) ** 2) * scale)
+        if further:
+            x = torch.cat((x, *further), 1)
         if self.conditioning == "none":
             return self.network(x, **extra)
         if self.conditioning == "log":
@@ -177,7 +197,3 @@ class Denoiser(nn.Module):
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return ", ".join(str(size) for size in shape)
-
-
-def _column(tau: Tensor, x: Tensor) -> Tensor:
-    return tau.to(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))

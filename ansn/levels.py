@@ -15,7 +15,7 @@ import scipy  # its parts are imported when used
 import torch
 from torch import Tensor
 
-from ansn.covariance import AdaptiveCovariance
+from ansn.covariance import AdaptiveCovariance, Mixture
 
 TRAINING = ("lognormal", "ladder")
 START_KL = 0.003  # nats between the start of the flow and the perturbed data
@@ -152,7 +152,13 @@ def tau_max_flow(dim: int, kl: float = 0.01) -> float:
 
 
 @torch.no_grad()
-def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, region: Tensor | None = None) -> float:
+def tau_start(
+    x: Tensor,
+    covariance: AdaptiveCovariance,
+    kl: float = START_KL,
+    region: Tensor | None = None,
+    mixture: Mixture | None = None,
+) -> float:
     r"""Smallest level at which the start ``N(m, S + tau^2 R)`` is within ``kl`` nats of the perturbed data.
 
     Both have the same mean and covariance, so what is left is the data's third and fourth cumulants, in coordinates
@@ -171,9 +177,11 @@ def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, r
         x: a sample of the data ``[B, *shape]``, B >= 4; a thousand points serve.
         covariance: gives R. kl: nats, > 0.
         region: int64 ``[B]`` where there are several; their KL is averaged with their shares.
+        mixture: the start is the mixture's, of regions under common noise; the average bounds its KL from above.
 
-    At least 1: below a data deviation the expansion says nothing; and where S counts as R for want of points, at least
-    :func:`tau_max_flow`, since the covariances differ then. Raises ValueError naming the argument.
+    At least 1, with a mixture the largest deviation of a region: below a deviation the expansion says nothing; and
+    where S counts as R for want of points, at least :func:`tau_max_flow`, since the covariances differ then. Raises
+    ValueError naming the argument.
     """
     if not kl > 0:
         raise ValueError(f"kl: got {kl}, expected > 0 nats")
@@ -181,6 +189,7 @@ def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, r
         raise ValueError(f"x: got {x.shape[0]} points, expected at least 4 for a fourth moment")
     flat = x.reshape(x.shape[0], -1).to(covariance.center.dtype)
     white = covariance.whiten(flat, region).double()
+    region = region if mixture is None else mixture.assign(x)
     owner = torch.zeros(len(x), dtype=torch.int64, device=x.device) if region is None else region
     grams = []
     for k in owner.unique():
@@ -194,7 +203,11 @@ def tau_start(x: Tensor, covariance: AdaptiveCovariance, kl: float = START_KL, r
                 values, vectors = torch.linalg.eigh(centred @ centred.mT)
             grams.append((len(rows) / len(white), values.clamp_min(0.0), vectors))
 
-    least = 1.0 if bool(covariance.enough().all()) else min(tau_max_flow(covariance.dim), _START_LIMIT)
+    least = 1.0
+    if mixture is not None:
+        least = float(mixture.covariance.scale.max() / covariance.scale[0])
+    elif not bool(covariance.enough().all()):
+        least = min(tau_max_flow(covariance.dim), _START_LIMIT)
 
     def excess(log_tau: float) -> float:
         return sum(share * _start_kl(values, vectors, math.exp(log_tau)) for share, values, vectors in grams) - kl
@@ -229,11 +242,13 @@ def flow(
     tau_min: float = 0.01,
     n: int = 20,
     region: Tensor | None = None,
+    mixture: Mixture | None = None,
 ) -> Levels:
-    """Karras levels for the flow of the data ``x`` ``[B, *shape]``, of which a thousand points are looked at, B >= 4:
-    from :func:`tau_max_flow`, or :func:`tau_start` where that is more, and with that start."""
-    some = None if region is None else region[:PAIRS]
-    start = tau_start(x[:PAIRS], covariance, region=some)
+    """Karras levels for the flow of the data ``x`` ``[B, *shape]``, of which a thousand points are looked at (of a
+    mixture's region), B >= 4: from :func:`tau_max_flow`, or :func:`tau_start` where that is more, and with that
+    start."""
+    many = PAIRS * (1 if mixture is None else mixture.regions)
+    start = tau_start(x[:many], covariance, region=None if region is None else region[:many], mixture=mixture)
     chosen = karras(tau_max or max(tau_max_flow(covariance.dim), start), tau_min, n=n)
     return replace(chosen, start=min(max(start, chosen.minimum), chosen.maximum))
 

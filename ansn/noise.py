@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import ops
-from ansn.covariance import AdaptiveCovariance, choose
+from ansn.covariance import AdaptiveCovariance, Mixture, choose, find
 from ansn.covariance.choice import AUTO, rows_wanted
 from ansn.covariance.moments import keep_dtypes
 from ansn.levels import Levels, flow
@@ -55,15 +55,23 @@ class NoiseModel(nn.Module):
         covariance: gives ``L_k`` and learns from :meth:`update`.
         levels: the ladder and the training distribution, see :mod:`ansn.levels`.
         seed: key of the noise, 0 <= seed < 2^63; every draw is a function of (seed, step, row).
+        mixture: what else is learned of the data, by the same :meth:`update`: regions for a denoiser that begins as
+            that of a mixture of Gaussians (math section 12), and for the start of sampling. It needs isotropic noise,
+            ``rho=0``, of one region.
     """
 
     tau: Tensor
 
-    def __init__(self, covariance: AdaptiveCovariance, levels: Levels, seed: int = 0) -> None:
+    def __init__(
+        self, covariance: AdaptiveCovariance, levels: Levels, seed: int = 0, mixture: Mixture | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: got {seed}, expected 0 <= seed < 2^63")
-        self.covariance, self.levels, self.seed = covariance, levels, seed
+        self.covariance, self.levels, self.seed, self.mixture = covariance, levels, seed, mixture
+        if mixture is not None:
+            self.check_mixture()
+            covariance.track()
         ladder = torch.tensor(levels.tau, dtype=torch.float64).to(covariance.center)
         self.register_buffer("tau", ladder, persistent=False)
         self.draws = 0
@@ -75,7 +83,8 @@ class NoiseModel(nn.Module):
         structure: str = AUTO,
         *,
         region: Tensor | None = None,
-        regions: int = 1,
+        regions: int | str = 1,
+        mixture: int | str | None = None,
         seed: int = 0,
         **options: Any,
     ) -> NoiseModel:
@@ -85,7 +94,10 @@ class NoiseModel(nn.Module):
             data: a data set of :func:`ansn.load_dataset`, or rows ``[N, *shape]``, of which some are looked at, drawn
                 at random by ``seed``: :func:`ansn.covariance.choice.rows_wanted`.
             structure: a name, or ``"auto"`` for :func:`ansn.covariance.choose`.
-            region, regions: of rows, int64 ``[N]``, and K.
+            region, regions: of rows, int64 ``[N]``, and K. K, or ``"auto"``, without ``region``: regions are found in
+                the data (:func:`ansn.covariance.find`), each with noise of its own shape; :meth:`assign` says which a
+                row is of. The network has to be told.
+            mixture: K, or ``"auto"``, for a :class:`ansn.Mixture` of the data beside noise of one shape, ``rho=0``.
             options: of :class:`ansn.AdaptiveCovariance`: ``rho=0`` is isotropic noise. ``eps_floor`` is the data
                 set's rounding unless it is given.
 
@@ -100,27 +112,59 @@ class NoiseModel(nn.Module):
             x, options = data[index.to(data.device)], {"distinct": len(data)} | options
         else:
             raise ValueError(f"data: got shape {list(data.shape)}, expected rows [N, *shape] with N at least 4")
-        if (region is None) != (regions == 1):
-            got = None if region is None else "a tensor"
-            raise ValueError(f"region: got {got} and {regions} regions, expected one with the other")
+        known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
         if region is not None:
+            if not isinstance(regions, int) or regions == 1:
+                raise ValueError(f"regions: got {regions} beside region, expected how many regions there are")
             options["distinct"] = int(torch.bincount(region, minlength=regions).min())
             region = region[index.to(region.device)]
+        elif regions != 1:  # regions that are found bring their first moments
+            fresh = find(x, regions, structure, seed=seed, **{"rho": None} | options | {"distinct": None})[0]
+            region = fresh.assign(x)
+            return cls(fresh.covariance, flow(x, fresh.covariance, region=region), seed)
+        if mixture is not None:
+            options = {"rho": 0.0} | options
         if structure == AUTO:
-            known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
-            structure = choose(x, region, regions, **known).structure
-        made = [AdaptiveCovariance(tuple(x.shape[1:]), regions, structure, **options) for _ in range(2)]
-        seen, fresh = (covariance.orient(x, region) for covariance in made)
-        return cls(fresh, flow(x, seen.update(x, region).freeze(), region=region), seed)
+            chosen = choose(x, region, int(regions), **known).structure
+        else:
+            chosen = structure
+        made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen, **options) for _ in range(2)]
+        seen, empty = (covariance.orient(x, region) for covariance in made)
+        seen.update(x, region).freeze()
+        if mixture is None:
+            return cls(empty, flow(x, seen, region=region), seed)
+        found = find(x, mixture, structure, seed=seed, **known)[0]
+        return cls(empty, flow(x, seen, mixture=found), seed, found)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseModel:
         keep_dtypes(self, fn)
         return self
 
+    @property
+    def deviation(self) -> Tensor:
+        """Of isotropic noise at tau = 1, ``[]``, data units."""
+        return self.covariance.pencil.deviation[0, 0]
+
+    def check_mixture(self) -> None:
+        """Raises ValueError unless there is a mixture, and noise under which its denoiser is known."""
+        if self.mixture is None:
+            raise ValueError("mixture: the noise model has none, expected one of NoiseModel.for_data(mixture=K)")
+        regions, rules = self.covariance.regions, self.covariance.rules
+        if regions > 1 or not rules.isotropic:
+            raise ValueError(
+                f"mixture: got noise of {regions} regions, {rules.family}, expected isotropic noise of one, rho = 0"
+            )
+
     def update(self, x: Tensor, region: Tensor | None = None) -> NoiseModel:
-        """Learn the covariance from clean data ``x`` ``[B, *shape]``. Returns self."""
+        """Learn the covariance, and the mixture, from clean data ``x`` ``[B, *shape]``. Returns self."""
         self.covariance.update(x, region)
+        if self.mixture is not None:
+            self.mixture.update(x, seed=self.seed)
         return self
+
+    def assign(self, x: Tensor) -> Tensor | None:
+        """The region of each row of clean data, int64 ``[B]``; None where there is one for all."""
+        return None if self.covariance.regions == 1 else Mixture(self.covariance).assign(x)
 
     def perturb(
         self,
@@ -186,10 +230,9 @@ class NoiseModel(nn.Module):
     ) -> Tensor:
         """Start of sampling, ``[n, *shape]`` in data units.
 
-        ``start="gaussian"``: ``N(m_k, S_k + tau^2 R_k)``, the perturbed data if it were Gaussian (math section 5),
-        tau by default the top
-        of the ladder. ``"uniform"``: each coordinate uniform in [0, 1], the paper's. Row r is that of ``(seed, row
-        + r)``.
+        ``start="gaussian"``: ``N(m_k, S_k + tau^2 R_k)``, the perturbed data if it were Gaussian (math section 5), tau
+        by default the top of the ladder; of the mixture, where there is one. ``"uniform"``: each coordinate uniform in
+        [0, 1], the paper's. Row r is that of ``(seed, row + r)``.
         """
         if n < 1:
             raise ValueError(f"n: got {n}, expected at least 1 sample")
@@ -202,6 +245,9 @@ class NoiseModel(nn.Module):
             return torch.special.ndtr(z).to(self.tau.dtype).reshape(n, *covariance.shape)
         if start not in STARTS:
             raise ValueError(f"start: got {start!r}, expected one of {', '.join(STARTS)}")
-        mean, tau = covariance.mean_of(region, n), self.levels.maximum if tau is None else float(tau)
+        tau = self.levels.maximum if tau is None else float(tau)
+        if self.mixture is not None:
+            return self.mixture.sample(n, float(tau * self.deviation), seed=seed, row=row)
+        mean = covariance.mean_of(region, n)
         out = covariance.pencil.start(mean, tau, region, seed=seed, row=row, stream=ops.PRIOR)
         return out.reshape(n, *covariance.shape)

@@ -318,8 +318,8 @@ class AdaptiveCovariance(nn.Module):
 
     @property
     def count(self) -> Tensor:
-        """Points in each region, float64 ``[K]`` (sums of weights under forgetting)."""
-        return self.moments.weight
+        """Rows of each region, float64 ``[K]`` (sums of weights under forgetting); a prior's points are none."""
+        return self.moments.weight - self.moments.pseudo
 
     @property
     def mean(self) -> Tensor:

@@ -112,10 +112,15 @@ def choose(
 def score(learned: AdaptiveCovariance, x: Tensor, region: Tensor | None = None) -> float:
     """Nats a dimension of rows ``[B, *shape]`` under the Gaussian that a covariance learned, as in :func:`choose`."""
     pencil = learned.pencil
-    variances = pencil.variances()
-    added = max(12.0 * learned.rules.eps_floor, _FLOOR * float(variances.mean()), torch.finfo(torch.float64).tiny)
+    variances, added = pencil.variances(), added_noise(learned)
     away = x.flatten(1).double() - learned.mean_of(region, len(x))
     variances = variances + added
     variances = variances if region is None else variances[region]
     misfit = (pencil.coordinates(away, region).square() + added) / variances
     return float(-0.5 * (math.log(2 * math.pi) + variances.log() + misfit).mean())
+
+
+def added_noise(learned: AdaptiveCovariance) -> float:
+    """Variance of the noise of one grey level, or 1e-6 of the mean variance where the data has no rounding."""
+    mean = float(learned.pencil.variances().mean())
+    return max(12.0 * learned.rules.eps_floor, _FLOOR * mean, torch.finfo(torch.float64).tiny)

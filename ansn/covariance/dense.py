@@ -145,6 +145,10 @@ class Dense(Structure):
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         return ops.apply_factor(v, basis["basis0"], region, transpose=inverse, lower=False)
 
+    def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
+        q = basis["basis0"].to(v.dtype)
+        return v @ (q if inverse else q.mT)
+
     def points(self) -> int:
         """Two a dimension and a few; with one the error is up to 18 times the best."""
         return 14 + 2 * self.dim

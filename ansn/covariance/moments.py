@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ class Moments(nn.Module):
     """Count, mean and centred scatters of each region, exact and mergeable.
 
     Buffers: ``weight`` and ``weight2`` float64 ``[K]`` (sums of the weights and of their squares, both n without
-    forgetting), ``mean`` ``[K, d]``, and what the structure sums: :meth:`Structure.scatters`. Where coordinates are
+    forgetting), ``pseudo`` ``[K]`` (the part of the weight that is a prior's and no row's), ``mean`` ``[K, d]``, and
+    what the structure sums: :meth:`Structure.scatters`. Where coordinates are
     gathered in a learned basis, that basis is here too. Two states merge exactly where their bases are one.
     """
 
     weight: Tensor
     weight2: Tensor
+    pseudo: Tensor
     mean: Tensor
 
     def __init__(
@@ -40,13 +42,17 @@ class Moments(nn.Module):
     ) -> None:
         super().__init__()
         self.structure, self.regions = structure, regions
-        for name in ("weight", "weight2"):
+        for name in ("weight", "weight2", "pseudo"):
             self.register_buffer(name, torch.zeros(regions, dtype=torch.float64, device=device))
         sizes = {"mean": (regions, structure.dim)} | structure.scatters(regions)
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size, dtype=dtype, device=device))
         for name, value in (structure.start(regions) if structure.oriented else {}).items():
             self.register_buffer(name, value.to(device, dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}pseudo", torch.zeros_like(self.pseudo))  # older states have no prior
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Moments:
         keep_dtypes(self, fn)
@@ -122,6 +128,7 @@ class Moments(nn.Module):
     def decay_(self, factor: float) -> None:
         """Forget: scale the weights by ``factor`` and their squares by its square."""
         self.weight *= factor
+        self.pseudo *= factor
         self.weight2 *= factor * factor
         for scatter in self.scatters.values():
             scatter *= factor
@@ -147,8 +154,8 @@ class Moments(nn.Module):
         self.add_scatters(other.scatters, other.basis)
         self.add_between((self.weight * share).sqrt().to(delta.dtype).unsqueeze(1) * delta)
         self.mean += share.to(delta.dtype).unsqueeze(1) * delta
-        self.weight += other.weight
-        self.weight2 += other.weight2
+        for name in ("weight", "weight2", "pseudo"):
+            getattr(self, name).add_(getattr(other, name))
 
     def add_scatters(self, scatters: dict[str, Tensor], basis: Basis) -> None:
         """Add scatters that were gathered in another, or the same, basis."""
@@ -167,7 +174,7 @@ class Moments(nn.Module):
     @torch.no_grad()
     def reset(self, basis: Basis | None = None) -> None:
         """Forget everything, and gather in ``basis`` from here on (by default the one that is there)."""
-        for buffer in (self.weight, self.weight2, self.mean, *self.scatters.values()):
+        for buffer in (self.weight, self.weight2, self.pseudo, self.mean, *self.scatters.values()):
             buffer.zero_()
         self.face(basis or {})
 

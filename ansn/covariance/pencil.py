@@ -50,6 +50,11 @@ class Rules:
         """``rho = 0.5`` or ``gamma = 0.5``, for people."""
         return f"rho = {self.rho:g}" if self.gamma is None else f"gamma = {self.gamma:g}"
 
+    @property
+    def isotropic(self) -> bool:
+        """Whether R is a multiple of the identity."""
+        return self.rho == 0.0 or self.gamma == 0.0
+
     def ridge(self, level: Tensor) -> Tensor:
         """``eps`` of regions of mean variance ``level`` ``[K]``."""
         if self.eps is not None:

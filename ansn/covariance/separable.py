@@ -50,24 +50,22 @@ class Separable(Structure):
         return {name: torch.eye(size[1], dtype=torch.float64).repeat(regions, 1, 1) for name, size in sizes}
 
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
-        out = v.reshape(-1, *self.shape)
-        for a, n in enumerate(self.shape):
-            if a in self.learned:
-                q = basis[f"basis{a}"].to(v.dtype)
-                q = q[0] if region is None or len(q) == 1 else q[region]
-                out = along(out, a, q.mT if inverse else q)
-            elif n > 1:
-                out = cosines(out, a + 1, inverse)
-        return out.reshape(v.shape)
+        rows = {name: q[0] if region is None or len(q) == 1 else q[region] for name, q in basis.items()}
+        return self._turned(v.reshape(-1, *self.shape), rows, inverse).reshape(v.shape)
 
-    def squares(self, values: Tensor, basis: Basis) -> Tensor:
-        out = values.reshape(-1, *self.shape)
+    def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
+        return self._turned(v.reshape(*v.shape[:2], *self.shape), basis, inverse).reshape(v.shape)
+
+    def _turned(self, out: Tensor, basis: Basis, inverse: bool) -> Tensor:
+        """Of ``[..., *shape]``, bases ``[n, n]`` or one for each of the first axis."""
+        first = out.ndim - len(self.shape)
         for a, n in enumerate(self.shape):
             if a in self.learned:
-                out = along(out, a, basis[f"basis{a}"].to(values.dtype).square())
+                q = basis[f"basis{a}"].to(out.dtype)
+                out = along(out, first + a - 1, q.mT if inverse else q)
             elif n > 1:
-                out = squared_cosines(out, a + 1)
-        return out.reshape(values.shape)
+                out = cosines(out, first + a, inverse)
+        return out
 
     def scatters(self, regions: int) -> dict[str, tuple[int, ...]]:
         axes = {f"axis{a}": (regions, self.shape[a], self.shape[a]) for a in self.learned}

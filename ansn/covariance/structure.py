@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ansn.covariance.moments import Basis, Moments, summed
+from ansn.covariance.moments import Basis, Moments, owners, summed
 from ansn.covariance.pencil import Pencil
 
 STRUCTURES: dict[str, type[Structure]] = {}
@@ -54,6 +54,11 @@ class Structure(abc.ABC):
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         """``Q v``, with ``inverse`` ``Q^T v``, row by row, ``[B, d]``, float32 or float64; ``region`` int64 ``[B]`` or
         None."""
+
+    def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
+        """:meth:`turn` of rows ``[K, B, d]``, B of each region; a batched product replaces this."""
+        owner = owners(len(v), v.device, v.shape[1])
+        return self.turn(v.flatten(0, 1), basis, owner, inverse).reshape(v.shape)
 
     def points(self) -> int:
         """Points from which S is worth a filter: with as many the error of denoising Gaussian data is within 1.2 of

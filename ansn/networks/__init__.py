@@ -1,9 +1,10 @@
 """Networks: plain `nn.Module`s that know nothing of noise covariances.
 
-Common call: `network(x, level=None, y=None)` returns a tensor of x's shape. `network.conditioning` says what
-`level` is: "log", a float tensor [B] of log(tau)/4; "index", int64 [B] into the ladder; "none", ignored. `y`
-is int64 [B], only for a network built with `num_classes`; its value num_classes (or y = None) stands for "no
-class".
+Common call: `network(x, level=None, y=None)` returns [B, C, *sizes], the data's shape. x has that shape too or, for a
+network built with `inputs` > 1, is [B, inputs * C, *sizes]: further inputs of the data's shape, one after the other
+along axis 1. `network.conditioning` says what `level` is: "log", a float tensor [B] of log(tau)/4; "index", int64 [B]
+into the ladder; "none", ignored. `y` is int64 [B], only for a network built with `num_classes`; its value num_classes
+(or y = None) stands for "no class".
 """
 
 from __future__ import annotations

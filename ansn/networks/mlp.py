@@ -52,6 +52,7 @@ class MLP(nn.Module):
         num_classes: number of labels, or None.
         dropout: probability, in the residual layers.
         conditioning: "log" (level = log(tau)/4, [B]) or "none".
+        inputs: number of tensors of the data's shape in x, one after the other along its axis 1.
 
     Raises:
         ValueError: a wrong option, or in `forward` a wrong shape, dtype, level or label.
@@ -65,11 +66,13 @@ class MLP(nn.Module):
         num_classes: int | None = None,
         dropout: float = 0.0,
         conditioning: str = "log",
+        inputs: int = 1,
     ) -> None:
         super().__init__()
         self.shape = tuple(check_positive("shape", int(n)) for n in shape)
         if not self.shape:
             raise ValueError("shape: got (), expected the shape of one sample, such as (2,)")
+        self.inputs = check_positive("inputs", inputs)
         check_positive("hidden", hidden)
         check_positive("blocks", blocks)
         check_dropout(dropout)
@@ -78,7 +81,7 @@ class MLP(nn.Module):
         size = math.prod(self.shape)
         self.embedding = build_embedding(min(hidden, 256), conditioning, num_classes)
         dim = self.embedding.dim if self.embedding is not None else 0
-        self.input = nn.Linear(size, hidden)
+        self.input = nn.Linear(inputs * size, hidden)
         self.layers = nn.ModuleList(ResidualLayer(hidden, dim, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden)
         self.output = nn.Linear(hidden, size)
@@ -86,12 +89,14 @@ class MLP(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor, level: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """x [B, *shape] floating, level floating [B] (ignored with conditioning "none"), y int64 [B] or None.
+        """x [B, inputs * shape[0], *shape[1:]] floating, level floating [B] (ignored with conditioning "none"),
+        y int64 [B] or None.
 
         Returns [B, *shape].
         """
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, self.shape))}]")
+        expected = (self.inputs * self.shape[0], *self.shape[1:])
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, expected))}]")
         check_floating("x", x)
         embedding = embed_condition(self.embedding, x, level, y)
         h = self.input(x.flatten(1))

@@ -183,7 +183,8 @@ class RefineNet(nn.Module):
         norm: makes the norm of c channels in the stem, the stages and before the output.
         refine_norm: the same in the RefineNet blocks.
         pool: "mean" or "max", the pool of the RefineNet blocks.
-        rescale: map the input by 2x - 1 first, as published for images in [0, 1].
+        rescale: map every input by 2x - 1 first, as published for images in [0, 1].
+        inputs: number of tensors of the data's shape in x, one after the other along its axis 1.
     """
 
     conditioning = "none"
@@ -196,10 +197,12 @@ class RefineNet(nn.Module):
         return cls(shape[0], **options)
 
     def __init__(
-        self, channels: int, ngf: int, norm: NormFactory, refine_norm: NormFactory, pool: str, rescale: bool
+        self, channels: int, ngf: int, norm: NormFactory, refine_norm: NormFactory, pool: str, rescale: bool,
+        inputs: int,
     ) -> None:
         super().__init__()
         self.channels = check_positive("channels", channels)
+        self.inputs = check_positive("inputs", inputs)
         n = check_positive("ngf", ngf)
         self.rescale = rescale
 
@@ -211,7 +214,7 @@ class RefineNet(nn.Module):
                 ]
             )
 
-        self.stem = conv3x3(channels, n)
+        self.stem = conv3x3(inputs * channels, n)
         self.stages = nn.ModuleList(
             [
                 stage(n, n),
@@ -257,7 +260,8 @@ class NCSN(RefineNet):
             (the published baseline: the same norms with one row).
         num_classes: adds labels, which modulate the norms; None for none.
         embedding_dim: length of the class embedding, used with `num_classes` only.
-        rescale: map the input by 2x - 1 first (images in [0, 1]); False for inputs already centred.
+        rescale: map every input by 2x - 1 first (images in [0, 1]); False for inputs already centred.
+        inputs: number of tensors of the data's shape in x, one after the other along its axis 1.
 
     Attribute `conditioning`: "index", or "none" without levels.
     """
@@ -270,6 +274,7 @@ class NCSN(RefineNet):
         num_classes: int | None = None,
         embedding_dim: int = 128,
         rescale: bool = True,
+        inputs: int = 1,
     ) -> None:
         levels = 0 if not num_levels else check_positive("num_levels", num_levels)
         dim = 0 if check_num_classes(num_classes) is None else check_positive("embedding_dim", embedding_dim)
@@ -277,19 +282,19 @@ class NCSN(RefineNet):
         def norm(c: int) -> nn.Module:
             return InstanceNormPlus(c, levels, dim)
 
-        super().__init__(channels, ngf, norm, norm, "mean", rescale)
+        super().__init__(channels, ngf, norm, norm, "mean", rescale, inputs)
         self.conditioning = "index" if levels else "none"
         self.num_levels = levels
         self.num_classes = num_classes
         self.embedding = build_embedding(dim, self.conditioning, num_classes)
 
     def forward(self, x: Tensor, level: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W] (H, W >= 4, any parity), level int64 [B] (ignored without levels), y int64 [B] or
+        """x [B, inputs * C, H, W] (H, W >= 4, any parity), level int64 [B] (ignored without levels), y int64 [B] or
         None.
 
         Returns [B, C, H, W]. Raises ValueError for a wrong shape, dtype, level or label.
         """
-        check_x(x, self.channels, 2, MIN_SIZE)
+        check_x(x, self.channels * self.inputs, 2, MIN_SIZE)
         index = check_level_index(level, self.num_levels, x.shape[0]) if self.num_levels else None
         return self._backbone(x, Condition(index, embed_condition(self.embedding, x, level, y)))
 
@@ -306,7 +311,8 @@ class NCSNv2(RefineNet):
             embedding.
         num_classes: adds labels through the same embedding; None for none.
         embedding_dim: length of that embedding, used with conditioning "log" or `num_classes` only.
-        rescale: map the input by 2x - 1 first (images in [0, 1]); False for inputs already centred.
+        rescale: map every input by 2x - 1 first (images in [0, 1]); False for inputs already centred.
+        inputs: number of tensors of the data's shape in x, one after the other along its axis 1.
     """
 
     def __init__(
@@ -317,11 +323,14 @@ class NCSNv2(RefineNet):
         num_classes: int | None = None,
         embedding_dim: int = 128,
         rescale: bool = True,
+        inputs: int = 1,
     ) -> None:
         check_choice("conditioning", conditioning, ("none", "log"))
         told = conditioning == "log" or check_num_classes(num_classes) is not None
         dim = check_positive("embedding_dim", embedding_dim) if told else 0
-        super().__init__(channels, ngf, lambda c: InstanceNormPlus(c, 0, dim), lambda c: NoNorm(), "max", rescale)
+        super().__init__(
+            channels, ngf, lambda c: InstanceNormPlus(c, 0, dim), lambda c: NoNorm(), "max", rescale, inputs
+        )
         self.conditioning = conditioning
         self.num_classes = num_classes
         self.embedding = build_embedding(dim, conditioning, num_classes)
@@ -329,13 +338,13 @@ class NCSNv2(RefineNet):
     def forward(
         self, x: Tensor, level: Tensor | None = None, y: Tensor | None = None, sigma: Tensor | None = None
     ) -> Tensor:
-        """x [B, C, H, W] (H, W >= 4, any parity), level floating [B] (ignored with conditioning "none"), y
+        """x [B, inputs * C, H, W] (H, W >= 4, any parity), level floating [B] (ignored with conditioning "none"), y
         int64 [B] or None.
 
         Returns [B, C, H, W], divided by sigma [B] where that is given (the published output).
         Raises ValueError for a wrong shape, dtype, level or label.
         """
-        check_x(x, self.channels, 2, MIN_SIZE)
+        check_x(x, self.channels * self.inputs, 2, MIN_SIZE)
         out = self._backbone(x, Condition(None, embed_condition(self.embedding, x, level, y)))
         if sigma is None:
             return out

@@ -158,6 +158,7 @@ class UNet(nn.Module):
         image_size: one size per axis, or one for all: refuses at construction what `forward` would refuse, and
             decides on `attention` where that is None. `forward` still takes other sizes.
         axes: 1 for lines, 2 for images, 3 for volumes.
+        inputs: number of tensors of the data's shape in x, one after the other along its axis 1.
 
     Raises:
         ValueError: a wrong option, or in `forward` a wrong shape, dtype, level or label.
@@ -176,9 +177,11 @@ class UNet(nn.Module):
         conditioning: str = "log",
         image_size: int | Sequence[int] | None = None,
         axes: int = 2,
+        inputs: int = 1,
     ) -> None:
         super().__init__()
         self.channels = check_positive("channels", channels)
+        self.inputs = check_positive("inputs", inputs)
         if check_positive("width", width) < 4:
             raise ValueError(f"width: got {width}, expected at least 4 channels")
         if not multipliers:
@@ -212,7 +215,7 @@ class UNet(nn.Module):
         dim = self.embedding.dim if self.embedding is not None else 0
         conv = CONVOLUTIONS[axes]
         folded = channels * stem_stride**axes
-        self.stem = conv(folded, widths[0], 3, padding=1)
+        self.stem = conv(inputs * folded, widths[0], 3, padding=1)
         self.down_stages = nn.ModuleList(
             Stage(conv, c, c, blocks, flag, dim, dropout) for c, flag in zip(widths, attention, strict=True)
         )
@@ -232,12 +235,12 @@ class UNet(nn.Module):
         return cls(shape[0], axes=len(shape) - 1, image_size=shape[1:], **options)
 
     def forward(self, x: Tensor, level: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """x [B, C, *sizes] floating, one size per axis, level floating [B] (ignored with conditioning "none"), y
-        int64 [B] or None.
+        """x [B, inputs * C, *sizes] floating, one size per axis, level floating [B] (ignored with conditioning "none"),
+        y int64 [B] or None.
 
-        Returns x's shape.
+        Returns [B, C, *sizes].
         """
-        check_x(x, self.channels, self.axes, self.min_size)
+        check_x(x, self.channels * self.inputs, self.axes, self.min_size)
         embedding = embed_condition(self.embedding, x, level, y)
         size = x.shape[2:]
         if self.stem_stride == 2:

@@ -13,11 +13,13 @@ Gaussian part goes far is Wang and Vastola's finding (2023).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ansn.covariance import AdaptiveCovariance, Pencil
 from ansn.denoiser import Denoiser
 from ansn.ops import _checks
 from ansn.sampling.common import Callback, bar, ladder, targets, tell
@@ -43,7 +45,10 @@ def gaussian_2m(
     Gaussian data is exact with any number of levels. ``denoise``: end with D instead, as the other solvers do; for
     posteriors, which meet their measurement by it, and for data of modes far narrower than the whole.
 
-    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, two products with B each besides the denoiser's.
+    Where the noise model has a mixture each row follows, at every level, the Gaussian of the region that is likeliest
+    there, from which the mixture's flow differs only where regions compete.
+
+    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, three products with B each besides the denoiser's.
     Needs no Wiener skip, only the covariance; compiling it needs one that keeps its pencil
     (:meth:`AdaptiveCovariance.track`).
     """
@@ -51,22 +56,59 @@ def gaussian_2m(
     if x.shape[1:] != covariance.shape:
         raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, covariance.shape))}]")
     _checks.region(region, x.shape[0], covariance.regions, x.device)
-    pencil, mean = covariance.pencil, covariance.mean_of(region, len(x)).to(x.dtype).reshape(x.shape)
-    # Where the data has no variance sqrt(l) w stays small.
-    l = (pencil.l if region is None else pencil.l[region]).to(taus.dtype).clamp_min(1e-6 * taus[-1] ** 2)
-    root, following = l.sqrt(), targets(taus)
-    y, before, since = pencil.inward(x - mean, region).flatten(1), x, l
+    mixture, following, least = model.noise.mixture, targets(taus), 1e-6 * taus[-1] ** 2
+    if mixture is None:
+        learned, pencil = covariance, covariance.pencil
+    else:
+        learned, pencil = mixture.covariance, mixture.pencil(model.noise.deviation)
+    frame = Frame.of(learned, pencil, x, region, least) if mixture is None else None
+    last: tuple[Tensor, Tensor, Tensor] | None = None
+    before = x
 
     for i in bar(range(len(taus)), progress, "Gaussian 2M"):
         denoised = model(x, taus[i], region, **extra)
         tell(callback, i, taus[i], x, denoised)
         if denoise and i + 1 == len(taus):
             return denoised
-        here, there = l + taus[i] ** 2, l + following[i] ** 2
-        q = (pencil.inward(denoised - mean, region).flatten(1) - (l / here) * y) / taus[i]
-        h = torch.asinh(taus[i] / root) - torch.asinh(following[i] / root)
-        ahead = q if i == 0 else q + h / (2.0 * since) * (q - before)
+        if mixture is not None:
+            likeliest = mixture.responsibilities(x, taus[i] * model.noise.deviation).argmax(1)
+            frame = Frame.of(learned, pencil, x, likeliest, least)
+            before = frame.rest(*last)[0] if last else x
+        assert frame is not None
+        q, y = frame.rest(x, denoised, taus[i])
+        here, there, h = frame.l + taus[i] ** 2, frame.l + following[i] ** 2, frame.time(taus[i], following[i])
+        ahead = q + h / (2.0 * frame.time(last[2], taus[i])) * (q - before) if last else q
+        last, before = (x, denoised, taus[i]), q
         y = there.sqrt() * (y / here.sqrt() + h * ahead)
-        x = mean + pencil.outward(y, region).reshape(x.shape).to(x.dtype)
-        before, since = q, h
+        x = frame.mean + pencil.outward(y, frame.region).reshape(x.shape).to(x.dtype)
     return x
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates y in which Gaussian data of each row's region flows on its own: ``x = mean + B y``, ``[B, *shape]``,
+    variances l ``[1 or B, d]``."""
+
+    pencil: Pencil
+    mean: Tensor
+    region: Tensor | None
+    l: Tensor
+
+    @classmethod
+    def of(
+        cls, learned: AdaptiveCovariance, pencil: Pencil, x: Tensor, region: Tensor | None, least: Tensor
+    ) -> Frame:
+        """Of rows like x; l is at least ``least``, so that sqrt(l) w stays small where the data has no variance."""
+        mean = learned.mean_of(region, len(x)).to(x.dtype).reshape(x.shape)
+        l = (pencil.l if region is None else pencil.l[region]).to(least.dtype)
+        return cls(pencil, mean, region, l.clamp_min(least))
+
+    def rest(self, x: Tensor, denoised: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """``q = B^-1 g / tau`` and y, ``[B, d]``."""
+        y, clean = (self.pencil.inward(v - self.mean, self.region).flatten(1) for v in (x, denoised))
+        return (clean - self.l / (self.l + tau**2) * y) / tau, y
+
+    def time(self, tau: Tensor, to: Tensor) -> Tensor:
+        """``u - u'``, ``[1 or B, d]``."""
+        root = self.l.sqrt()
+        return torch.asinh(tau / root) - torch.asinh(to / root)

@@ -25,7 +25,7 @@ def awaken(network: nn.Module, seed: int = 0) -> nn.Module:
 def inputs_for(network: nn.Module, shape: tuple[int, ...], batch: int = 4) -> dict[str, Tensor]:
     """x, level and y as this network takes them."""
     generator = torch.Generator().manual_seed(7)
-    out: dict[str, Tensor] = {"x": torch.rand(batch, *shape, generator=generator)}
+    out: dict[str, Tensor] = {"x": torch.rand(batch, network.inputs * shape[0], *shape[1:], generator=generator)}
     if network.conditioning == "log":
         out["level"] = torch.linspace(-1.7, 1.7, batch)
     elif network.conditioning == "index":

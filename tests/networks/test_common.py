@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import get_args, get_type_hints
 
 import pytest
@@ -14,22 +15,22 @@ from tests.networks.helpers import TOL, awaken, inputs_for
 
 IMAGE = (2, 8, 8)
 CASES = {
-    "ncsn": (lambda: NCSN(2, ngf=4, num_levels=3), IMAGE),
-    "ncsn with classes": (lambda: NCSN(2, ngf=4, num_levels=3, num_classes=3), IMAGE),
-    "ncsn unconditional": (lambda: NCSN(2, ngf=4, num_levels=None), IMAGE),
-    "ncsnv2": (lambda: NCSNv2(2, ngf=4), IMAGE),
-    "ncsnv2 with level and classes": (lambda: NCSNv2(2, ngf=4, conditioning="log", num_classes=3), IMAGE),
-    "ncsnv2 with classes": (lambda: NCSNv2(2, ngf=4, num_classes=3), IMAGE),
-    "unet": (lambda: UNet(2, width=8, stem_stride=1), IMAGE),
-    "unet stem 2": (lambda: UNet(2, width=8, multipliers=(1, 2), stem_stride=2, num_classes=3), IMAGE),
-    "unet unconditional": (lambda: UNet(2, width=8, multipliers=(1, 2), conditioning="none"), IMAGE),
-    "unet line": (lambda: UNet(2, width=8, num_classes=3, axes=1), (2, 13)),
-    "unet line stem 2": (lambda: UNet(2, width=8, multipliers=(1, 2), stem_stride=2, axes=1), (2, 13)),
-    "unet volume": (lambda: UNet(2, width=8, multipliers=(1, 2), num_classes=3, axes=3), (2, 4, 5, 6)),
-    "unet volume stem 2": (lambda: UNet(2, width=8, multipliers=(1, 2), stem_stride=2, axes=3), (2, 4, 5, 6)),
-    "mlp": (lambda: MLP(IMAGE, hidden=16), IMAGE),
-    "mlp with classes": (lambda: MLP(IMAGE, hidden=16, num_classes=3), IMAGE),
-    "mlp unconditional": (lambda: MLP(IMAGE, hidden=16, conditioning="none"), IMAGE),
+    "ncsn": (partial(NCSN, 2, ngf=4, num_levels=3), IMAGE),
+    "ncsn with classes": (partial(NCSN, 2, ngf=4, num_levels=3, num_classes=3), IMAGE),
+    "ncsn unconditional": (partial(NCSN, 2, ngf=4, num_levels=None), IMAGE),
+    "ncsnv2": (partial(NCSNv2, 2, ngf=4), IMAGE),
+    "ncsnv2 with level and classes": (partial(NCSNv2, 2, ngf=4, conditioning="log", num_classes=3), IMAGE),
+    "ncsnv2 with classes": (partial(NCSNv2, 2, ngf=4, num_classes=3), IMAGE),
+    "unet": (partial(UNet, 2, width=8, stem_stride=1), IMAGE),
+    "unet stem 2": (partial(UNet, 2, width=8, multipliers=(1, 2), stem_stride=2, num_classes=3), IMAGE),
+    "unet unconditional": (partial(UNet, 2, width=8, multipliers=(1, 2), conditioning="none"), IMAGE),
+    "unet line": (partial(UNet, 2, width=8, num_classes=3, axes=1), (2, 13)),
+    "unet line stem 2": (partial(UNet, 2, width=8, multipliers=(1, 2), stem_stride=2, axes=1), (2, 13)),
+    "unet volume": (partial(UNet, 2, width=8, multipliers=(1, 2), num_classes=3, axes=3), (2, 4, 5, 6)),
+    "unet volume stem 2": (partial(UNet, 2, width=8, multipliers=(1, 2), stem_stride=2, axes=3), (2, 4, 5, 6)),
+    "mlp": (partial(MLP, IMAGE, hidden=16), IMAGE),
+    "mlp with classes": (partial(MLP, IMAGE, hidden=16, num_classes=3), IMAGE),
+    "mlp unconditional": (partial(MLP, IMAGE, hidden=16, conditioning="none"), IMAGE),
 }
 
 
@@ -108,11 +109,40 @@ def test_state_dict_round_trip(network, inputs):
 @pytest.mark.parametrize("name", CASES)
 def test_construction_is_deterministic(name):
     states = []
-    for _ in range(2):
+    for options in ({}, {"inputs": 1}):
         torch.manual_seed(11)
-        states.append(CASES[name][0]().state_dict())
+        states.append(CASES[name][0](**options).state_dict())
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+# --- further inputs
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_input_matters(case, count):
+    torch.manual_seed(0)
+    network = awaken(case[0](inputs=count)).eval()
+    inputs = inputs_for(network, case[1])
+    inputs["x"].requires_grad_()
+    out = network(**inputs)
+    assert out.shape == (4, *case[1])
+    (out * torch.randn_like(out)).sum().backward()
+    assert (inputs["x"].grad.flatten(2).norm(dim=2) > 1e-3).all()  # every channel of every input of every sample
+    with pytest.raises(ValueError, match=rf"^x: got shape \[4, 2, .*\], expected \[B, {2 * count}, "):
+        network(**{**inputs, "x": inputs["x"][:, :2]})
+    with pytest.raises(ValueError, match=r"^inputs: got 0, expected a positive integer"):
+        case[0](inputs=0)
+
+
+def test_an_input_without_weights_changes_nothing(case, network, inputs):
+    state = network.state_dict()
+    first = "input.weight" if "input.weight" in state else "stem.weight"
+    state[first] = torch.cat([state[first], torch.zeros_like(state[first])], dim=1)
+    wider = case[0](inputs=2).eval()
+    wider.load_state_dict(state)
+    x = torch.cat([inputs["x"], torch.randn_like(inputs["x"])], dim=1)
+    torch.testing.assert_close(wider(**{**inputs, "x": x}), network(**inputs), **TOL["float32"])
 
 
 # --- errors
@@ -180,8 +210,8 @@ def test_build(name, shape):
         with pytest.raises(ValueError, match=r"^shape: got \(3, .*\), expected \(C, H, W\) for NCSN"):
             build(name, shape, **options)
         return
-    for num_classes in (None, 10):
-        network = build(name, shape, num_classes=num_classes, **options)
+    for num_classes, count in ((None, 1), (10, 2)):
+        network = build(name, shape, num_classes=num_classes, inputs=count, **options)
         assert network.num_classes == num_classes
         assert network(**inputs_for(network, shape, 2)).shape == (2, *shape)
 

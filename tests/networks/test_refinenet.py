@@ -259,3 +259,11 @@ def test_too_small_an_image_is_refused(size):
     for network in (NCSN(1, ngf=4, num_levels=0), NCSNv2(1, ngf=4)):
         with pytest.raises(ValueError, match=f"x: got {size}x{size}, expected at least 4x4"):
             network(torch.rand(1, 1, size, size))
+
+
+@pytest.mark.parametrize("network", [NCSN(2, 4, None, inputs=2), NCSNv2(2, 4, inputs=2)], ids=["ncsn", "ncsnv2"])
+def test_rescale_maps_every_input(network):
+    x = torch.rand(2, 4, 8, 8)
+    rescaled = awaken(network)(x)
+    network.rescale = False
+    assert torch.equal(network(2 * x - 1), rescaled)

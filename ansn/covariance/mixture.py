@@ -1,0 +1,295 @@
+r"""Regions found in the data: a mixture of K Gaussians, learned online (math section 12)::
+
+    p(x) = sum_k w_k N(x; m_k, S_k)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ansn import ops
+from ansn.covariance.adaptive import AdaptiveCovariance
+from ansn.covariance.choice import AUTO, added_noise, choose, rows_wanted
+from ansn.covariance.pencil import Pencil
+from ansn.ops import _checks
+
+CANDIDATES = (1, 2, 4, 8, 16, 32)
+"""Numbers of regions that ``"auto"`` tries, rising while the held-out likelihood does."""
+
+PRIOR = 5
+"""Pseudo-points of the covariance within all regions that each region has at least."""
+
+_LEVEL = 0.01  # nats a dimension that twice the regions must be worth
+_SWEEPS, _SETTLED = 6, 0.01  # of expectation and maximisation, and the share of rows that still move
+_ROWS, _ROWS_A_REGION = 5000, 100  # that are looked at
+_LEADING = 64  # coordinates that the first regions are found in
+_NUMBERS = 2**21  # of all regions' coordinates at a time
+
+
+class Mixture(nn.Module):
+    r"""What a covariance of K regions says of a row: which region it is of, and what it was before noise.
+
+    Noise is isotropic here, ``N(0, sigma^2 I)``; ``sigma`` is a number or ``[B]``, in data units. With
+    ``c_k = Q_k^T (x - m_k)`` and ``lambda_k`` the variances of S_k, as they count::
+
+        ln p_k(x) = ln w_k - 1/2 sum_j [ln(2 pi (lambda_kj + sigma^2)) + c_kj^2 / (lambda_kj + sigma^2)]
+        E[clean | x] = x - sum_k softmax_k(ln p_k) Q_k (sigma^2 / (lambda_k + sigma^2) c_k)
+
+    What is taken from x is small where sigma is, and logarithms stay logarithms: right at every level. Differentiable
+    in x.
+    Find one in data by :meth:`for_data`; it then goes on learning by :meth:`update`.
+
+    Args:
+        covariance: of K regions; it is made to :meth:`AdaptiveCovariance.track` its basis.
+    """
+
+    def __init__(self, covariance: AdaptiveCovariance) -> None:
+        super().__init__()
+        self.covariance = covariance.track()
+
+    @classmethod
+    def for_data(
+        cls, x: Tensor, regions: int | str = AUTO, structure: str = AUTO, *, seed: int = 0, **options: Any
+    ) -> Mixture:
+        """A mixture of ``regions`` Gaussians, found in rows ``x`` ``[N, *shape]``, of which some are looked at, drawn
+        at random by ``seed``: see :func:`find`, which has the other arguments and says what ``"auto"`` does."""
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+        some = x[order[: rows_wanted(x[0].numel())]] if len(x) else x
+        return find(some, regions, structure, seed=seed, **options)[0]
+
+    @property
+    def regions(self) -> int:
+        """K."""
+        return self.covariance.regions
+
+    @property
+    def weights(self) -> Tensor:
+        """Shares of the regions, float64 ``[K]``."""
+        return self.covariance.count / self.covariance.count.sum()
+
+    @property
+    def means(self) -> Tensor:
+        """``[K, *shape]``."""
+        return self.covariance.center.unflatten(1, self.covariance.shape)
+
+    @property
+    def rounding(self) -> float:
+        """Deviation of the noise of one grey level, the ``sigma`` at which regions are told apart."""
+        return added_noise(self.covariance) ** 0.5
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """``E[clean | x]``, shape and dtype of ``x`` ``[B, *shape]``."""
+        logs, c, share = self._components(x, sigma)
+        weighted = logs.softmax(0).to(c.dtype).unsqueeze(2) * share * c
+        return x - self._turn(weighted, False).sum(0).to(x.dtype).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        """Log-density of the mixture under noise, nats, float64 ``[B]``."""
+        return self._by_parts(x, sigma).logsumexp(0)
+
+    def responsibilities(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """``p(k | x)``, float64 ``[B, K]``; ``sigma`` None: :attr:`rounding`."""
+        return self._by_parts(x, self.rounding if sigma is None else sigma).softmax(0).mT
+
+    def assign(self, x: Tensor) -> Tensor:
+        """The likeliest region of each row, int64 ``[B]``."""
+        return self.responsibilities(x).argmax(1)
+
+    def draw(self, x: Tensor, *, seed: int = 0, row: int = 0, step: int = 0) -> Tensor:
+        """A region of each row, int64 ``[B]``, drawn from ``p(k | x)``, so that regions that overlap keep their
+        shapes; a function of (seed, row + r, step)."""
+        shares = self.responsibilities(x).cumsum(1)[:, :-1]
+        return (_uniform(len(x), x.device, seed=seed, row=row, step=step) > shares).sum(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, sigma: float = 0.0, *, seed: int = 0, row: int = 0) -> Tensor:
+        """``n`` draws, ``[n, *shape]``, of the mixture under noise; row r is that of (seed, row + r)."""
+        device = self.covariance.center.device
+        shares = self.weights.cumsum(0)[:-1]
+        region = (_uniform(n, device, seed=seed, row=row) > shares).sum(1)
+        mean = self.covariance.mean_of(region, n)
+        z = ops.colored_step(torch.zeros_like(mean), b=1.0, seed=seed, row=row, stream=ops.PRIOR)
+        deviation = (self.covariance.pencil.variances() + sigma**2).sqrt()
+        out = mean + self.covariance.pencil.spread(z, deviation[region], region)
+        return out.reshape(n, *self.covariance.shape)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, *, seed: int = 0, row: int = 0, step: int | None = None) -> Mixture:
+        """Learn from rows ``x`` ``[B, *shape]``, each of a region that is drawn for it; ``step`` None: the rows seen.
+        Does nothing once the covariance is frozen. Returns self."""
+        if not self.covariance.frozen:
+            step = self.covariance.seen if step is None else step
+            self.covariance.update(x, self.draw(x, seed=seed, row=row, step=step))
+        return self
+
+    def pencil(self, deviation: Tensor) -> Pencil:
+        """The regions' pencils under isotropic noise ``R = deviation^2 I``, ``[]``; a copy of the moment."""
+        known = self.covariance.pencil
+        out = Pencil(self.covariance.structure, self.regions, "basis", known.like.dtype, known.like.device)
+        noise = torch.ones_like(known.deviation) * deviation.square()
+        out.install(known.basis, noise, known.variances() / noise)
+        return out
+
+    def _components(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``ln p_k(x)`` float64 ``[K, B]``, coordinates c and ``sigma^2 / (lambda + sigma^2)``, ``[K, B, d]``."""
+        _checks.batched("x", x)
+        self.covariance.structure.check("x", x)
+        pencil = self.covariance.pencil
+        flat = x.flatten(1).to(torch.promote_types(x.dtype, pencil.like.dtype))
+        c = self._turn(flat - self.covariance.center.to(flat.dtype).unsqueeze(1), True)
+        noise = torch.as_tensor(sigma, device=x.device).to(flat.dtype).reshape(1, -1, 1).square()
+        total = pencil.variances().to(flat.dtype).unsqueeze(1) + noise
+        misfit = (c.square() / total).sum(2).double() + total.log().sum(2).double()
+        constant = 0.5 * self.covariance.dim * math.log(2 * math.pi)
+        return self.weights.log().unsqueeze(1) - 0.5 * misfit - constant, c, noise / total
+
+    def _by_parts(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """``ln p_k(x)``, float64 ``[K, B]``, of some rows at a time."""
+        step = max(1, _NUMBERS // (self.regions * self.covariance.dim))
+        sigma = torch.as_tensor(sigma, device=x.device)
+        levels = sigma.split(step) if sigma.numel() > 1 else itertools.repeat(sigma)
+        return torch.cat([self._components(*part)[0] for part in zip(x.split(step), levels, strict=False)], 1)
+
+    def _turn(self, v: Tensor, inverse: bool) -> Tensor:
+        """``Q_k v`` or ``Q_k^T v`` of rows ``[K, B, d]``."""
+        return self.covariance.structure.turn_all(v, self.covariance.pencil.basis, inverse)
+
+
+@dataclass(frozen=True)
+class Found:
+    """How regions were found: their number, the structure of their covariances, and nats a dimension of held-out rows
+    by number, where that was asked for; ``rows``: that were looked at."""
+
+    regions: int
+    structure: str
+    scores: dict[int, float]
+    rows: int
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{k} {value:.3f}" for k, value in self.scores.items())
+        how = f"; by held-out likelihood, nats/dim: {told}" if told else ""
+        return f"{self.regions}, {self.structure} (found in {self.rows:,} rows{how})"
+
+
+@torch.no_grad()
+def find(
+    x: Tensor, regions: int | str = AUTO, structure: str = AUTO, *, seed: int = 0, **options: Any
+) -> tuple[Mixture, Found]:
+    """Regions of rows ``x`` ``[B, *shape]`` in random order: K-means++ in the leading coordinates of all rows'
+    covariance, then sweeps of expectation and maximisation with the structure's own likelihood.
+
+    A region of n rows has besides them ``max(5, points - n)`` pseudo-points of the covariance within all regions,
+    points those that the structure needs: one of few rows, or none, has that shape. They are no part of its weight.
+
+    Args:
+        regions: K, or ``"auto"``: doubled from 1 as long as a held-out quarter is likelier by 0.01 nats a dimension.
+        structure: of the regions' covariances, or ``"auto"`` for :func:`choose` with the first regions.
+        seed: of K-means and of the rows' draws; the result is a function of it and of x.
+        options: of :class:`AdaptiveCovariance`, for the noise's shape; by default isotropic.
+
+    Raises ValueError naming the argument.
+    """
+    if regions != AUTO and (not isinstance(regions, int) or not 1 <= regions <= len(x)):
+        raise ValueError(f"regions: got {regions}, expected 1 to {len(x)} (the rows looked at) or {AUTO!r}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x: got a value that is not finite, expected rows of data")
+    if not {"rho", "gamma"} & set(options):
+        options["rho"] = 0.0
+    search = _Search(x, structure, seed, options)
+    if isinstance(regions, int):
+        made = search.fitted(x[: max(_ROWS, _ROWS_A_REGION * regions)], regions)
+        return made, Found(regions, made.covariance.structure.name, {}, len(x))
+    held = len(x) // 4
+    scores: dict[int, float] = {}
+    for k in (k for k in CANDIDATES if k <= max(1, len(x) // 40)):
+        scores[k] = search.score(search.fitted(x[held:][: max(_ROWS, _ROWS_A_REGION * k)], k), x[:held])
+        if k > 1 and scores[k] < scores[k // 2] + _LEVEL:
+            break
+    best = next(k for k in scores if scores[k] >= max(scores.values()) - _LEVEL)
+    made = search.fitted(x[: max(_ROWS, _ROWS_A_REGION * best)], best)
+    return made, Found(best, made.covariance.structure.name, scores, len(x))
+
+
+class _Search:
+    """Fits mixtures to rows; the coordinates that regions begin in are found once."""
+
+    def __init__(self, x: Tensor, structure: str, seed: int, options: dict[str, Any]) -> None:
+        self.structure, self.seed, self.options, self.shape = structure, seed, options, tuple(x.shape[1:])
+        self.whole = structure
+        if structure == AUTO:
+            known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
+            self.whole = choose(x, **known).structure
+        one = self._empty(1, self.whole).update(x[:_ROWS]).track()
+        self.center, self.pencil = one.center, one.pencil
+        self.leading = self.pencil.variances()[0].argsort(descending=True)[:_LEADING]
+
+    def _empty(self, regions: int, structure: str) -> AdaptiveCovariance:
+        return AdaptiveCovariance(self.shape, regions, structure, **self.options)
+
+    def fitted(self, x: Tensor, regions: int) -> Mixture:
+        owner = self._begun(x, regions)
+        structure = self.structure
+        if structure == AUTO:
+            known = {name: self.options[name] for name in ("root", "eps_floor", "memory_limit") if name in self.options}
+            structure = choose(x, owner, regions, **known).structure if regions > 1 else self.whole
+        made = self._maximised(x, owner, regions, structure)
+        for sweep in range(_SWEEPS if regions > 1 else 0):
+            before, owner = owner, made.draw(x, seed=self.seed, step=sweep)
+            made = self._maximised(x, owner, regions, structure)
+            if float((owner != before).double().mean()) < _SETTLED:
+                break
+        return made
+
+    def _begun(self, x: Tensor, regions: int) -> Tensor:
+        if regions == 1:
+            return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        from sklearn.cluster import KMeans  # slow to import
+
+        away = x.flatten(1).to(self.center.dtype) - self.center
+        coordinates = self.pencil.coordinates(away)[:, self.leading].cpu().numpy()
+        found = KMeans(regions, n_init=1, random_state=self.seed % 2**32).fit_predict(coordinates)
+        return torch.as_tensor(found, dtype=torch.int64, device=x.device)
+
+    def _maximised(self, x: Tensor, owner: Tensor, regions: int, structure: str) -> Mixture:
+        made = self._empty(regions, structure)
+        made.orient(x, owner)
+        made.moments.update(x, owner)
+        within = self._empty(1, structure)
+        away = x.flatten(1) - made.mean[owner].to(x.dtype)
+        within.orient(away).moments.update(away)
+        prior = made.gathering()
+        points = (made.structure.points() - made.count).clamp_min(PRIOR)
+        spread = {
+            name: _columns(points / len(x), part).to(part.dtype) * part
+            for name, part in within.moments.scatters.items()
+        }
+        prior.add_scatters(spread, {n: p.expand(regions, *p.shape[1:]) for n, p in within.moments.basis.items()})
+        for name in ("weight", "weight2", "pseudo"):
+            getattr(prior, name).copy_(points)
+        prior.mean.copy_(made.mean)
+        made.merge(prior, points=len(x))
+        made.refresh()
+        return Mixture(made)
+
+    def score(self, mixture: Mixture, x: Tensor) -> float:
+        """Nats a dimension of rows with the noise of a grey level, as of :func:`ansn.covariance.choice.score`."""
+        sigma = mixture.rounding
+        zero = torch.zeros_like(x, dtype=mixture.covariance.center.dtype)
+        noisy = ops.colored_step(x.to(zero.dtype), f=None, b=sigma, seed=self.seed, stream=ops.PERTURB)
+        return float(mixture.log_prob(noisy, sigma).mean()) / zero[0].numel()
+
+
+def _columns(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _uniform(rows: int, device: torch.device, **counters: Any) -> Tensor:
+    """Float64 ``[rows, 1]``."""
+    zero = torch.zeros(rows, 1, dtype=torch.float64, device=device)
+    return torch.special.ndtr(ops.colored_step(zero, b=1.0, stream=ops.REGIONS, **counters))
