@@ -14,13 +14,14 @@ from ansn.covariance import STRUCTURES
 from ansn.covariance.choice import AUTO
 from ansn.covariance.pencil import ROOTS
 from ansn.data import NAMES as DATASETS
-from ansn.denoiser import PREDICTIONS, SKIPS
+from ansn.denoiser import PREDICTIONS
 from ansn.errors import InputError, refuse
 from ansn.levels import TRAINING
 from ansn.loss import METRICS
 from ansn.noise import STARTS
 from ansn.sampling.annealed_langevin import CONVENTIONS
 from ansn.sampling.driver import METHODS
+from ansn.skips import INPUTS, SKIPS
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ class NoiseConfig:
     """Factor on the past moments at every batch, 0 to 1; 1 remembers everything."""
     freeze_after: int | None = 50_000
     """Data points after which the covariance stops learning; None: it learns as long as training goes on."""
-    regions: Literal["none", "labels"] = "none"
-    """One covariance for all data, or one for each class (the network is then told the class)."""
+    regions: int | Literal["none", "labels", "auto"] = "none"
+    """Regions of the data: its classes (labels), or as many as this, or as held-out rows ask for (auto), found in it.
+    Each has noise of its own shape, and the network is told the region (of labels by --class-conditional). With --skip
+    mixture each is a Gaussian of the skip instead, under isotropic noise (none: auto)."""
     ladder: Literal["karras", "geometric", "paper"] = "karras"
     """Levels: Karras-spaced, geometric by NCSNv2's overlap rule, or the paper's single level 2.4/sqrt(d)."""
     tau_max: float | None = None
@@ -109,9 +112,10 @@ class NetworkConfig:
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
-    """What a preconditioned denoiser is before it learns: its input pulled to the mean, alike in every direction, or
-    the best denoiser of Gaussian data of the learned covariance. By default the latter, where there are as many
-    examples (in each region) as the covariance's structure needs."""
+    """What a preconditioned denoiser is before it learns. By default wiener, where there are as many examples (in each
+    region) as the covariance's structure needs; else scalar."""
+    inputs: Annotated[tuple[str, ...], choice(INPUTS, many=True)] = ()
+    """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate."""
     metric: Annotated[str | None, choice(METRICS, None)] = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 
@@ -219,12 +223,14 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     return _build(TrainConfig, values, "")
 
 
-def resumed(old: TrainConfig, new: TrainConfig, chosen: str) -> TrainConfig:
-    """``new`` with what it leaves to the run, or names as it was ``chosen``, as ``old`` has it: structure and root."""
+def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None = None) -> TrainConfig:
+    """``new`` with what it leaves to the run, or names as it was ``chosen`` or ``found``, as ``old`` has it: structure,
+    root and number of regions."""
     noise = new.noise
     structure = old.noise.structure if noise.structure in (AUTO, chosen) else noise.structure
     root = old.noise.root if noise.root is None else noise.root
-    return dataclasses.replace(new, noise=dataclasses.replace(noise, structure=structure, root=root))
+    regions = old.noise.regions if found is not None and noise.regions in (AUTO, found) else noise.regions
+    return dataclasses.replace(new, noise=dataclasses.replace(noise, structure=structure, root=root, regions=regions))
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -254,6 +260,7 @@ def validate(config: TrainConfig) -> None:
         ("gamma", noise.gamma, noise.gamma is None or noise.rho is None, "one of --rho and --gamma"),
         ("eps", noise.eps, noise.eps is None or noise.eps >= 0, "a ridge >= 0"),
         ("forgetting", noise.forgetting, 0 < noise.forgetting <= 1, "0 < forgetting <= 1"),
+        ("regions", noise.regions, isinstance(noise.regions, str) or noise.regions >= 2, "at least 2"),
         ("tau-max", noise.tau_max, noise.tau_max is None or noise.tau_max > 0, "a level > 0"),
         ("tau-min", noise.tau_min, noise.tau_min > 0, "a level > 0"),
         ("rungs", noise.rungs, noise.rungs is None or noise.rungs >= 2, "at least 2 levels"),
@@ -280,14 +287,28 @@ def validate(config: TrainConfig) -> None:
         ),
     ]
     refuse(rules)
-    if config.network.label_dropout and not config.network.class_conditional:
+    network, found = config.network, noise.regions not in ("none", "labels")
+    if network.label_dropout and not (network.class_conditional or (found and network.skip != "mixture")):
         raise InputError(
-            f"--label-dropout: got {config.network.label_dropout}, but the network is told no class;"
+            f"--label-dropout: got {network.label_dropout}, but the network is told no class;"
             " expected --class-conditional"
         )
-    network = config.network
-    if network.skip == "wiener" and not (network.precondition and network.prediction == "denoiser"):
-        raise InputError("--skip: got wiener, which needs --prediction denoiser and --precondition")
+    for name, given in (("skip", (network.skip,)), ("inputs", network.inputs)):
+        for one in given:
+            if one not in (None, "scalar") and not (network.precondition and network.prediction == "denoiser"):
+                raise InputError(f"--{name}: got {one}, which needs --prediction denoiser and --precondition")
+    if network.skip == "mixture":
+        for name, value in (("rho", noise.rho), ("gamma", noise.gamma)):
+            if value:
+                raise InputError(f"--skip: got mixture and --{name} {value:g}, expected --rho 0")
+    elif noise.regions == "labels" and not network.class_conditional:
+        # Without k in the network the weight of the loss may not depend on k (math section 6).
+        raise InputError("--regions labels: needs --class-conditional, so that the network knows the region")
+    elif found and network.class_conditional:
+        raise InputError(
+            f"--class-conditional: got it and --regions {noise.regions}, whose regions the network is told;"
+            " expected --regions none or labels"
+        )
     # What only the pictures at the end would find wrong.
     if draw.sampler_levels is not None:
         top, bottom, n = draw.sampler_levels
@@ -318,8 +339,11 @@ def _build(kind: Any, values: Any, path: str) -> Any:
 
 
 def _expected(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_expected, args))
     return str(getattr(hint, "__name__", hint))
 
 

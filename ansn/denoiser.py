@@ -145,6 +145,15 @@ class Denoiser(nn.Module):
         assert self.num_classes is not None
         return y.masked_fill(torch.special.ndtr(z) < self.label_dropout, self.num_classes)
 
+    @property
+    def top(self) -> float:
+        """Level that solvers of the flow start at: the ladder's start. Its top where that start is a mixture's and the
+        network has classes, of which the mixture knows nothing."""
+        levels = self.noise.levels
+        if levels.start is None or (self.noise.mixture is not None and self.num_classes):
+            return levels.maximum
+        return levels.start
+
     def prior(self, n: int, tau: float, **options: Any) -> Tensor:
         """Start of sampling at level ``tau``: :meth:`NoiseModel.prior`, with its arguments."""
         return self.noise.prior(n, tau, **options)

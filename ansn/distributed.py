@@ -7,12 +7,13 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ansn.covariance import STRUCTURES, Choice, Moments
+from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, Found, Moments
 from ansn.errors import InputError
 
 
@@ -66,14 +67,28 @@ def share_basis(moments: Moments) -> None:
             dist.broadcast(part, 0)
 
 
-def agreed(choice: Choice, device: torch.device) -> Choice:
-    """The choice with rank 0's structure: scores that are equal but for rounding may not part the ranks."""
+def share_state(covariance: AdaptiveCovariance, device: torch.device) -> None:
+    """Every rank takes over rank 0's state, of the same structure and regions; ``device``: that ranks talk on."""
+    if dist.is_initialized():
+        state = {name: value.to(device) for name, value in covariance.state_dict().items()}
+        for value in state.values():
+            dist.broadcast(value, 0)
+        covariance.load_state_dict(state)
+
+
+Chosen = TypeVar("Chosen", Choice, Found)
+
+
+def agreed(chosen: Chosen, device: torch.device) -> Chosen:
+    """The choice with rank 0's structure and regions: scores that are equal but for rounding may not part the ranks."""
     if not dist.is_initialized():
-        return choice
+        return chosen
     names = sorted(STRUCTURES)
-    number = torch.tensor(names.index(choice.structure), device=device)
-    dist.broadcast(number, 0)
-    return dataclasses.replace(choice, structure=names[int(number)])
+    numbers = torch.tensor([names.index(chosen.structure), getattr(chosen, "regions", 1)], device=device)
+    dist.broadcast(numbers, 0)
+    structure, regions = numbers.tolist()
+    same = {"structure": names[structure]} | ({"regions": regions} if isinstance(chosen, Found) else {})
+    return dataclasses.replace(chosen, **same)
 
 
 def mean_over_ranks(value: Tensor) -> float:

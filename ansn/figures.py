@@ -72,7 +72,7 @@ def save_samples(
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     if x.ndim == 3:
-        _save(curves_figure(x.numpy(), columns), path)
+        write_figure(curves_figure(x.numpy(), columns), path)
         return
     if x.ndim > 3:
         x, note = middle_slices(x) if x.ndim == 5 else (x, clipping(x))
@@ -84,7 +84,7 @@ def save_samples(
     if names is not None and len(names) != x.shape[1]:
         raise ValueError(f"names: got {len(names)}, expected one for each of {x.shape[1]} columns")
     behind = None if reference is None else reference.detach().float().cpu().numpy()
-    _save(scatter_figure(x.numpy(), behind, list(names or (f"x{j}" for j in range(x.shape[1])))), path)
+    write_figure(scatter_figure(x.numpy(), behind, list(names or (f"x{j}" for j in range(x.shape[1])))), path)
 
 
 def save_covariance(
@@ -111,7 +111,7 @@ def save_covariance(
     draws = noise_draws(covariance, region, 8)
     panels(top, draws, covariance.shape, "draws of the noise, L z", [str(i + 1) for i in range(8)], names)
     panels(bottom, rows, covariance.shape, title, labels, names)
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def save_loss(metrics: Sequence[dict[str, Any]], path: Path_) -> None:
@@ -120,7 +120,7 @@ def save_loss(metrics: Sequence[dict[str, Any]], path: Path_) -> None:
     ``metrics``: records of metrics.jsonl, dictionaries with ``step`` and, where known, ``loss`` and
     ``condition_number``; None and what is not finite is left out. An axis that spans more than a decade is logarithmic.
     """
-    _save(loss_figure(metrics), path)
+    write_figure(loss_figure(metrics), path)
 
 
 def loss_figure(metrics: Sequence[dict[str, Any]], size: tuple[float, float] = (8, 4.8)) -> Figure:
@@ -456,7 +456,8 @@ def _log_if_wide(axes: Any, values: NDArray[np.float64]) -> None:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def _save(figure: Figure, path: Path_) -> None:
+def write_figure(figure: Figure, path: Path_) -> None:
+    """A PNG of a figure, complete or not there."""
     _write(path, rasterised(figure, _DPI))
 
 

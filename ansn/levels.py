@@ -210,12 +210,19 @@ def tau_start(
         least = min(tau_max_flow(covariance.dim), _START_LIMIT)
 
     def excess(log_tau: float) -> float:
-        return sum(share * _start_kl(values, vectors, math.exp(log_tau)) for share, values, vectors in grams) - kl
+        found = (share * _start_kl(values, vectors, math.exp(log_tau)) for share, values, vectors in grams)
+        return sum(max(one, 0.0) for one in found) - kl
 
-    low, high = math.log(least), math.log(_START_LIMIT)
-    if excess(low) <= 0.0 or excess(high) > 0.0:
-        return least if excess(low) <= 0.0 else _START_LIMIT
-    return math.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-3))
+    above = math.log(_START_LIMIT)
+    if excess(above) > 0.0:
+        return _START_LIMIT
+    # From above: at low levels the KL of few rows, which are whitened by their own covariance, comes out too small.
+    while above > math.log(least):
+        tau = max(above - math.log(2.0), math.log(least))
+        if excess(tau) > 0.0:
+            return math.exp(scipy.optimize.brentq(excess, tau, above, xtol=1e-3))
+        above = tau
+    return least
 
 
 def _start_kl(values: Tensor, vectors: Tensor, tau: float) -> float:

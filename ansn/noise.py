@@ -103,6 +103,8 @@ class NoiseModel(nn.Module):
 
         Raises ValueError naming the argument.
         """
+        if mixture is not None and (regions != 1 or region is not None):
+            raise ValueError(f"mixture: got {mixture!r} beside regions = {regions}, expected noise of one region")
         if not isinstance(data, Tensor):
             index = data.order(seed, 0)[: rows_wanted(torch.Size(data.shape).numel())].cpu()
             x, options = data.batch(index)[0], {"eps_floor": data.quantisation, "distinct": len(data)} | options
@@ -122,8 +124,8 @@ class NoiseModel(nn.Module):
             fresh = find(x, regions, structure, seed=seed, **{"rho": None} | options | {"distinct": None})[0]
             region = fresh.assign(x)
             return cls(fresh.covariance, flow(x, fresh.covariance, region=region), seed)
-        if mixture is not None:
-            options = {"rho": 0.0} | options
+        if mixture is not None and not {"rho", "gamma"} & set(options):
+            options["rho"] = 0.0
         if structure == AUTO:
             chosen = choose(x, region, int(regions), **known).structure
         else:

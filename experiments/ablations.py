@@ -40,7 +40,7 @@ from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, pro
 from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
 from experiments.lab.training import (
     WIENER,
-    Frame,
+    Made,
     Setup,
     Trained,
     distance,
@@ -311,7 +311,7 @@ def _made(name: str, density: Mixture, hidden: int = 256) -> Problem:
     """A problem of rows of a density."""
     train, test = (Dataset(density.sample(n, seed)[0].float(), name=name) for n, seed in ((8000, 1), (2000, 2)))
     return Problem(
-        name, train, test, lambda: ansn.networks.MLP((density.dim,), hidden, 2),
+        name, train, test, lambda **o: ansn.networks.MLP((density.dim,), hidden, 2, **o),
         WhitenedFeatures(everything(train), name=name), PixelFeatures((density.dim,), name), density,
     )  # fmt: skip
 
@@ -368,13 +368,13 @@ def _score(cell: Cell, settings: Settings) -> list[Row]:
     rho = float(cell["shape"].removeprefix("rho="))
     first = Setup("fixed rho=0", steps=at[-1], batch_size=BATCH)
 
-    def made(seed: int) -> tuple[ansn.NoiseModel, Frame]:
-        noise, frame = noise_model(p, Setup("fixed rho=0", seed))
+    def made(seed: int) -> Made:
+        noise, frame, _ = noise_model(p, Setup("fixed rho=0", seed))
         x = reference(p)
         if source == "data":
-            return with_shape(noise, torch.cov(x.flatten(1).double().T), rho), frame
+            return Made(with_shape(noise, torch.cov(x.flatten(1).double().T), rho), frame)
         *_, trained = fit(p, replace(first, seed=seed, steps=at[-1] // 2))
-        return with_shape(noise, shapes_of_score(trained.model, x, 0.3)[source], rho), frame
+        return Made(with_shape(noise, shapes_of_score(trained.model, x, 0.3)[source], rho), frame)
 
     setup, out = first, []
     if not settings.quick:

@@ -91,7 +91,7 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
 def small(name: str) -> Problem:
     """The problem with a network of width 128, so that a budget pays for more steps."""
     found = problem(name)
-    return replace(found, network=lambda: ansn.networks.MLP(found.shape, 128, 2))
+    return replace(found, network=lambda **o: ansn.networks.MLP(found.shape, 128, 2, **o))
 
 
 def _learned(cell: Cell, learned: Problem) -> list[Row]:

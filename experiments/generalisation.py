@@ -142,7 +142,7 @@ def _references(split: Parts, scored: int, shape: str) -> Row:
     """What needs no network: a Gaussian's likelihood, and what the lowest noise of the shape costs."""
     x, validation = one_copy(split.learned.train), one_copy(split.learned.test)
     shrinkage = min(SHRINKAGE, key=lambda a: gaussian_nll(x, validation, a))
-    noise, frame = noise_model(split.learned, Setup(shape))
+    noise, frame, _ = noise_model(split.learned, Setup(shape))
     noise.covariance.frozen or noise.update(frame.into(x))
     whole = one_copy(problem(split.learned.name).train).flatten(1).double()
     return {

@@ -417,21 +417,20 @@ def _transport(cell: Cell) -> list[Row]:
     return rows
 
 
-def _problem(cell: Cell) -> Problem:
+def modes_problem(cell: Cell) -> Problem:
+    """Rows of a cell's density, and its network."""
     density = scene(*_place(cell)).density
-    told = "told" in cell["shape"] or "regions" in cell["shape"]
     splits = [vectors("modes", *density.sample(n, seed)) for n, seed in ((8000, 1), (2000, 2))]
     features = PixelFeatures((DIM,), "modes")
-    classes = len(density.means) if told else None
     return Problem(
-        "modes", splits[0], splits[1], lambda: ansn.networks.MLP((DIM,), 64, 2, num_classes=classes),
+        "modes", splits[0], splits[1], lambda **o: ansn.networks.MLP((DIM,), 64, 2, **o),
         features, features, density,
     )  # fmt: skip
 
 
 def _learned(cell: Cell) -> list[Row]:
     place, rows = _place(cell), []
-    learned, base = _problem(cell), replace(VARIANTS[cell["shape"]], steps=cell["steps"])
+    learned, base = modes_problem(cell), replace(VARIANTS[cell["shape"]], steps=cell["steps"])
     rate = tuned(learned, replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2)), RATES)
     for seed in range(cell["seeds"]):
         for trained in fit(learned, replace(base, seed=seed, lr=rate), (max(1, base.steps // 4), base.steps)):

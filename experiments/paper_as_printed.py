@@ -288,7 +288,7 @@ def gaussian_problem(quick: bool = False) -> Problem:
         Dataset(target.sample(n, seed)[0].float(), name="gaussian") for n, seed in zip(sizes, (1, 2), strict=True)
     )
     plain = PixelFeatures((DIM,), "gaussian")
-    return Problem("gaussian", train, test, lambda: ansn.networks.MLP((DIM,), 64, 2), plain, plain, target)
+    return Problem("gaussian", train, test, lambda **o: ansn.networks.MLP((DIM,), 64, 2, **o), plain, plain, target)
 
 
 def training_rows(metric: str, settings: Settings) -> list[Row]:

@@ -11,6 +11,7 @@ import math
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from experiments.lab import figure
 from experiments.lab.claim import RESULTS, Cell, Claim, Row, Section, Settings, main
 from experiments.lab.problems import Problem, fields, problem
 from experiments.lab.statistics import select, table
-from experiments.lab.training import Frame, Setup, Trained, fit, held_out_loss, one_copy
+from experiments.lab.training import Frame, Made, Setup, Trained, fit, held_out_loss, one_copy
 
 SIZES = (500, 2000, 10_000)
 IMAGES = ("mnist", "fashion-mnist", "cifar10")
@@ -121,16 +122,16 @@ def _problem(cell: Cell, settings: Settings, width: int) -> Problem:
     test = _images("cifar10", "test", settings.data).select(torch.arange(1000))
     space = PixelFeatures((3, 32, 32), "cifar10")
 
-    def network() -> nn.Module:
-        return ansn.networks.UNet(3, width=width, blocks=1, multipliers=(1, 2, 2))
+    def network(**options: Any) -> nn.Module:
+        return ansn.networks.UNet(3, width=width, blocks=1, multipliers=(1, 2, 2), **options)
 
     return Problem("cifar10", train, test, network, space, space)
 
 
-def _made(made: Problem, arm: str, seed: int) -> tuple[ansn.NoiseModel, Frame]:
+def _made(made: Problem, arm: str, seed: int) -> Made:
     covariance = AdaptiveCovariance(made.shape, 1, ARMS[arm][1], rho=0.0, eps_floor=made.train.quantisation)
     first = made.train.batch(torch.arange(min(len(made.train), 2000)))[0]
-    return ansn.NoiseModel(covariance.orient(first), ansn.levels.karras(30.0, 0.01), seed=seed), Frame()
+    return Made(ansn.NoiseModel(covariance.orient(first), ansn.levels.karras(30.0, 0.01), seed=seed), Frame())
 
 
 def _losses(cell: Cell, settings: Settings) -> list[Row]:
@@ -138,7 +139,8 @@ def _losses(cell: Cell, settings: Settings) -> list[Row]:
     at = (1, 2) if settings.quick else AT
     skip = f"{ARMS[cell['arm']][0]} rho=0"
     # All rows at once before the first step, so that step 0 has the filter that they give.
-    noise, frame = _made(made, cell["arm"], 0)
+    begun = _made(made, cell["arm"], 0)
+    noise, frame, _ = begun
     for row in range(0, cell["n"], 500):
         noise.update(made.train.batch(torch.arange(row, min(row + 500, cell["n"])))[0])
     noise.covariance.freeze()
@@ -147,7 +149,7 @@ def _losses(cell: Cell, settings: Settings) -> list[Row]:
     start = Trained(0, 0.0, 0.0, new, frame, new)
     return [
         {"step": trained.step, "loss": held_out_loss(trained, made), "seconds": trained.seconds}
-        for trained in itertools.chain([start], fit(made, setup, at, made=(noise, frame)))
+        for trained in itertools.chain([start], fit(made, setup, at, made=begun))
     ]
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     "ops data networks",
     "covariance",
     "levels figures distributed",
-    "noise",
+    "noise skips region_figures",
     "denoiser",
     "loss sampling likelihood",
     "config",

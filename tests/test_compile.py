@@ -147,6 +147,25 @@ def test_compiled_code_follows_the_spectrum(backend, structure):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("structure", ["dense", "cosine"])
+def test_a_mixture_and_its_estimate_as_input(backend, structure):
+    """And gradients in x; with what the mixture learns later, since it is learned in place."""
+    x = torch.cat((batch(1, 60), batch(2, 40) + 3.0))
+    covariance, mixture = AdaptiveCovariance(SHAPE, 1, structure, rho=0.0), ansn.Mixture.for_data(x, 2, structure)
+    noise = NoiseModel(covariance.update(x), ansn.levels.karras(5.0, 0.05, n=6), mixture=mixture)
+    torch.manual_seed(0)
+    net = Denoiser(nn.Conv2d(2, 1, 3, padding=1), noise, inputs=("estimate",))
+    net.conditioning = "none"
+    graph = compiled(lambda x: net(x, 0.7), backend)
+    for seed in (3, 4):
+        at = batch(seed).requires_grad_()
+        (wanted,), (got,) = (torch.autograd.grad(f(at).sum(), at) for f in (lambda x: net(x, 0.7), graph))
+        assert rms_ratio(graph(at).detach(), net(at, 0.7).detach()) < CLOSE
+        assert rms_ratio(got, wanted) < CLOSE
+        noise.update(batch(7, 200) + 1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "sampler",
     [heun, annealed_langevin, dpmpp_2m, gaussian_2m, exponential_ab, dpmpp_2m_sde, heun_churn, predictor_corrector],

@@ -33,7 +33,7 @@ def another(name: str) -> Any:
         "structure": "diagonal", "root": "symmetric", "regions": "labels", "ladder": "paper", "network": "unet",
         "training_levels": "ladder", "prediction": "whitened", "skip": "wiener", "metric": "paper",
         "schedule": "cosine", "start": "uniform", "convention": "ncsn",
-        "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
+        "inputs": ("estimate",), "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
         "freeze_after": 77,
     }  # fmt: skip
     if name in given:
@@ -94,6 +94,8 @@ def test_missing_settings_take_their_defaults() -> None:
         ({"noise": {"colour": 1}}, ("config noise.colour", "unknown", "structure, rho")),
         ({"noise": {"rho": "much"}}, ("config noise.rho", "'much'")),
         ({"noise": {"structure": "sparse"}}, ("config noise.structure", "'sparse'")),
+        ({"noise": {"regions": "many"}}, ("config noise.regions", "'many'", "int or one of none, labels, auto")),
+        ({"network": {"inputs": ["twice"]}}, ("config network.inputs", "'twice'")),
         ({"optim": {"steps": 1.5}}, ("config optim.steps", "1.5")),
         ({"optim": {"steps": True}}, ("config optim.steps", "True")),
         ({"optim": {"lr": True}}, ("config optim.lr", "True")),
@@ -123,7 +125,8 @@ def test_whole_numbers_serve_as_floats() -> None:
         ("clip", [0.0], [-1.0, float("nan")]), ("ema", [0.0, 0.9999], [1.0, -0.1, float("nan")]),
         ("samples", [0], [-1]), ("sample_steps", [1, None], [0]), ("log_every", [1], [0]),
         ("checkpoint_every", [1], [0]), ("seed", [0, 2**63 - 1], [-1, 2**63]), ("threads", [1, None], [0]),
-        ("width", [1], [0]), ("freeze_after", [2, None], [1, 0]), ("tau_max", [0.1, None], [0.0, float("nan")]),
+        ("width", [1], [0]), ("regions", [2, "auto"], [1, 0, -1]),
+        ("freeze_after", [2, None], [1, 0]), ("tau_max", [0.1, None], [0.0, float("nan")]),
         ("tau_min", [1e-5], [0.0, -1.0]), ("rungs", [2, None], [1, 0]),
         ("sampler_levels", [(2.0, 0.1, 2), None], [(0.1, 0.1, 3), (1.0, 0.0, 3), (1.0, 0.1, 1)]),
     ],
@@ -153,9 +156,40 @@ def test_settings_that_are_younger_than_a_checkpoint_are_what_it_was_trained_wit
     assert from_dict(old).network.label_dropout == 0.0
 
 
-@pytest.mark.parametrize("change", [{"prediction": "whitened"}, {"precondition": False}])
-def test_the_wiener_skip_needs_a_preconditioned_denoiser(change: dict[str, Any]) -> None:
-    config = PRESETS["digits"][1]
-    wrong = dataclasses.replace(config, network=dataclasses.replace(config.network, skip="wiener", **change))
-    with pytest.raises(InputError, match=r"^--skip: got wiener, which needs --prediction denoiser and --precondition$"):
-        validate(wrong)
+@pytest.mark.parametrize("wrong", [{"prediction": "whitened"}, {"precondition": False}])
+@pytest.mark.parametrize(("name", "given"), [("skip", "wiener"), ("skip", "mixture"), ("inputs", "estimate")])
+def test_skip_and_inputs_need_a_preconditioned_denoiser(name: str, given: str, wrong: dict[str, Any]) -> None:
+    value = (given,) if name == "inputs" else given
+    with pytest.raises(
+        InputError, match=f"^--{name}: got {given}, which needs --prediction denoiser and --precondition$"
+    ):
+        validate(change(TrainConfig(), **{name: value}, **wrong))
+    validate(change(TrainConfig(), skip="scalar", **wrong))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"skip": "mixture", "rho": 0.5}, "--skip: got mixture and --rho 0.5, expected --rho 0"),
+        ({"skip": "mixture", "gamma": -1.0}, "--skip: got mixture and --gamma -1, expected --rho 0"),
+        ({"regions": "labels"}, "--regions labels: needs --class-conditional"),
+        ({"regions": 7, "class_conditional": True}, "--class-conditional: got it and --regions 7"),
+        ({"regions": "auto", "class_conditional": True}, "--class-conditional: got it and --regions auto"),
+        ({"skip": "mixture", "regions": 7, "label_dropout": 0.1}, "--label-dropout: got 0.1"),
+    ],
+)
+def test_regions_that_do_not_fit_the_rest(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validate(change(TrainConfig(), **settings))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"skip": "mixture", "rho": 0.0}, {"skip": "mixture", "gamma": 0.0}, {"skip": "mixture", "regions": "labels"},
+        {"skip": "mixture", "regions": 3, "class_conditional": True}, {"regions": 3, "label_dropout": 0.1},
+    ],
+)  # fmt: skip
+def test_regions_that_fit(settings: dict[str, Any]) -> None:
+    validate(change(TrainConfig(), **settings))

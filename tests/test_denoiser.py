@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ansn import AdaptiveCovariance, Denoiser, networks
-from ansn.covariance import STRUCTURES
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
+from ansn.covariance import STRUCTURES, find
+from ansn.skips import INPUTS, SKIPS, further_input, skip
 from tests.oracles import fixed_covariance, gaussian, noise_model, randn, spd
 from tests.tolerances import EXACT, rms_ratio
 
@@ -212,6 +213,78 @@ def model_of(**options) -> Denoiser:
     return Denoiser(Recorder(), noise_model(covariance()), **options)
 
 
+# -- skips and further inputs
+
+
+class Halves(Recorder):
+    """Takes one further input, and says so."""
+
+    inputs = 2
+
+    def forward(self, x: Tensor, level: Tensor | None = None, **extra: Any) -> Tensor:
+        first, second = super().forward(x, level, **extra).chunk(2, 1)
+        return first - second
+
+
+def two_modes() -> NoiseModel:
+    """Isotropic noise and a mixture of two regions."""
+    x = randn(200, 2, 2) + 3.0 * (torch.arange(200) % 2).reshape(-1, 1, 1)
+    covariance = AdaptiveCovariance((2, 2), rho=0.0, factor_dtype=torch.float64).update(x).freeze()
+    mixture = find(x, 2, "dense", factor_dtype=torch.float64)[0]
+    return NoiseModel(covariance, levels.Levels((3.0, 1.0, 0.3)), mixture=mixture)
+
+
+def test_where_there_is_a_mixture_its_denoiser_is_the_default_skip():
+    noise, x, tau = two_modes(), randn(5, 2, 2), torch.linspace(0.1, 3.0, 5, dtype=torch.float64)
+    model = Denoiser(networks.MLP((2, 2), 8, 1).double(), noise)
+    assert model.skip == "mixture"
+    assert noise.mixture is not None
+    assert rms_ratio(model(x, tau).detach(), noise.mixture.denoise(x, tau * noise.deviation)) < EXACT
+    assert noise.deviation.item() == pytest.approx(noise.covariance.noise_shape()[0, 0, 0].item() ** 0.5)
+    scalar = Denoiser(Recorder(), noise, skip="scalar")
+    rest = Denoiser(Recorder(), noise)(x, tau) - model(x, tau)
+    skip = noise.covariance.center.reshape(1, 2, 2)
+    skip = skip + (x - skip) / (1 + tau.square().reshape(-1, 1, 1))
+    assert rms_ratio(scalar(x, tau) - skip, rest.detach()) < 1e-10
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+def test_the_network_sees_the_skip_s_estimate(skip):
+    """``[B, 2 C, ...]``: the noisy data as ever, then ``(D_skip - m) / s``."""
+    noise, network, x = two_modes(), Halves(), randn(5, 2, 2)
+    out = Denoiser(network, noise, skip=skip, inputs=("estimate",))(x, 0.7)
+    seen, plain = network.seen[0][0], Recorder()
+    assert seen.shape == (5, 4, 2)
+    silent = Denoiser(networks.MLP((2, 2), 8, 1).double(), noise, skip=skip)(x, 0.7).detach()
+    Denoiser(plain, noise, skip=skip)(x, 0.7)
+    assert torch.equal(seen[:, :2], plain.seen[0][0])
+    center, scale = noise.covariance.center.reshape(1, 2, 2), noise.covariance.scale
+    assert rms_ratio(seen[:, 2:], (silent - center) / scale) < 1e-12
+    assert rms_ratio(out - silent, 0.7 / (1 + 0.49) ** 0.5 * scale * Halves()(seen)) < 1e-12
+
+
+def test_one_more_skip_and_one_more_input_are_a_function_each():
+    @skip("the mean")
+    def middle(noise, x, tau, region, mean):
+        return mean.expand_as(x)
+
+    @further_input
+    def level(seen):
+        return (seen.tau.reshape(-1, 1, 1) * seen.scale).expand_as(seen.x)
+
+    try:
+        network = Halves()
+        x, tau = randn(3, 2, 2), torch.tensor([0.1, 1.0, 2.0]).double()
+        noise = two_modes()
+        out = Denoiser(network, noise, skip="middle", inputs=("level",))(x, tau)
+        wide = tau.reshape(-1, 1, 1)
+        assert rms_ratio(network.seen[0][0][:, 2:], (wide * noise.covariance.scale).expand(3, 2, 2)) < EXACT
+        rest = wide / (1 + wide**2).sqrt() * noise.covariance.scale * Halves()(network.seen[0][0])
+        assert rms_ratio(out, noise.covariance.center.reshape(1, 2, 2) + rest) < EXACT
+    finally:
+        del SKIPS["middle"], INPUTS["level"]
+
+
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -219,6 +292,12 @@ def model_of(**options) -> Denoiser:
         ("skip", lambda: model_of(skip="gaussian")),
         ("skip", lambda: model_of(skip="wiener", prediction="whitened")),
         ("skip", lambda: model_of(skip="wiener", precondition=False)),
+        ("mixture", lambda: model_of(skip="mixture")),
+        ("inputs", lambda: model_of(inputs=("guess",))),
+        ("inputs", lambda: model_of(inputs=("estimate",), precondition=False)),
+        ("inputs", lambda: model_of(inputs=("estimate",), prediction="whitened")),
+        ("network.inputs", lambda: Denoiser(Halves(), noise_model(covariance()))),
+        ("network.inputs", lambda: Denoiser(networks.MLP((D,), 8, 1), noise_model(covariance()), inputs=("estimate",))),
         ("network.conditioning", lambda: Denoiser(Recorder("sigma"), noise_model(covariance()))),
         ("x", lambda: model_of()(randn(3, D + 1), 0.5)),
         ("x", lambda: model_of()(randn(3, 2, 2), 0.5)),

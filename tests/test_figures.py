@@ -17,6 +17,7 @@ from PIL import Image
 import ansn
 from ansn import figures
 from ansn.evaluation import everything
+from ansn.region_figures import regions_figure, save_regions
 
 Pixels = NDArray[np.uint8]
 RECORDS = [{"step": 50 * i, "loss": 3.0 / i, "condition_number": 1.0 + 0.1 * i} for i in range(1, 21)]
@@ -197,6 +198,21 @@ def test_covariance_of_other_shapes_and_regions(shape: tuple[int, ...], tmp_path
     assert not np.array_equal(pixels(tmp_path / "0.png"), pixels(tmp_path / "1.png"))
     with pytest.raises(ValueError, match=r"region: got 2, expected 0..1"):
         figures.save_covariance(covariance, tmp_path / "2.png", region=2)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 6), (2, 5, 5), (2, 30), (1, 3, 4, 5), (1,), (2,), (300,)])
+def test_regions_of_any_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A row for each of the largest, from the largest down; what is drawn changes nothing of the mixture."""
+    region, g = torch.arange(420) % 14 % 13, torch.Generator().manual_seed(0)
+    x = torch.rand(420, *shape, generator=g) + region.reshape(-1, *(1 for _ in shape))
+    mixture = ansn.Mixture(ansn.AdaptiveCovariance(shape, 13, "diagonal").update(x, region))
+    before = {name: value.clone() for name, value in mixture.state_dict().items()}
+    names = [r"$\frac{"] * shape[0] if len(shape) == 1 else None
+    save_regions(mixture, tmp_path / "x.png", names=names)
+    assert pixels(tmp_path / "x.png").shape[1] == 825
+    axes = regions_figure(mixture, names).axes
+    assert [cell.get_ylabel() for cell in axes[::4]] == ["14.3%", *["7.1%"] * 11]
+    assert all(torch.equal(before[name], value) for name, value in mixture.state_dict().items())
 
 
 def test_heading_states_the_covariances_own_numbers(digits: torch.Tensor) -> None:

@@ -149,6 +149,13 @@ def test_the_start_does_not_depend_on_units_or_order_and_knows_regions():
     assert levels.tau_start(apart, each, region=region) < levels.tau_start(apart, whole)
 
 
+def test_few_rows_are_not_taken_for_gaussian():
+    """Whitened by their own covariance they look it at low levels, not where the start is looked for."""
+    x = 2.0 * randn(3, 48, seed=1)[torch.arange(1000) % 3] + 0.5 * randn(1000, 48, seed=4)
+    covariance = AdaptiveCovariance(48, rho=0.0).update(x).freeze()
+    assert levels.tau_start(x[:20], covariance) == pytest.approx(levels.tau_start(x, covariance), rel=0.1)
+
+
 def drawn(ladder: levels.Levels, rows: int, **counters: int) -> torch.Tensor:
     counters = {"seed": 3, "step": 5, **counters}
     return NoiseModel(fixed_covariance(2), ladder).draw_levels(rows, **counters)

@@ -137,13 +137,14 @@ def _evaluate(arguments: Arguments) -> None:
 
 def table(evaluation: Evaluation) -> str:
     """The measurements in aligned columns, a line each; then the rows of the sweep."""
-    rows = [["measurement", "value", "95 % interval", "floor", "n", "against", "features"]]
+    rows = [["measurement", "value", "95 % interval", "floor", "baseline", "n", "against", "features"]]
     for m in evaluation.measurements:
         interval = "" if m.low is None or m.high is None else f"{m.low:.4g} to {m.high:.4g}"
         at = "" if m.floor_n == m.n else f" (n = {m.floor_n})"
         floor = "" if m.floor is None else f"{m.floor:.4g}{at}"
         against = f"{m.reference_n} of {m.reference}" if m.reference else ""
-        rows.append([m.name, f"{m.value:.4g}", interval, floor, str(m.n), against, m.features or ""])
+        base = "" if m.baseline is None else f"{m.baseline:.4g}"
+        rows.append([m.name, f"{m.value:.4g}", interval, floor, base, str(m.n), against, m.features or ""])
     told = _aligned(rows)
     if evaluation.quality:
         name, n, floor = (evaluation.quality[0][key] for key in ("name", "n", "floor"))

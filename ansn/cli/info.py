@@ -14,10 +14,12 @@ import tyro
 import ansn
 from ansn import ops
 from ansn.cli.common import guarded, parsed
+from ansn.covariance import Mixture
 from ansn.ops import native
-from ansn.training import load_run
+from ansn.training import Run, load_run
 
 _DESCRIPTION = "Tell versions, devices, native kernels and back ends; with a run, what it holds."
+_SHARES = 12  # at most, of regions
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def _tell(run: Path | None) -> None:
         network = sum(p.numel() for p in found.model.network.parameters())
         lines["run"] = f"{found.path}, step {found.step}"
         lines["data"] = f"{found.info.name}, {found.info.kind} of {'x'.join(map(str, found.info.shape))}"
-        lines["network"] = f"{found.config.network.network}, {network} parameters, {found.model.skip} skip"
+        seen = ", ".join(("noisy data", *found.model.inputs))
+        lines["network"] = f"{found.config.network.network}, {network} parameters, {found.model.skip} skip, sees {seen}"
         covariance = found.model.noise.covariance
         lines["covariance"] = (
             f"{covariance.extra_repr()}; condition number {float(covariance.condition_number().max()):.4g},"
@@ -71,6 +74,8 @@ def _tell(run: Path | None) -> None:
         )
         ladder = found.model.noise.levels
         lines["structure"] = str(found.structure)
+        if found.regions is not None:
+            lines["regions"] = _regions(found, found.regions)
         few, structure = int((~covariance.enough()).sum()), covariance.structure
         if few:
             of = f"{few} of {covariance.regions} regions have" if covariance.regions > 1 else "it has"
@@ -82,6 +87,18 @@ def _tell(run: Path | None) -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _regions(run: Run, mixture: Mixture) -> str:
+    """How they were found, how large they are, what for."""
+    told = str(run.found)
+    if run.config.noise.regions == "labels":
+        told = f"{mixture.regions}, {mixture.covariance.structure.name} (the data's classes)"
+    shares = [f"{share:.1%}" for share in mixture.weights.sort().values.tolist()]
+    if len(shares) > _SHARES:
+        shares[_SHARES // 2 : -_SHARES // 2] = ["..."]
+    use = "each with its own noise" if run.model.noise.mixture is None else "each a Gaussian of the skip"
+    return f"{told}; {use}; shares {' '.join(shares)}"
 
 
 def _version(package: str) -> str:

@@ -48,7 +48,8 @@ class Arguments:
     start: Annotated[str | None, choice(STARTS, None)] = None
     """Start of sampling."""
     label: int | None = None
-    """Class to draw, for a class-conditional model; by default all in turn."""
+    """Class to draw, for a class-conditional model, or region that was found; by default classes in turn, regions by
+    their shares."""
     guidance: float | None = None
     """Weight of classifier-free guidance: 1 is plain sampling of the class, 2 to 4 exaggerates it; for a model trained
     with --label-dropout."""
@@ -120,10 +121,11 @@ def _check(arguments: Arguments, run: Run, out: Path) -> None:
     method = arguments.method or run.config.sampling.method
     if arguments.schedule is not None and not METHODS[method].flow:
         raise InputError(f"--schedule: got {arguments.schedule}, but {method} has its own ladder, expected a solver")
-    if arguments.label is not None and not run.config.network.class_conditional:
+    classes = run.model.num_classes
+    if arguments.label is not None and not classes:
         raise InputError(f"--label: got {arguments.label}, but the model of {run.path} knows no classes")
-    if arguments.label is not None and not 0 <= arguments.label < run.info.num_classes:
-        raise InputError(f"--label: got {arguments.label}, expected 0..{run.info.num_classes - 1}")
+    if arguments.label is not None and classes and not 0 <= arguments.label < classes:
+        raise InputError(f"--label: got {arguments.label}, expected 0..{classes - 1}")
 
 
 def _options(arguments: Arguments, run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ansn.covariance.choice import Choice, choose
 from ansn.covariance.cosine import Cosine
 from ansn.covariance.dense import Dense
 from ansn.covariance.diagonal import Diagonal
-from ansn.covariance.mixture import Mixture, find
+from ansn.covariance.mixture import Found, Mixture, find
 from ansn.covariance.moments import Moments
 from ansn.covariance.pencil import Pencil
 from ansn.covariance.separable import Separable
@@ -22,6 +22,7 @@ __all__ = [
     "Cosine",
     "Dense",
     "Diagonal",
+    "Found",
     "Mixture",
     "Moments",
     "Pencil",

@@ -36,8 +36,9 @@ class AdaptiveCovariance(nn.Module):
         C_k = s_d (S_k + eps I),  s_d = 2.4^2 / d        (Haario's form, Eq. 2.5 of the paper)
 
     Every R has about the trace of S, so that a level ``tau`` counts standard deviations of the data. The snapshot, that
-    is :attr:`pencil`, ``center`` and ``scale``, is remade by :meth:`update` when the number of points has grown by
-    ``refresh`` since the last one, by :meth:`refresh` and by :meth:`freeze`; its basis when the points have doubled.
+    is :attr:`pencil`, ``center``, ``scale`` and ``share`` (of the rows, float64 ``[K]``), is remade by :meth:`update`
+    when the number of points has grown by ``refresh`` since the last one, by :meth:`refresh` and by :meth:`freeze`; its
+    basis when the points have doubled.
     Noise, denoiser and samplers read only the snapshot: draws through :meth:`step`, the rest through the pencil.
 
     Args:
@@ -68,6 +69,7 @@ class AdaptiveCovariance(nn.Module):
 
     center: Tensor
     scale: Tensor
+    share: Tensor
     initial: Tensor
 
     def __init__(
@@ -124,6 +126,7 @@ class AdaptiveCovariance(nn.Module):
         self.snapshot: Pencil = self.structure.pencil(self.structure, regions, self.root, factor_dtype, device)
         self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
+        self.register_buffer("share", torch.zeros(regions, dtype=torch.float64, device=device))
         self._eps_warned = False
         # What the last refresh reports, whether it was full, and the points at those before it.
         self._report: tuple[HostRead, bool, int, int] | None = None
@@ -256,7 +259,8 @@ class AdaptiveCovariance(nn.Module):
         # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
         level = torch.where(level > 0, level, self.rules.ridge(level))
         scale = torch.where(level > 0, level, 1.0).sqrt()
-        for buffer, new in ((self.center, self.moments.mean), (self.scale, scale)):
+        share = self.count / self.count.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        for buffer, new in ((self.center, self.moments.mean), (self.scale, scale), (self.share, share)):
             buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
         self.revision += 1
 
@@ -392,6 +396,9 @@ class AdaptiveCovariance(nn.Module):
             if ROOTS[numbers[4]] != self.root:
                 raise ValueError(f"root: the state holds a {ROOTS[numbers[4]]} factor, expected a {self.root} one")
             self.snapshot.track(f"{prefix}snapshot.deviation" in state_dict)
+        if f"{prefix}share" not in state_dict and f"{prefix}moments.weight" in state_dict:  # an older state
+            weight = state_dict[f"{prefix}moments.weight"]
+            state_dict[f"{prefix}share"] = weight / weight.sum().clamp_min(1.0)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:

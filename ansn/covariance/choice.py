@@ -120,7 +120,7 @@ def score(learned: AdaptiveCovariance, x: Tensor, region: Tensor | None = None) 
     return float(-0.5 * (math.log(2 * math.pi) + variances.log() + misfit).mean())
 
 
-def added_noise(learned: AdaptiveCovariance) -> float:
-    """Variance of the noise of one grey level, or 1e-6 of the mean variance where the data has no rounding."""
-    mean = float(learned.pencil.variances().mean())
-    return max(12.0 * learned.rules.eps_floor, _FLOOR * mean, torch.finfo(torch.float64).tiny)
+def added_noise(learned: AdaptiveCovariance) -> Tensor:
+    """Variance of the noise of one grey level, or 1e-6 of the mean variance where the data has no rounding, ``[]``."""
+    least = max(12.0 * learned.rules.eps_floor, torch.finfo(torch.float64).tiny)
+    return (_FLOOR * learned.pencil.variances().double().mean()).clamp_min(least)

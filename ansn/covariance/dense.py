@@ -172,9 +172,7 @@ class Dense(Structure):
         return {"scatter": rows.new_zeros(regions, self.dim, self.dim).index_add_(0, owner, outer)}
 
     def update(self, moments: Moments, x: Tensor, region: Tensor | None, decay: float) -> None:
-        ops.covariance_update_(
-            moments.weight, moments.weight2, moments.mean, moments.scatters["scatter"], x, region, decay=decay
-        )
+        moments.fused(x, region, decay)
 
     def covariance(self, moments: Moments, warm: Tensor, initial: Tensor) -> Tensor:
         lower = moments.per_point("scatter").tril()

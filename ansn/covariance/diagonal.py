@@ -49,9 +49,7 @@ class Diagonal(Structure):
         return self.spectrum(moments, {}, True, warm, initial)[1]
 
     def update(self, moments: Moments, x: Tensor, region: Tensor | None, decay: float) -> None:
-        ops.covariance_update_(
-            moments.weight, moments.weight2, moments.mean, moments.scatters["scatter"], x, region, decay=decay
-        )
+        moments.fused(x, region, decay)
 
 
 def isotropic(scale: Tensor, shape: tuple[int, ...]) -> Pencil:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from ansn import ops
 from ansn.covariance.adaptive import AdaptiveCovariance
-from ansn.covariance.choice import AUTO, added_noise, choose, rows_wanted
-from ansn.covariance.pencil import Pencil
+from ansn.covariance.choice import AUTO, Choice, added_noise, choose, rows_wanted
+from ansn.covariance.pencil import Pencil, uncast
+from ansn.covariance.structure import STRUCTURES
 from ansn.ops import _checks
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
@@ -28,7 +30,8 @@ PRIOR = 5
 _LEVEL = 0.01  # nats a dimension that twice the regions must be worth
 _SWEEPS, _SETTLED = 6, 0.01  # of expectation and maximisation, and the share of rows that still move
 _ROWS, _ROWS_A_REGION = 5000, 100  # that are looked at
-_LEADING = 64  # coordinates that the first regions are found in
+_LEADING, _TRIES = 64, 8  # coordinates that the first regions are found in, and how often
+_MEMORY = 2**28  # bytes of a structure that is tried: with more, its decompositions outlast all else
 _NUMBERS = 2**21  # of all regions' coordinates at a time
 
 
@@ -70,8 +73,8 @@ class Mixture(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """Shares of the regions, float64 ``[K]``."""
-        return self.covariance.count / self.covariance.count.sum()
+        """Shares of the regions in the snapshot, float64 ``[K]``."""
+        return self.covariance.share
 
     @property
     def means(self) -> Tensor:
@@ -79,9 +82,9 @@ class Mixture(nn.Module):
         return self.covariance.center.unflatten(1, self.covariance.shape)
 
     @property
-    def rounding(self) -> float:
-        """Deviation of the noise of one grey level, the ``sigma`` at which regions are told apart."""
-        return added_noise(self.covariance) ** 0.5
+    def rounding(self) -> Tensor:
+        """Deviation of the noise of one grey level, ``[]``, the ``sigma`` at which regions are told apart."""
+        return added_noise(self.covariance).sqrt()
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``E[clean | x]``, shape and dtype of ``x`` ``[B, *shape]``."""
@@ -143,7 +146,7 @@ class Mixture(nn.Module):
         pencil = self.covariance.pencil
         flat = x.flatten(1).to(torch.promote_types(x.dtype, pencil.like.dtype))
         c = self._turn(flat - self.covariance.center.to(flat.dtype).unsqueeze(1), True)
-        noise = torch.as_tensor(sigma, device=x.device).to(flat.dtype).reshape(1, -1, 1).square()
+        noise = torch.as_tensor(sigma, dtype=flat.dtype, device=x.device).reshape(1, -1, 1).square()
         total = pencil.variances().to(flat.dtype).unsqueeze(1) + noise
         misfit = (c.square() / total).sum(2).double() + total.log().sum(2).double()
         constant = 0.5 * self.covariance.dim * math.log(2 * math.pi)
@@ -152,13 +155,14 @@ class Mixture(nn.Module):
     def _by_parts(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``ln p_k(x)``, float64 ``[K, B]``, of some rows at a time."""
         step = max(1, _NUMBERS // (self.regions * self.covariance.dim))
-        sigma = torch.as_tensor(sigma, device=x.device)
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
         levels = sigma.split(step) if sigma.numel() > 1 else itertools.repeat(sigma)
         return torch.cat([self._components(*part)[0] for part in zip(x.split(step), levels, strict=False)], 1)
 
     def _turn(self, v: Tensor, inverse: bool) -> Tensor:
         """``Q_k v`` or ``Q_k^T v`` of rows ``[K, B, d]``."""
-        return self.covariance.structure.turn_all(v, self.covariance.pencil.basis, inverse)
+        with uncast(v):
+            return self.covariance.structure.turn_all(v, self.covariance.pencil.basis, inverse)
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,9 @@ def find(
     Raises ValueError naming the argument.
     """
     if regions != AUTO and (not isinstance(regions, int) or not 1 <= regions <= len(x)):
-        raise ValueError(f"regions: got {regions}, expected 1 to {len(x)} (the rows looked at) or {AUTO!r}")
+        raise ValueError(f"regions: got {regions!r}, expected 1 to {len(x)} (the rows looked at) or {AUTO!r}")
+    if regions == AUTO and len(x) < 4:
+        raise ValueError(f"x: got {len(x)} rows, expected at least 4 of which to hold one out")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: got a value that is not finite, expected rows of data")
     if not {"rho", "gamma"} & set(options):
@@ -221,23 +227,19 @@ class _Search:
 
     def __init__(self, x: Tensor, structure: str, seed: int, options: dict[str, Any]) -> None:
         self.structure, self.seed, self.options, self.shape = structure, seed, options, tuple(x.shape[1:])
-        self.whole = structure
-        if structure == AUTO:
-            known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
-            self.whole = choose(x, **known).structure
-        one = self._empty(1, self.whole).update(x[:_ROWS]).track()
+        known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
+        self.choice = choose(x, **known) if structure == AUTO else Choice(structure, {}, {}, 0)
+        one = self._empty(1, self.choice.structure).update(x[:_ROWS]).track()
         self.center, self.pencil = one.center, one.pencil
         self.leading = self.pencil.variances()[0].argsort(descending=True)[:_LEADING]
+        self.deviation = (self.pencil.variances()[0, self.leading] + added_noise(one)).sqrt()
 
     def _empty(self, regions: int, structure: str) -> AdaptiveCovariance:
         return AdaptiveCovariance(self.shape, regions, structure, **self.options)
 
     def fitted(self, x: Tensor, regions: int) -> Mixture:
         owner = self._begun(x, regions)
-        structure = self.structure
-        if structure == AUTO:
-            known = {name: self.options[name] for name in ("root", "eps_floor", "memory_limit") if name in self.options}
-            structure = choose(x, owner, regions, **known).structure if regions > 1 else self.whole
+        structure = self._chosen(x, owner, regions)
         made = self._maximised(x, owner, regions, structure)
         for sweep in range(_SWEEPS if regions > 1 else 0):
             before, owner = owner, made.draw(x, seed=self.seed, step=sweep)
@@ -246,15 +248,43 @@ class _Search:
                 break
         return made
 
+    def _fitting(self, regions: int) -> list[str]:
+        """Structures of which so many take less than 256 MiB, the likeliest for all rows first."""
+        scores = self.choice.scores
+        if self.structure != AUTO or regions == 1 or not scores:
+            return [self.choice.structure]
+        fits = [n for n in scores if STRUCTURES[n](self.shape).bytes(regions, torch.float64, torch.float32) < _MEMORY]
+        return sorted(fits, key=lambda n: -scores[n]) or ["diagonal"]
+
+    def _chosen(self, x: Tensor, owner: Tensor, regions: int) -> str:
+        """By held-out likelihood: the likeliest for all rows, or one for which regions have rows enough."""
+        first, *others = self._fitting(regions)
+        names = [first, *(n for n in others if len(x) >= regions * STRUCTURES[n](self.shape).points())]
+        if len(names) == 1:
+            return first
+        held = len(x) // 4
+        scores = {n: self.score(self._maximised(x[held:], owner[held:], regions, n), x[:held]) for n in names}
+        return max(scores, key=lambda n: scores[n])
+
     def _begun(self, x: Tensor, regions: int) -> Tensor:
+        """The likelier of K-means as rows are, where the large directions decide, and with each of unit variance, for
+        regions that are apart in small ones alone."""
         if regions == 1:
             return torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        from sklearn.cluster import KMeans  # slow to import
-
         away = x.flatten(1).to(self.center.dtype) - self.center
-        coordinates = self.pencil.coordinates(away)[:, self.leading].cpu().numpy()
-        found = KMeans(regions, n_init=1, random_state=self.seed % 2**32).fit_predict(coordinates)
-        return torch.as_tensor(found, dtype=torch.int64, device=x.device)
+        coordinates = self.pencil.coordinates(away)[:, self.leading]
+        first = self._fitting(regions)[0]
+        found = [self._clustered(rows, regions).to(x.device) for rows in (coordinates, coordinates / self.deviation)]
+        return max(found, key=lambda owner: self.score(self._maximised(x, owner, regions, first), x))
+
+    def _clustered(self, rows: Tensor, regions: int) -> Tensor:
+        from sklearn.cluster import KMeans  # slow to import
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():  # of fewer distinct rows: a region without rows is harmless
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = KMeans(regions, n_init=_TRIES, random_state=self.seed % 2**32).fit_predict(rows.cpu().numpy())
+        return torch.as_tensor(found, dtype=torch.int64)
 
     def _maximised(self, x: Tensor, owner: Tensor, regions: int, structure: str) -> Mixture:
         made = self._empty(regions, structure)

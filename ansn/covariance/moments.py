@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ansn import ops
 from ansn.ops import _checks
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ class Moments(nn.Module):
         _checks.batched("x", x)
         self.structure.check("x", x)
         _checks.region(region, x.shape[0], self.regions, x.device)
+
+    def fused(self, x: Tensor, region: Tensor | None, decay: float) -> None:
+        """:meth:`update` in one operation, where the one scatter is ``[K, d, d]`` or ``[K, d]``, of the coordinates
+        themselves."""
+        scatter = self.scatters["scatter"]
+        ops.covariance_update_(self.weight, self.weight2, self.mean, scatter, x, region, decay=decay)
+        self.pseudo *= decay
 
     def gather(self, x: Tensor, region: Tensor | None, decay: float) -> None:
         """:meth:`update` in plain torch, for any structure: batch rows less their mean, and one row a region that

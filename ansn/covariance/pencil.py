@@ -5,7 +5,7 @@ r"""The pencil of S and R, the algebra of everything that asks the two together 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -341,12 +341,15 @@ class Pencil(nn.Module):
 
     def _turn(self, v: Tensor, region: Tensor | None, inverse: bool) -> Tensor:
         _checks.region(region, v.shape[0], self.regions, v.device)
-        # A covariance must not pass through bfloat16.
-        kind = v.device.type
-        on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
-        off = torch.autocast(kind, enabled=False) if on else nullcontext()
-        with off:
+        with uncast(v):
             return self.structure.turn(v, self.basis, region, inverse)
+
+
+def uncast(v: Tensor) -> AbstractContextManager[None]:
+    """No autocast: a covariance must not pass through bfloat16."""
+    kind = v.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def refusal(k: int, obstacle: str) -> str:

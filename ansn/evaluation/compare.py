@@ -92,9 +92,11 @@ def measure(
     *,
     whole: bool = False,
     note: str = "",
+    baseline: Array | None = None,
     **about: Any,
 ) -> list[Measurement]:
-    """The statistic's numbers of ``rows`` with their intervals, beside those of as many ``held_out`` rows (the floor).
+    """The statistic's numbers of ``rows`` with their intervals, beside those of as many ``held_out`` rows (the floor)
+    and of ``baseline``, as many rows of a simpler model.
 
     Distances fall with n, so more rows than are held out are cut into disjoint blocks of as many, whose mean is taken;
     that also steadies it, like ``1 / sqrt(blocks)``. ``whole``: they are not, and the floor has another n.
@@ -107,8 +109,12 @@ def measure(
     """
     held = None if held_out is None or len(held_out) < LEAST else held_out[: len(rows)]
     size = len(rows) if held is None or whole else len(held)
-    blocks = [rows[first : first + size] for first in range(0, len(rows) - size + 1, size)]
+    blocks, simple = (
+        [] if of is None else [of[first : first + size] for first in range(0, len(of) - size + 1, size)]
+        for of in (rows, baseline)
+    )
     values = np.mean([statistic(block) for block in blocks], axis=0)
+    simpler = np.mean([statistic(block) for block in simple], axis=0) if simple else None
     errors = [deviations(statistic, block, resampling.halves, resampling.seed) for block in blocks]
     reach = _NORMAL * np.sqrt(np.mean(np.square(errors), axis=0) / len(blocks))
     # A share of none, or of all, is the same in every half, which says nothing: within 3 / n at 95 %.
@@ -123,7 +129,7 @@ def measure(
     return [
         Measurement(
             number.name, float(values[i]), size, floor=None if floors is None else float(floors[i]),
-            floor_n=None if held is None else len(held),
+            floor_n=None if held is None else len(held), baseline=None if simpler is None else float(simpler[i]),
             low=max(number.low, float(values[i] - reach[i])), high=min(number.high, float(values[i] + reach[i])),
             better=number.better, note="; ".join(filter(None, told)), **about,
         )
@@ -140,6 +146,7 @@ def compare(
     *,
     pairs: int,
     resampling: Resampling,
+    baseline: Array | None = None,
 ) -> list[Measurement]:
     """The named kinds of numbers in one space; the arrays are features there, ``pairs`` the cap on rows of each."""
     order = np.random.default_rng(resampling.seed).permutation(len(train))
@@ -153,6 +160,7 @@ def compare(
         fid = kind is KINDS["frechet"] and _is_fid(space.name, len(rows), len(train))
         made = measure(
             kind.numbers, kind.against(reference), rows, held, resampling, whole=fid,
+            baseline=None if baseline is None else baseline[:most],
             features=space.name, reference="train", reference_n=len(reference),
         )  # fmt: skip
         out += [dataclasses.replace(m, name="Frechet Inception distance (FID)") for m in made] if fid else made

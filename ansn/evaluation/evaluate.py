@@ -131,9 +131,10 @@ class _Work:
             samples = samples[: self.settings.n]
         samples, asked = self._finite(samples, asked)
         held = self._held_out(len(samples))
+        baseline = self.run.mixture.sample(len(samples), seed=self.settings.seed).cpu()
         quality: list[dict[str, Any]] = []
         for space in self.spaces:
-            quality += self._in_space(space, samples, asked, held)
+            quality += self._in_space(space, samples, asked, held, baseline)
         neighbours = self._memorised(samples, held)
         self._likelihood()
         found = Evaluation(
@@ -162,14 +163,16 @@ class _Work:
         return x.cpu(), None if labels is None else labels.cpu()
 
     def _in_space(
-        self, space: Features, samples: Tensor, asked: Any, held: tuple[Tensor, Tensor | None] | None
+        self, space: Features, samples: Tensor, asked: Any, held: tuple[Tensor, Tensor | None] | None, baseline: Tensor
     ) -> list[dict[str, Any]]:
         """Numbers in one space; rows of the sweep, which is made in the first."""
         self.tell(f"measuring in {space.name}")
         settings, x, train = self.settings, space(samples), features_of(space, self.train)
         h = None if held is None else space(held[0])
         kinds = [name for name in KINDS if name in settings.metrics]
-        self.numbers += compare(kinds, space, x, train, h, pairs=settings.pairs, resampling=self.resampling)
+        self.numbers += compare(
+            kinds, space, x, train, h, pairs=settings.pairs, resampling=self.resampling, baseline=space(baseline)
+        )
         if "modes" in settings.metrics and hasattr(space, "decide"):
             self._modes(space, x, asked, h, None if held is None else held[1])
         if space is not self.spaces[0] or not settings.sweep:

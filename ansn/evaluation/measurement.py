@@ -24,6 +24,7 @@ class Measurement:
         low, high: 95 % interval of the number at this n, or None.
         better: ``"lower"``, ``"higher"`` or ``"closer to X"``.
         note: how the interval was made, and what else the number must not be read without.
+        baseline: the same number for as many samples of the run's Gaussian mixture; None where they were not compared.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Measurement:
     high: float | None = None
     better: str = "lower"
     note: str = ""
+    baseline: float | None = None
 
     def __str__(self) -> str:
         told = f"{self.name} {self.value:.4g}"
@@ -46,6 +48,8 @@ class Measurement:
         parts = [f"n = {self.n}"]
         if self.floor is not None:
             parts.append(f"floor {self.floor:.4g} at n = {self.floor_n}")
+        if self.baseline is not None:
+            parts.append(f"baseline {self.baseline:.4g}")
         if self.reference:
             parts.append(f"against {self.reference_n} of {self.reference}")
         if self.features:

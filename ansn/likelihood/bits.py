@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ansn import ops
+from ansn.covariance import Mixture
 from ansn.data import Dataset
 from ansn.denoiser import Denoiser
 from ansn.likelihood.flow import LogLikelihood, log_likelihood, standard_error
@@ -89,7 +90,7 @@ def bits_per_dim(
         dequantisation: as above, by default "uniform". Continuous data has none.
         samples: K points a row; the bound rises with K.
         conditional: a class-conditional network is told the labels: ``log p(x | y)``. False, with a region for each
-            class: the mixture over them.
+            class: the mixture over them. Regions that were found are no labels, and always summed over.
         batch_size, seed: as in :func:`log_likelihood`. Point k of row ``index[i]`` draws what (seed, k M + i) gives.
         options: to :func:`log_likelihood`: ``steps``, ``solver``, ``trace``, ``probes``, ``taus``, ...
 
@@ -110,7 +111,7 @@ def bits_per_dim(
         points = []
         for k in range(samples):
             row = k * len(index) + start
-            y, log_ratio = _around(model, dataset, x, labels, how, seed, row)
+            y, log_ratio = _around(model, dataset, x, known.get("y"), how, seed, row)
             told = log_likelihood(model, y, **known, seed=seed, row=row, batch_size=batch_size, **options)
             points.append(told.estimates + log_ratio.cpu())
         parts.append(torch.stack(points).logsumexp(0) - math.log(samples))
@@ -129,7 +130,8 @@ def _chosen(dataset: Dataset, dequantisation: str | None) -> str:
 
 def _known(model: Denoiser, labels: Tensor | None, conditional: bool) -> dict[str, Any]:
     """What a class-conditional network is told."""
-    if not getattr(model.network, "num_classes", None) or not conditional:
+    found = bool(model.noise.covariance.moments.pseudo.any())  # regions with a prior, which labels have not
+    if not getattr(model.network, "num_classes", None) or found or not conditional:
         return {}
     if labels is None:
         raise ValueError(
@@ -162,10 +164,10 @@ def _around(
     covariance, tau = noise.covariance, noise.levels.minimum
     if covariance.regions == 1:
         region = torch.zeros(len(x), dtype=torch.int64, device=z.device)
-    elif labels is None or dataset.num_classes != covariance.regions:
-        raise ValueError("dequantisation: 'noise' needs each row's region, expected data with a label for each region")
-    else:
+    elif labels is not None and dataset.num_classes == covariance.regions:
         region = labels.to(z.device)
+    else:  # any will do for a bound
+        region = Mixture(covariance).assign(center.to(noise.tau))
     away = tau * covariance.color(z, region)
     deviation = tau * covariance.snapshot.noise_diagonal().sqrt()[region]
     volumes = covariance.snapshot.log_volume()[region]

@@ -291,14 +291,13 @@ def _schedule(
         names = schedules.names()
         if isinstance(schedule, str) and schedule not in names:
             raise ValueError(f"schedule: got {schedule!r}, expected a function or one of {', '.join(names)}")
-        top = ladder.maximum if ladder.start is None else ladder.start
         if len(ladder) == 1:
             return model.noise.tau[:1]
         if schedule == "optimised":
             # For the solver itself; the noise of a stochastic one would hide how far it is from the flow.
             solver = dpmpp_2m if method.noisy else functools.partial(method.function, **options)
-            return optimised(model, n, top, ladder.minimum, sampler=solver)
-        return (SCHEDULES[schedule] if isinstance(schedule, str) else schedule)(top, ladder.minimum, n)
+            return optimised(model, n, model.top, ladder.minimum, sampler=solver)
+        return (SCHEDULES[schedule] if isinstance(schedule, str) else schedule)(model.top, ladder.minimum, n)
     if ladder.training == "ladder":
         return model.noise.tau
     # A ladder of a few Karras levels is too coarse for Langevin: rungs that overlap, by NCSNv2's rule.

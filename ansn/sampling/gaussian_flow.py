@@ -24,6 +24,8 @@ from ansn.denoiser import Denoiser
 from ansn.ops import _checks
 from ansn.sampling.common import Callback, bar, ladder, targets, tell
 
+_SURE = 0.99  # probability of a region from which on a row follows it
+
 
 @torch.no_grad()
 def gaussian_2m(
@@ -45,8 +47,9 @@ def gaussian_2m(
     Gaussian data is exact with any number of levels. ``denoise``: end with D instead, as the other solvers do; for
     posteriors, which meet their measurement by it, and for data of modes far narrower than the whole.
 
-    Where the noise model has a mixture each row follows, at every level, the Gaussian of the region that is likeliest
-    there, from which the mixture's flow differs only where regions compete.
+    Where the noise model has a mixture, a row follows the Gaussian of a region from where it is of that region for
+    certain: there the two flows are one. Where regions compete it follows the Gaussian of the whole, which is nearer to
+    the mixture's flow than that of any region.
 
     Arguments else as in :func:`ansn.sampling.euler`; N evaluations, three products with B each besides the denoiser's.
     Needs no Wiener skip, only the covariance; compiling it needs one that keeps its pencil
@@ -57,30 +60,23 @@ def gaussian_2m(
         raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, covariance.shape))}]")
     _checks.region(region, x.shape[0], covariance.regions, x.device)
     mixture, following, least = model.noise.mixture, targets(taus), 1e-6 * taus[-1] ** 2
-    if mixture is None:
-        learned, pencil = covariance, covariance.pencil
-    else:
-        learned, pencil = mixture.covariance, mixture.pencil(model.noise.deviation)
-    frame = Frame.of(learned, pencil, x, region, least) if mixture is None else None
-    last: tuple[Tensor, Tensor, Tensor] | None = None
-    before = x
+    whole = Frame.of(covariance, covariance.pencil, x, region, least)
+    pencil = None if mixture is None else mixture.pencil(model.noise.deviation)
+    last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     for i in bar(range(len(taus)), progress, "Gaussian 2M"):
         denoised = model(x, taus[i], region, **extra)
         tell(callback, i, taus[i], x, denoised)
         if denoise and i + 1 == len(taus):
             return denoised
-        if mixture is not None:
-            likeliest = mixture.responsibilities(x, taus[i] * model.noise.deviation).argmax(1)
-            frame = Frame.of(learned, pencil, x, likeliest, least)
-            before = frame.rest(*last)[0] if last else x
-        assert frame is not None
-        q, y = frame.rest(x, denoised, taus[i])
-        here, there, h = frame.l + taus[i] ** 2, frame.l + following[i] ** 2, frame.time(taus[i], following[i])
-        ahead = q + h / (2.0 * frame.time(last[2], taus[i])) * (q - before) if last else q
-        last, before = (x, denoised, taus[i]), q
-        y = there.sqrt() * (y / here.sqrt() + h * ahead)
-        x = frame.mean + pencil.outward(y, frame.region).reshape(x.shape).to(x.dtype)
+        after, q = whole.ahead(x, denoised, taus[i], following[i], last and last[2:])
+        if mixture is not None and pencil is not None:
+            share, likeliest = mixture.responsibilities(x, taus[i] * model.noise.deviation).max(1)
+            own = Frame.of(mixture.covariance, pencil, x, likeliest, least)
+            before = last and (own.rest(*last[:2], last[3])[0], last[3])
+            alone, _ = own.ahead(x, denoised, taus[i], following[i], before)
+            after = torch.where((share > _SURE).reshape(-1, *(1,) * (x.ndim - 1)), alone, after)
+        last, x = (x, denoised, q, taus[i]), after
     return x
 
 
@@ -107,6 +103,16 @@ class Frame:
         """``q = B^-1 g / tau`` and y, ``[B, d]``."""
         y, clean = (self.pencil.inward(v - self.mean, self.region).flatten(1) for v in (x, denoised))
         return (clean - self.l / (self.l + tau**2) * y) / tau, y
+
+    def ahead(
+        self, x: Tensor, denoised: Tensor, tau: Tensor, to: Tensor, before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """x at level ``to``, and q here; ``before``: q at the level before, and that level."""
+        q, y = self.rest(x, denoised, tau)
+        h = self.time(tau, to)
+        rate = q if before is None else q + h / (2.0 * self.time(before[1], tau)) * (q - before[0])
+        y = (self.l + to**2).sqrt() * (y / (self.l + tau**2).sqrt() + h * rate)
+        return self.mean + self.pencil.outward(y, self.region).reshape(x.shape).to(x.dtype), q
 
     def time(self, tau: Tensor, to: Tensor) -> Tensor:
         """``u - u'``, ``[1 or B, d]``."""

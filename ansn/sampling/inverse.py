@@ -73,6 +73,11 @@ class Measured(Wrapper):
             raise ValueError(f"measured: got {len(self.measured)} measurements, expected {row + rows}, one a sample")
         return self.changed(model=inner, measured=self.measured[row : row + rows])
 
+    @property
+    def top(self) -> float:
+        """The ladder's where the model's start is a mixture's: this one's is a Gaussian."""
+        return self.model.top if self.noise.mixture is None else self.noise.levels.maximum
+
     @torch.no_grad()
     def prior(self, n: int, tau: float, **options: Any) -> Tensor:
         """``N(E[x | y], V[x | y] + tau^2 R)`` of Gaussian data of the learned mean and S: what the perturbed posterior

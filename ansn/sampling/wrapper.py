@@ -19,11 +19,17 @@ class Wrapper(Denoiser):
     """
 
     def __init__(self, model: Denoiser) -> None:
-        super().__init__(model.network, model.noise, skip="scalar", label_dropout=model.label_dropout)
+        super().__init__(
+            model.network, model.noise, skip="scalar", inputs=model.inputs, label_dropout=model.label_dropout
+        )
         self.model = model
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         raise NotImplementedError
+
+    @property
+    def top(self) -> float:
+        return self.model.top
 
     def prior(self, n: int, tau: float, **options: Any) -> Tensor:
         return self.model.prior(n, tau, **options)

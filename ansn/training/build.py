@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ansn import levels, networks
 from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
-from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, choose
+from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, Found, Mixture, choose, find
 from ansn.covariance.choice import AUTO, rows_wanted
 from ansn.data import Dataset
 from ansn.denoiser import Denoiser
@@ -57,58 +57,117 @@ class DataInfo:
 
 
 def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Rows that structure, basis and levels are chosen by, and their regions: the first of the run's order."""
+    """Rows that structure, regions, basis and levels are chosen by, and their classes where these are the regions: the
+    first of the run's order."""
+    labelled = config.regions == "labels"
+    if labelled and not dataset.num_classes:
+        raise InputError(f"--regions labels: {dataset.name} has no labels; expected a labelled data set")
     x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
-    return x.cpu(), labels.cpu() if config.regions == "labels" and labels is not None else None
+    return x.cpu(), labels.cpu() if labelled and labels is not None else None
 
 
-def structure(config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | None) -> Choice:
-    """The structure that is asked for, or the one that the rows ask for."""
+def mixed(config: TrainConfig) -> bool:
+    """Whether the regions are Gaussians of the skip, and not of the noise."""
+    return config.network.skip == "mixture"
+
+
+def found_regions(
+    config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None
+) -> tuple[Mixture, Found] | None:
+    """Regions that have learned from rows of the data, and how they were found; None where there are none, or the
+    noise's are the classes."""
+    wanted = config.noise.regions
+    if not mixed(config) and wanted in ("none", "labels"):
+        return None
+    try:
+        if labels is None:
+            number = AUTO if wanted == "none" else wanted
+            return find(x, number, config.noise.structure, seed=config.run.seed, **_shape(config, info, AUTO))
+        found = Found(info.num_classes, structure(config, info, x, labels).structure, {}, len(x))
+        made = regions(config, info, found)
+        made.covariance.update(x, labels)
+        return made, found
+    except (ValueError, MemoryError) as error:
+        raise InputError(str(error)) from None
+
+
+def structure(
+    config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | None, found: Found | None = None
+) -> Choice:
+    """The structure that is asked for, or the one that the rows ask for, or that the noise's regions have."""
     noise = config.noise
+    if found is not None and not mixed(config):
+        return Choice(found.structure, {}, {}, 0)
     if noise.structure != AUTO:
         return Choice(noise.structure, {}, {}, 0)
-    return choose(x, region, _regions(noise, info), root=noise.root, eps_floor=info.quantisation)
+    count = 1 if region is None else info.num_classes
+    return choose(x, region, count, root=noise.root, eps_floor=info.quantisation)
 
 
 def covariance(
     config: TrainConfig, info: DataInfo, structure: str, device: torch.device | str = "cpu"
 ) -> AdaptiveCovariance:
-    """The empty covariance of a run. InputError for settings that do not fit the data or the memory."""
+    """The empty covariance of a run's noise, of one region or one a class. InputError for settings that do not fit the
+    data or the memory."""
+    by_class = config.noise.regions == "labels" and not mixed(config)
+    count, distinct = (info.num_classes, info.fewest) if by_class else (1, info.rows)
+    return _empty(info, count, structure, distinct=distinct, device=device, **_shape(config, info, structure))
+
+
+def regions(config: TrainConfig, info: DataInfo, found: Found) -> Mixture:
+    """Empty regions, of the noise or of the skip, as they were found."""
+    distinct = info.fewest if config.noise.regions == "labels" else None  # found ones have points enough by their prior
+    return Mixture(_empty(info, found.regions, found.structure, distinct=distinct, **_shape(config, info, AUTO)))
+
+
+def _shape(config: TrainConfig, info: DataInfo, structure: str) -> dict[str, Any]:
+    """How noise is made of moments; ``auto``: whatever structure regions are found to have."""
     noise, root = config.noise, config.noise.root
-    if root is None and config.network.prediction == "whitened" and STRUCTURES[structure].roots[0] == "basis":
+    rho = 0.0 if mixed(config) and noise.gamma is None else noise.rho
+    basis = structure == AUTO or STRUCTURES[structure].roots[0] == "basis"
+    if root is None and config.network.prediction == "whitened" and basis:
         root = "symmetric"  # f then has the form of the data, which a convolution likes
+    return {
+        "rho": rho, "gamma": noise.gamma, "eps": noise.eps, "eps_floor": info.quantisation, "root": root,
+        "forgetting": noise.forgetting,
+    }  # fmt: skip
+
+
+def _empty(info: DataInfo, count: int, structure: str, **options: Any) -> AdaptiveCovariance:
     try:
-        return AdaptiveCovariance(
-            info.shape, _regions(noise, info), structure, rho=noise.rho, gamma=noise.gamma, eps=noise.eps,
-            eps_floor=info.quantisation, root=root, forgetting=noise.forgetting, device=device,
-            distinct=info.rows if noise.regions == "none" else info.fewest,
-        )  # fmt: skip
+        return AdaptiveCovariance(info.shape, count, structure, **options)
     except (ValueError, MemoryError) as error:
         raise InputError(str(error)) from None
 
 
-def _regions(config: NoiseConfig, info: DataInfo) -> int:
-    if config.regions != "labels":
-        return 1
-    if not info.num_classes:
-        raise InputError(f"--regions labels: {info.name} has no labels; expected a labelled data set")
-    return info.num_classes
-
-
-def ladder(config: TrainConfig, info: DataInfo, structure: str, x: Tensor, region: Tensor | None) -> Levels:
-    """The run's levels; the largest one, unless it is given, and the flow's start from rows of the data."""
+def ladder(
+    config: TrainConfig,
+    info: DataInfo,
+    structure: str,
+    x: Tensor,
+    region: Tensor | None,
+    found: Mixture | None = None,
+) -> Levels:
+    """The run's levels; the largest one, unless it is given, and the flow's start from rows of the data. ``found``:
+    regions that have learned from them."""
     noise, dim = config.noise, torch.Size(info.shape).numel()
+    mixture = found if mixed(config) else None
     try:
         if noise.ladder == "paper":
             chosen = levels.paper(dim)
             return replace(chosen, training=noise.training_levels or chosen.training)
-        seen = _seen(config, info, structure, x, region)
+        if found is None or mixture is not None:
+            seen = covariance(config, info, structure).update(x, region)
+        else:
+            seen, region = found.covariance, found.assign(x)
+        region = None if seen.regions == 1 else region
         chosen = levels.flow(
-            x, seen, tau_max=noise.tau_max, tau_min=noise.tau_min, n=noise.rungs or 20, region=region
+            x, seen, tau_max=noise.tau_max, tau_min=noise.tau_min, n=noise.rungs or 20, region=region, mixture=mixture
         )
         if noise.ladder == "geometric":
             overlap: dict[str, Any] = {"n": noise.rungs} if noise.rungs else {"dim": dim}
-            seen = seen if region is None else _seen(config, info, structure, x, None)
+            if seen.regions > 1:
+                seen = _empty(info, 1, structure, **_shape(config, info, structure)).update(x)
             top = noise.tau_max or levels.tau_max_langevin(x[: levels.PAIRS], seen)
             ladder = levels.geometric(top, noise.tau_min, training="ladder", **overlap)
             chosen = replace(ladder, start=min(max(chosen.start or 0.0, ladder.minimum), ladder.maximum))
@@ -118,22 +177,29 @@ def ladder(config: TrainConfig, info: DataInfo, structure: str, x: Tensor, regio
 
 
 def denoiser(
-    config: TrainConfig, info: DataInfo, structure: str, chosen: Levels, device: torch.device | str = "cpu"
+    config: TrainConfig,
+    info: DataInfo,
+    structure: str,
+    chosen: Levels,
+    device: torch.device | str = "cpu",
+    found: Mixture | None = None,
 ) -> Denoiser:
-    """Network, covariance and levels, freshly initialised from the run's seed."""
-    noise = NoiseModel(covariance(config, info, structure, device), chosen, config.run.seed)
-    if config.noise.regions == "labels" and not config.network.class_conditional:
-        # Without k in the network the weight of the loss may not depend on k (math section 6).
-        raise InputError("--regions labels: needs --class-conditional, so that the network knows the region")
-    if config.network.class_conditional and not info.num_classes:
+    """Network, covariance and levels, freshly initialised from the run's seed, around the regions that were found."""
+    of_noise = None if found is None or mixed(config) else found.covariance
+    learned = covariance(config, info, structure, device) if of_noise is None else of_noise
+    network = config.network
+    if network.class_conditional and not info.num_classes:
         raise InputError(f"--class-conditional: {info.name} has no labels; expected a labelled data set")
+    told = info.num_classes if network.class_conditional else learned.regions  # classes, or regions found
     try:
+        noise = NoiseModel(learned, chosen, config.run.seed, found if of_noise is None else None)
         with torch.random.fork_rng(devices=[]):  # who loads a run keeps the state of their own generator
             torch.manual_seed(config.run.seed)
-            network = networks.build(config.network.network, info.shape, **_options(config.network, info, chosen))
+            options = _options(network, chosen, told if told > 1 or network.class_conditional else None)
+            built = networks.build(network.network, info.shape, **options)
         model = Denoiser(
-            network, noise, config.network.prediction, precondition=config.network.precondition,
-            skip=_skip(config.network, noise.covariance), label_dropout=config.network.label_dropout,
+            built, noise, network.prediction, precondition=network.precondition, skip=_skip(network, learned),
+            inputs=network.inputs, label_dropout=network.label_dropout,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
@@ -144,37 +210,34 @@ def denoiser(
     return model.to(device)
 
 
+def covariances(model: Denoiser) -> dict[str, AdaptiveCovariance]:
+    """What of a model learns from clean data, by the name of its group in a checkpoint."""
+    noise = model.noise
+    return {"covariance": noise.covariance} | ({} if noise.mixture is None else {"mixture": noise.mixture.covariance})
+
+
 def _skip(config: NetworkConfig, learned: AdaptiveCovariance) -> str | None:
     """The skip that was asked for; else the denoiser's own default, where there are distinct examples enough for it."""
-    few = (learned.rules.distinct or 0) < learned.structure.points()
+    distinct = learned.rules.distinct
+    few = distinct is not None and distinct < learned.structure.points()
     return "scalar" if config.skip is None and few else config.skip
 
 
-def _options(config: NetworkConfig, info: DataInfo, chosen: Levels) -> dict[str, Any]:
+def _options(config: NetworkConfig, chosen: Levels, classes: int | None) -> dict[str, Any]:
     """The named network's own arguments."""
-    classes = {"num_classes": info.num_classes if config.class_conditional else None}
     told = {"conditioning": "none" if config.unconditional else "log"}
+    common: dict[str, Any] = {"num_classes": classes, "inputs": 1 + len(config.inputs)}
     # What is not given is the network's own default.
     blocks = {} if config.blocks is None else {"blocks": config.blocks}
     width = {} if config.width is None else {"hidden" if config.network == "mlp" else "width": config.width}
     if config.network == "mlp":
-        return width | blocks | {"dropout": config.dropout} | classes | told
+        return width | blocks | {"dropout": config.dropout} | common | told
     if config.network == "unet":
         return width | blocks | {
             "multipliers": config.multipliers, "stem_stride": config.stem_stride, "dropout": config.dropout,
-        } | classes | told  # fmt: skip
+        } | common | told  # fmt: skip
     # The RefineNets map [0, 1] to [-1, 1] themselves, which preconditioned input does not want.
     published = {"rescale": not config.precondition} | ({} if config.width is None else {"ngf": config.width})
     if config.network == "ncsn":
-        return published | {"num_levels": None if config.unconditional else len(chosen)} | classes
-    return published | classes | told
-
-
-def _seen(
-    config: TrainConfig, info: DataInfo, structure: str, x: Tensor, region: Tensor | None
-) -> AdaptiveCovariance:
-    """A covariance that has seen these points, for levels that depend on the data."""
-    seen = covariance(config, info, structure)
-    if seen.regions > 1 and region is None:
-        region = torch.zeros(len(x), dtype=torch.int64)
-    return seen.update(x, region if seen.regions > 1 else None)
+        return published | {"num_levels": None if config.unconditional else len(chosen)} | common
+    return published | common | told

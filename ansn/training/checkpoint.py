@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ansn.covariance import STRUCTURES, Choice
+from ansn.covariance import STRUCTURES, Choice, Found
 from ansn.errors import InputError
 from ansn.ops._dispatch import BackendError
 
@@ -96,6 +96,12 @@ def structure(state: Mapping[str, Any]) -> Choice:
     if chosen.structure not in STRUCTURES:
         raise InputError(f"structure: got {chosen.structure!r}, expected one of {', '.join(STRUCTURES)}")
     return chosen
+
+
+def found(state: Mapping[str, Any]) -> Found | None:
+    """How a checkpoint's regions were found; None where there are none, or the noise's are the classes."""
+    stored = state.get("found")
+    return stored and Found(**stored | {"scores": {int(k): v for k, v in stored["scores"].items()}})
 
 
 def _from_format_2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

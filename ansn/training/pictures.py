@@ -1,4 +1,4 @@
-"""The pictures that a run ends with: samples.png, covariance.png, loss.png."""
+"""The pictures that a run ends with: samples.png, covariance.png, regions.png where there are some, loss.png."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sampler_options(config: SamplingConfig) -> dict[str, Any]:
 
 
 def draw(run: Run, n: int, seed: int = 0, *, progress: bool = False, **options: Any) -> torch.Tensor:
-    """``n`` samples; a class-conditional model draws the classes in turn."""
+    """``n`` samples; a class-conditional model draws the classes in turn, regions that were found by their shares."""
     if run.config.network.class_conditional and "y" not in options:
         options["y"] = torch.arange(n) % run.info.num_classes
     return sampling.sample(run.model, n, seed=seed, progress=progress, **options)
@@ -42,8 +42,8 @@ def draw_to_disk(
     run: Run, n: int, out: Path, seed: int = 0, *, y: int | None = None, batch_size: int = 256, store: str = "float32",
     resume: bool = True, progress: bool = False, **options: Any,
 ) -> Path:  # fmt: skip
-    """:func:`ansn.sampling.stream.to_disk` of a run, in the data's units; a class-conditional model draws the classes
-    in turn unless ``y`` says which. ``options``: of :class:`ansn.sampling.Draw`."""
+    """:func:`ansn.sampling.stream.to_disk` of a run, in the data's units; classes and regions as of :func:`draw` unless
+    ``y`` says which. ``options``: of :class:`ansn.sampling.Draw`."""
     drawer = sampling.Draw(run.model, seed=seed, **options)
     in_turn = torch.arange(n) % run.info.num_classes if run.config.network.class_conditional else None
     return to_disk(
@@ -54,12 +54,15 @@ def draw_to_disk(
 
 def write_pictures(folder: Path, device: str = "cpu", *, progress: bool = False) -> list[Path]:
     """Draw what the run's settings ask for from its newest checkpoint; returns the files written."""
-    from ansn import figures  # Matplotlib is slow to import: only when used
+    from ansn import figures, region_figures  # Matplotlib is slow to import: only when used
 
     run = load_run(folder, device=device)
     written = [folder / "covariance.png", folder / "loss.png"]
     figures.save_covariance(run.model.noise.covariance, written[0], names=run.info.columns)
     figures.save_loss(read_metrics(folder / "metrics.jsonl"), written[1])
+    if run.regions is not None:
+        written.insert(1, folder / "regions.png")
+        region_figures.save_regions(run.regions, written[1], names=run.info.columns)
     count = run.config.sampling.samples
     if count:
         x = draw(run, count, run.config.run.seed, progress=progress, **sampler_options(run.config.sampling))

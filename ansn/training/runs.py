@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ansn.config import TrainConfig, from_dict
-from ansn.covariance import Choice
+from ansn.covariance import Choice, Found, Mixture
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
@@ -20,7 +20,7 @@ from ansn.training.build import DataInfo
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what it was trained with."""
+    """A trained model and what it was trained with; ``found``: how its regions were, where they were not given."""
 
     path: Path
     model: Denoiser
@@ -28,6 +28,19 @@ class Run:
     info: DataInfo
     step: int
     structure: Choice
+    found: Found | None = None
+
+    @property
+    def mixture(self) -> Mixture:
+        """The Gaussians of the run's regions, of the skip or of the noise; one where it has no regions."""
+        noise = self.model.noise
+        return Mixture(noise.covariance) if noise.mixture is None else noise.mixture
+
+    @property
+    def regions(self) -> Mixture | None:
+        """:attr:`mixture` where there are several regions."""
+        noise = self.model.noise
+        return None if noise.mixture is None and noise.covariance.regions == 1 else self.mixture
 
     def to_data_units(self, x: Tensor) -> Tensor:
         """Samples of a standardised table in the units of its columns; images as they are."""
@@ -51,10 +64,12 @@ def load_run(
     tensors, state = checkpoint.load(folder, step)
     with checkpoint.fitting(folder):
         config, info = from_dict(state["config"]), DataInfo.from_dict(state["data"])
-        chosen = checkpoint.structure(state)
-        model = build.denoiser(config, info, chosen.structure, Levels.from_dict(state["levels"]))
+        chosen, found = checkpoint.structure(state), checkpoint.found(state)
+        regions = None if found is None else build.regions(config, info, found)
+        model = build.denoiser(config, info, chosen.structure, Levels.from_dict(state["levels"]), found=regions)
         weights = tensors["ema"] if ema and "ema" in tensors else tensors["network"]
         model.network.load_state_dict(weights)
-        model.noise.covariance.load_state_dict(tensors["covariance"])
+        for group, covariance in build.covariances(model).items():
+            covariance.load_state_dict(tensors[group])
         number = int(state["step"])
-    return Run(folder, model.to(device).eval(), config, info, number, chosen)
+    return Run(folder, model.to(device).eval(), config, info, number, chosen, found)

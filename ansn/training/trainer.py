@@ -21,13 +21,13 @@ from torch.optim.swa_utils import AveragedModel
 from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
 from ansn.covariance.choice import AUTO
 from ansn.data import Dataset, iterate, load_dataset
-from ansn.distributed import agreed, all_reduce_moments, any_rank, mean_over_ranks, processes, share_basis
+from ansn.distributed import agreed, any_rank, mean_over_ranks, processes, share_basis
 from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.levels import Levels
 from ansn.loss import dsm_loss
 from ansn.noise import Level
-from ansn.training import build, checkpoint
+from ansn.training import build, checkpoint, learning
 from ansn.training.build import DataInfo
 from ansn.training.progress import Reporter
 
@@ -72,16 +72,19 @@ class Trainer:
         if stored:
             with checkpoint.fitting(self.folder):
                 self.levels = Levels.from_dict(stored[1]["levels"])
-                self.structure = checkpoint.structure(stored[1])
+                self.structure, self.found = checkpoint.structure(stored[1]), checkpoint.found(stored[1])
+                self.regions = None if self.found is None else build.regions(config, self.info, self.found)
         else:
-            x, region = build.first_rows(config.noise, dataset, config.run.seed)
+            x, labels = build.first_rows(config.noise, dataset, config.run.seed)
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)
-            self.structure = agreed(build.structure(config, self.info, x, region), device)
-            if rank == 0 and config.noise.structure == AUTO:
+            self.regions, self.found = learning.regions(config, self.info, x, labels, rank, device)
+            region = None if build.mixed(config) else labels
+            self.structure = agreed(build.structure(config, self.info, x, region, self.found), device)
+            if rank == 0 and self.structure.rows:
                 print(f"structure: {self.structure}", file=sys.stderr)
-            self.levels = build.ladder(config, self.info, self.structure.structure, x, region)
-        self.model = build.denoiser(config, self.info, self.structure.structure, self.levels, device)
+            self.levels = build.ladder(config, self.info, self.structure.structure, x, region, self.regions)
+        self.model = build.denoiser(config, self.info, self.structure.structure, self.levels, device, self.regions)
         self.covariance = self.model.noise.covariance
         if not stored:
             self.covariance.orient(x.to(device), None if region is None else region.to(device))
@@ -91,12 +94,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             network.parameters(), config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay
         )
-        # What this rank gathered since the last merge: cumulative states would be counted once a rank.
-        self.gathered = self.covariance.gathering() if world > 1 else None
-        self.pending = self.updates = 0
         if stored:
             with checkpoint.fitting(self.folder):
                 self._restore(*stored)
+        self.learners = learning.learners(config, self.model, self.regions, len(dataset), world)
         self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
         if world > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -156,14 +157,16 @@ class Trainer:
 
     def _train_step(self, step: int, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """One update of covariance and weights. Everything random is a function of (seed, step, row)."""
-        optim = self.config.optim
+        optim, row = self.config.optim, self.rank * x.shape[0]
+        owner = self._owners(step, row, x, y)
         y = y if self.config.network.class_conditional else None
-        region = y if self.config.noise.regions == "labels" else None
-        self._learn_covariance(x, region)
+        region = None if build.mixed(self.config) else owner
+        for learner, whose in zip(self.learners, (region, owner), strict=False):
+            learner.update(x, whose)
         # Dropout too: nothing to store for a resumed run, and ranks that differ.
         torch.manual_seed((self.config.run.seed * 1_000_003 + step * self.world + self.rank) % 2**63)
-        row = self.rank * x.shape[0]
         perturbed, level = self.model.noise.perturb(x, region, step=step, row=row)
+        y = region if y is None else y  # regions that were found
         y = None if y is None else self.model.withhold(y, seed=self.config.run.seed, step=step, row=row)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.autocast):
             loss = self.loss_of(x, perturbed, level, y)
@@ -182,30 +185,14 @@ class Trainer:
         extra: dict[str, Any] = {} if y is None else {"y": y}
         return dsm_loss(self.model, x, perturbed, level, self.config.network.metric, **extra)
 
-    def _learn_covariance(self, x: Tensor, region: Tensor | None) -> None:
-        covariance, limit = self.covariance, self.config.noise.freeze_after
-        if covariance.frozen:
-            return
-        if self.gathered is None:
-            covariance.update(x, region)
-        else:
-            self.gathered.update(x, region, covariance.forgetting)
-            self.pending += x.shape[0] * self.world
-            self.updates += 1
-            if covariance.due(self.pending, x.shape[0] * self.world):
-                self._merge_ranks()
-        if limit is not None and covariance.seen + self.pending >= limit:
-            self._merge_ranks()
-            covariance.freeze()
-
-    def _merge_ranks(self) -> None:
-        if self.gathered is not None and self.pending:
-            all_reduce_moments(self.gathered)
-            forgotten = self.covariance.forgetting**self.updates
-            self.covariance.merge(self.gathered, self.pending, forgotten, rows=self.config.optim.batch_size)
-            share_basis(self.covariance.moments)
-            self.gathered.reset(self.covariance.moments.basis)
-            self.pending = self.updates = 0
+    def _owners(self, step: int, row: int, x: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The region of each row, of noise or skip: its class, or drawn by how likely it is of each."""
+        if self.config.noise.regions == "labels":
+            return labels
+        regions = self.regions
+        if regions is None or regions.regions == 1 or (build.mixed(self.config) and regions.covariance.frozen):
+            return None
+        return regions.draw(x, seed=self.config.run.seed, row=row, step=step)
 
     def _schedule(self, step: int) -> float:
         """Factor on the learning rate at ``step``, counted from 0."""
@@ -266,7 +253,7 @@ class Trainer:
             "gradient_norm": norm,
             "samples_per_s": steps * self.config.optim.batch_size / seconds,
             "seconds": seconds,
-            "covariance_points": self.covariance.seen + self.pending,
+            "covariance_points": self.learners[0].seen,
             "condition_number": self._condition_number(),
         }
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
@@ -281,15 +268,13 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._merge_ranks()
+        for learner in self.learners:
+            learner.merge()
         if self.rank:
             return
         optimizer, groups = checkpoint.flatten_optimizer(self.optimizer)
-        tensors = {
-            "network": self.bare.state_dict(),
-            "covariance": self.covariance.state_dict(),
-            "optimizer": optimizer,
-        }
+        tensors = {name: covariance.state_dict() for name, covariance in build.covariances(self.model).items()}
+        tensors |= {"network": self.bare.state_dict(), "optimizer": optimizer}
         if self.ema is not None:
             tensors["ema"] = self.ema.module.state_dict()
         state = {
@@ -297,6 +282,7 @@ class Trainer:
             "data": dataclasses.asdict(self.info),
             "levels": dataclasses.asdict(self.levels),
             "structure": dataclasses.asdict(self.structure),
+            "found": self.found and dataclasses.asdict(self.found),
             "groups": groups,
         }
         checkpoint.save(self.folder, self.step, tensors, state)
@@ -308,8 +294,9 @@ class Trainer:
         tensors, state = checkpoint.load(self.folder)
         with checkpoint.fitting(self.folder):
             before, data = from_dict(state["config"]), DataInfo.from_dict(state["data"])
-            chosen = checkpoint.structure(state)
-        self.config = resumed(before, self.config, chosen.structure)
+            chosen, found = checkpoint.structure(state), checkpoint.found(state)
+        known = found.regions if found is not None and before.noise.regions != "labels" else None
+        self.config = resumed(before, self.config, chosen.structure, known)
         changed = differences(before, self.config)
         if changed:
             raise InputError(
@@ -322,9 +309,8 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         self.model.network.load_state_dict(tensors["network"])
-        self.covariance.load_state_dict(tensors["covariance"])
-        if self.gathered is not None:
-            self.gathered.reset(self.covariance.moments.basis)
+        for group, covariance in build.covariances(self.model).items():
+            covariance.load_state_dict(tensors[group])
         checkpoint.unflatten_optimizer(self.optimizer, tensors["optimizer"], state["groups"])
         self.step = int(state["step"])
         if self.ema is not None:

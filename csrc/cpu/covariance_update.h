@@ -58,7 +58,7 @@ void update_diagonals(const cpu::CovarianceUpdate& p, const Region* list, int64_
 }
 
 // What lies in the scratch memory: the regions that the batch touches, those of few rows first; their rows of A; the plan
-// of the largest region.
+// of a region of many, as large as the largest plan: more rows can be packed in shallower parts.
 struct Memory {
   Region* list;     // [regions]
   int64_t* offset;  // [regions]
@@ -69,11 +69,12 @@ struct Memory {
 
 template <class T>
 Memory memory_of(const cpu::CovarianceUpdate& p) {
-  int64_t few = 0, most = 0;
+  int64_t few = 0, plan = 0;
   for (int64_t k = 0; k < p.regions && !p.diagonal; ++k) {
     const int64_t b = p.starts[k + 1] - p.starts[k];
     few += b <= kFewRows ? b : 0;
-    most = b > most ? b : most;
+    const int64_t bytes = b > kFewRows ? Plan<T>(p.cols, b, nullptr).bytes() : 0;
+    plan = bytes > plan ? bytes : plan;
   }
   const auto round = [](int64_t bytes) { return ceil_divide(bytes, 64) * 64; };
   Memory m;
@@ -86,7 +87,7 @@ Memory memory_of(const cpu::CovarianceUpdate& p) {
   if (!p.diagonal && few < kFewRows * p.threads) few = kFewRows * p.threads;
   at += few * padded_row<T>(p.cols) * (int64_t)sizeof(T);
   m.plan = start + at;
-  if (most > kFewRows) at += Plan<T>(p.cols, most, nullptr).bytes();
+  at += plan;
   m.bytes = at;
   return m;
 }

@@ -9,8 +9,8 @@ from ansn.files import write_atomic
 from experiments.lab.claim import RESULTS, Claim, Row, Section, read
 
 CLAIMS = (
-    "structures", "exact_scores", "convergence", "evaluations", "mode_collapse", "generalisation", "paper_as_printed",
-    "ablations",
+    "structures", "skips", "exact_scores", "convergence", "evaluations", "mode_collapse", "generalisation",
+    "paper_as_printed", "ablations",
 )  # fmt: skip
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
 _HEAD = """# Results: does adaptive noise do what the paper claims?

@@ -2,6 +2,7 @@
 
 * ``digits``: scikit-learn's 8x8 digits, dequantised (1347 and 450 images).
 * ``mnist``: MNIST, means of 2x2 pixels (14x14), dequantised; needs ``--data``.
+* ``mnist28``: MNIST as it is, ``cifar10``: 20,000 images of CIFAR-10; need ``--data``.
 * ``table``: scikit-learn's breast cancer measurements, 30 strongly correlated columns, logarithms, standardised.
 * ``fields``: made: random fields on a line of 64 points, spectrum ``k^-3``, made non-Gaussian as ``g + 0.4 (g^2 - 1)``.
 * ``mixture``: made: five Gaussians in 16 dimensions with one covariance, of condition number 1000.
@@ -26,7 +27,7 @@ from ansn.evaluation import ClassifierFeatures, Features, PixelFeatures, everyth
 from ansn.evaluation.features import Array, rows
 from experiments.lab.mixture import Mixture
 
-NAMES = ("mixture", "digits", "mnist", "table", "fields")
+NAMES = ("mixture", "digits", "mnist", "mnist28", "cifar10", "table", "fields")
 
 
 class WhitenedFeatures:
@@ -49,17 +50,17 @@ class WhitenedFeatures:
 class Problem:
     """A data set and how it is learned and judged.
 
-    ``network()``: a new one, of torch's random state. ``features``: where the Frechet distance is taken. ``columns``:
-    the bare coordinates, for the energy distance. ``density``: the data's own, where it is known.
-    ``likelihood_rows``, ``likelihood_steps``: held-out rows that are scored, and steps of Heun's method for each.
-    ``evaluations``: of the network, a sample. In whitened coordinates the last level shows, and 20 of them end at 0.01,
-    12 at 0.028 data deviations.
+    ``network(**options)``: a new one, of torch's random state; options: ``num_classes``, ``inputs``. ``features``:
+    where the Frechet distance is taken. ``columns``: the bare coordinates, for the energy distance. ``density``: the
+    data's own, where it is known. ``likelihood_rows``, ``likelihood_steps``: held-out rows that are scored, and steps
+    of Heun's method for each. ``evaluations``: of the network, a sample. In whitened coordinates the last level shows,
+    and 20 of them end at 0.01, 12 at 0.028 data deviations.
     """
 
     name: str
     train: Dataset
     test: Dataset
-    network: Callable[[], nn.Module]
+    network: Callable[..., nn.Module]
     features: Features
     columns: Features
     density: Mixture | None = None
@@ -80,10 +81,11 @@ class Problem:
 def problem(name: str, data: Path | None = None, rows: int | None = None) -> Problem:
     """One of :data:`NAMES`; ``rows``: the first so many of the training rows alone. Made once a process."""
     makers = {"digits": _digits, "table": _table, "fields": _fields, "mixture": _mixture}
-    if name == "mnist":
+    images = {"mnist": _mnist, "mnist28": _mnist28, "cifar10": _cifar10}
+    if name in images:
         if data is None:
             raise InputError("--data: got none, expected the folder of MNIST's files")
-        made = _mnist(data)
+        made = images[name](data)
     elif name in makers:
         made = makers[name]()
     else:
@@ -98,7 +100,7 @@ def problem(name: str, data: Path | None = None, rows: int | None = None) -> Pro
 def _digits() -> Problem:
     train, test = (ansn.load_dataset("digits", split=s, dequantise=True) for s in ("train", "test"))
     return Problem(
-        "digits", train, test, lambda: ansn.networks.MLP((1, 8, 8), 256, 2),
+        "digits", train, test, lambda **o: ansn.networks.MLP((1, 8, 8), 256, 2, **o),
         ClassifierFeatures.of(train, test), PixelFeatures((1, 8, 8), "digits"),
     )  # fmt: skip
 
@@ -116,9 +118,30 @@ def _mnist(root: Path) -> Problem:
     some = train.select(torch.arange(10_000))  # enough for features; all 60,000 are learned from
     return Problem(
         "mnist", train, held,
-        lambda: ansn.networks.UNet(1, width=16, blocks=1, multipliers=(1, 2), stem_stride=2),
+        lambda **o: ansn.networks.UNet(1, width=16, blocks=1, multipliers=(1, 2), stem_stride=2, **o),
         ClassifierFeatures.of(some, held, (128, 64)), PixelFeatures((1, 14, 14), "mnist14"),
         likelihood_rows=64, likelihood_steps=8,
+    )  # fmt: skip
+
+
+def _mnist28(root: Path) -> Problem:
+    train, test = (ansn.load_dataset("mnist", root=str(root), split=split) for split in ("train", "test"))
+    held = test.select(torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:1000])
+    some = train.select(torch.arange(10_000))  # enough for features; all 60,000 are learned from
+    return Problem(
+        "mnist28", train, held, lambda **o: ansn.networks.UNet(1, width=16, multipliers=(1, 2, 2), stem_stride=2, **o),
+        ClassifierFeatures.of(some, held, (128, 64)), PixelFeatures((1, 28, 28), "mnist28"),
+        likelihood_rows=64, likelihood_steps=8,
+    )  # fmt: skip
+
+
+def _cifar10(root: Path) -> Problem:
+    train, test = (ansn.load_dataset("cifar10", root=str(root), split=split) for split in ("train", "test"))
+    space = PixelFeatures((3, 32, 32), "cifar10")
+    return Problem(
+        "cifar10", train.select(torch.arange(20_000)), test.select(torch.arange(1000)),
+        lambda **o: ansn.networks.UNet(3, width=32, multipliers=(1, 2, 2), stem_stride=2, **o), space, space,
+        likelihood_rows=32, likelihood_steps=8,
     )  # fmt: skip
 
 
@@ -135,7 +158,7 @@ def _table() -> Problem:
     splits = [vectors("table", (part - mean) / deviation) for part in (train, test)]
     shape = splits[0].shape
     return Problem(
-        "table", *splits, lambda: ansn.networks.MLP(shape, 128, 2),
+        "table", *splits, lambda **o: ansn.networks.MLP(shape, 128, 2, **o),
         WhitenedFeatures(everything(splits[0]), name="table"), PixelFeatures(shape, "table"), likelihood_rows=142,
         evaluations=20,
     )  # fmt: skip
@@ -158,7 +181,7 @@ def fields(n: int, seed: int, points: int = 64, power: float = 3.0, bend: float 
 def _fields() -> Problem:
     train, test = vectors("fields", fields(8000, 0)), vectors("fields", fields(1000, 1))
     return Problem(
-        "fields", train, test, lambda: ansn.networks.MLP((64,), 256, 2),
+        "fields", train, test, lambda **o: ansn.networks.MLP((64,), 256, 2, **o),
         WhitenedFeatures(everything(train), name="fields"), PixelFeatures((64,), "fields"), evaluations=20,
     )  # fmt: skip
 
@@ -179,7 +202,7 @@ def _mixture() -> Problem:
     density = anisotropic()
     splits = [vectors("mixture", *density.sample(n, seed)) for n, seed in ((8000, 1), (1000, 2))]
     return Problem(
-        "mixture", *splits, lambda: ansn.networks.MLP((density.dim,), 128, 2),
+        "mixture", *splits, lambda **o: ansn.networks.MLP((density.dim,), 128, 2, **o),
         WhitenedFeatures(everything(splits[0]), name="mixture"), PixelFeatures((density.dim,), "mixture"), density,
         evaluations=20,
     )  # fmt: skip

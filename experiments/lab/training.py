@@ -6,12 +6,14 @@ change) differs. The controls are shapes like the others: isotropic, per pixel, 
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import ansn
+from ansn.covariance import find
 from ansn.data import Dataset, iterate
 from ansn.evaluation import frechet_distance
 from ansn.evaluation.discrepancy import energy_distance
@@ -36,10 +39,12 @@ DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and f
 class Setup:
     """One training run. ``shape``: ``rho=R`` or ``gamma=G`` (learned online), either with ``fixed`` before it (from the
     whole data set at the start), ``diagonal`` (rho = 0.5 of the pixels' variances alone) or ``whitened`` (isotropic
-    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). ``wiener`` before a shape: under a
-    denoiser with that skip. ``labels``: ``network`` tells a class-conditional network the class, ``regions`` also
-    shapes the noise of each class by its own covariance (math section 6). ``decay``: share of the steps, the last
-    ones, over which the learning rate falls to 0."""
+    noise on ``L^-1 (x - m)``, ``L L^T = S`` of the whole data set). Before a shape, the denoiser's skip (else scalar)
+    and what the network sees besides the noisy data: ``wiener``, ``scalar+estimate``, ``mixture10+estimate`` (of ten
+    regions found in the data), ``mixtureauto``. ``labels``: ``network`` tells a class-conditional network the class,
+    ``regions`` also shapes the noise of each class by its own covariance (math section 6). ``found``: so many regions
+    found in the data in place of the classes. ``decay``: share of the steps, the last ones, over which the learning
+    rate falls to 0. ``structure``: of the covariance."""
 
     shape: str = "rho=0"
     seed: int = 0
@@ -48,14 +53,25 @@ class Setup:
     batch_size: int = 128
     metric: str = "pixel"
     ema: float = 0.995
-    root: str = "cholesky"
+    root: str | None = "cholesky"
     freeze_after: int = 50_000
     warmup: int = 2
     forgetting: float = 1.0
     log_mean: float | None = None
     log_std: float | None = None
     labels: str = ""
+    found: int = 0
     decay: float = 0.0
+    structure: str = "dense"
+
+    @property
+    def begins(self) -> tuple[str, int | str, tuple[str, ...], str]:
+        """Skip, regions of its mixture, the network's further inputs, and the bare shape."""
+        words = re.fullmatch(r"(?:(scalar|wiener|mixture)(\d+|auto)?((?:\+\w+)*) )?(.+)", self.shape)
+        assert words is not None
+        skip, regions, inputs, shape = words.groups()
+        number = int(regions) if regions and regions.isdigit() else regions or 0
+        return skip or "scalar", number, tuple((inputs or "").split("+")[1:]), shape
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: it rises over the first 50."""
@@ -108,6 +124,16 @@ class Trained:
     model: ansn.Denoiser
     frame: Frame
     latest: ansn.Denoiser
+    finder: ansn.Mixture | None = None
+    """Whose regions the network is told, where they are not the classes."""
+    shares: Tensor | None = None
+    """Of what the network is told, ``[K]``, where the noise does not draw it."""
+
+    def known(self, x: Tensor, y: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Region of rows in the frame, and what the network is told of them."""
+        y = y if self.finder is None else self.finder.assign(x)
+        told = {"y": y} if self.latest.num_classes and y is not None else {}
+        return (y if self.model.noise.covariance.regions > 1 else None), told
 
     def sample(
         self, n: int, method: str = "dpmpp_2m", evaluations: int = 12, seed: int = 0, y: Tensor | None = None,
@@ -115,6 +141,8 @@ class Trained:
     ) -> Tensor:  # fmt: skip
         """``n`` samples in data units with at most so many network evaluations each; ``y``: classes, int64 ``[n]``."""
         draw = ansn.sampling.Draw.within(self.model, method, evaluations, seed=seed, **options)
+        if y is None and self.shares is not None:
+            y = torch.multinomial(self.shares, n, True, generator=torch.Generator().manual_seed(seed))
         parts = [draw.batch(row, min(512, n - row), _rows(y, row + 512, row)) for row in range(0, n, 512)]
         return self.frame.back(torch.cat(parts))
 
@@ -129,36 +157,71 @@ def one_copy(data: Dataset) -> Tensor:
     return data.batch(torch.arange(len(data)), seed=DATA_SEED)[0]
 
 
-def noise_model(problem: Problem, setup: Setup) -> tuple[ansn.NoiseModel, Frame]:
-    """The shape's covariance (empty where it learns online), its ladder with the flow's start from the data, and the
-    frame it lives in."""
-    x = one_copy(problem.train)
-    frame, options = Frame(x if setup.shape == "whitened" else None), _family(setup.shape)
-    x = frame.into(x)
-    floor = problem.train.quantisation if frame.mean is None else 0.0
+class Made(NamedTuple):
+    """What a run begins with. ``finder``: of :class:`Trained`."""
 
-    region = problem.train.labels if setup.labels == "regions" else None
-    regions = 1 if region is None else problem.train.num_classes
+    noise: ansn.NoiseModel
+    frame: Frame
+    finder: ansn.Mixture | None = None
+
+
+def noise_model(problem: Problem, setup: Setup) -> Made:
+    """The shape's covariance (empty where it learns online), its ladder with the flow's start from the data, the frame
+    it lives in, and the regions that were found."""
+    _, regions, _, shape = setup.begins
+    x = one_copy(problem.train)
+    frame, options = Frame(x if shape == "whitened" else None), {"structure": setup.structure} | _family(shape)
+    x = frame.into(x)
+    options["eps_floor"] = problem.train.quantisation if frame.mean is None else 0.0
+    some, structure = x[:8192], options["structure"]
+    mixture = finder = None
+    known = {"eps_floor": options["eps_floor"], "structure": "auto" if structure == "dense" else structure}
+    if regions:
+        mixture = _found(problem, setup.seed, regions, tuple(known.items()))
+    region = _rows(problem.train.labels, 8192) if setup.labels == "regions" else None
+    count = 1 if region is None else problem.train.num_classes
+    if setup.found:
+        regional = options | known if setup.labels == "regions" else known
+        finder = _found(problem, setup.seed, setup.found, tuple(regional.items()))
+        if setup.labels == "regions":
+            region, count, structure = finder.assign(some), setup.found, finder.covariance.structure.name
 
     def covariance(**more: Any) -> ansn.AdaptiveCovariance:
-        return ansn.AdaptiveCovariance(problem.shape, regions, eps_floor=floor, root=setup.root, **options, **more)
+        return ansn.AdaptiveCovariance(
+            problem.shape, count, **options | {"root": setup.root, "structure": structure} | more
+        )
 
-    seen = covariance().update(x[:8192], _rows(region, 8192)).freeze()
-    start = ansn.levels.tau_start(x[:1000], seen, region=_rows(region, 1000))
-    if setup.shape == "diagonal" and regions == 1:  # its start knows no correlations
-        start = max(start, diagonal_start(x[:8192], seen))
+    seen = covariance().orient(some, region).update(some, region).freeze()
+    few = x[:1000] if mixture is None else some
+    start = ansn.levels.flow(few, seen, region=_rows(region, len(few)), mixture=mixture).start
+    assert start is not None
+    if shape == "diagonal" and count == 1:  # its start knows no correlations
+        start = max(start, diagonal_start(some, seen))
     top = max(ansn.levels.tau_max_flow(problem.dim), start)
     ladder = ansn.levels.karras(top, 0.01)
     told = {"start": min(start, ladder.maximum), "log_mean": setup.log_mean, "log_std": setup.log_std}
     ladder = replace(ladder, **{name: value for name, value in told.items() if value is not None})
-    if setup.shape.startswith("fixed"):
+    if shape.startswith("fixed"):
         learned = covariance()
         for row in range(0, len(x), 4096):
             learned.update(x[row : row + 4096], _rows(region, row + 4096, row))
         learned.freeze()
+    elif finder is not None and setup.labels == "regions":
+        learned = finder.covariance
     else:
-        learned = covariance(warmup=setup.warmup, forgetting=setup.forgetting)
-    return ansn.NoiseModel(learned, ladder, seed=setup.seed), frame
+        learned = covariance(warmup=setup.warmup, forgetting=setup.forgetting).orient(some, region)
+    return Made(ansn.NoiseModel(learned, ladder, setup.seed, mixture), frame, finder)
+
+
+def _found(problem: Problem, seed: int, regions: int | str, options: tuple[tuple[str, Any], ...]) -> ansn.Mixture:
+    """Regions of the first rows, found once a process; a copy, since they go on learning."""
+    key = id(problem), seed, regions, options
+    if key not in _FOUND:
+        _FOUND[key] = find(one_copy(problem.train)[:8192], regions, seed=seed, **dict(options))[0]
+    return copy.deepcopy(_FOUND[key])
+
+
+_FOUND: dict[Any, ansn.Mixture] = {}
 
 
 def fit(
@@ -166,30 +229,40 @@ def fit(
     setup: Setup,
     at: tuple[int, ...] | None = None,
     *,
-    made: tuple[ansn.NoiseModel, Frame] | None = None,
+    made: Made | None = None,
     batches: Iterable[tuple[int, Tensor, Tensor | None]] | None = None,
 ) -> Iterator[Trained]:
     """Train, and give the run at each step of ``at`` (ascending; by default the last). A loss that is no number ends
     the run, and with it the iteration.
 
-    ``made``: noise and frame in place of :func:`noise_model`'s. ``batches``: ``(step, x, labels)`` in place
+    ``made``: in place of :func:`noise_model`'s. ``batches``: ``(step, x, labels)`` in place
     of the training rows'.
     """
     at = at or (setup.steps,)
-    noise, frame = made or noise_model(problem, setup)
+    noise, frame, finder = made or noise_model(problem, setup)
+    skip, _, inputs, _ = setup.begins
+    options: dict[str, int] = {"inputs": 1 + len(inputs)} if inputs else {}
+    if setup.labels:
+        options["num_classes"] = finder.regions if finder is not None else problem.train.num_classes
+    shares = None
+    if setup.labels == "network":
+        shares = torch.bincount(problem.train.labels).double() if finder is None else finder.weights
     torch.manual_seed(setup.seed)
-    network = problem.network()
-    skip = "wiener" if setup.shape.startswith("wiener ") else "scalar"
-    model = ansn.Denoiser(network, noise, skip=skip)
+    network = problem.network(**options)
+    model = ansn.Denoiser(network, noise, skip=skip, inputs=inputs)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
     total, since, seconds, begun = 0.0, 0, 0.0, time.process_time()
     for step, x, y in batches or iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
-        x, told = frame.into(x), {"y": y} if setup.labels else {}
+        x = frame.into(x)
+        y = y if finder is None else finder.draw(x, seed=setup.seed, step=step)
+        told = {"y": y} if setup.labels else {}
         region = y if setup.labels == "regions" else None
         noise.update(x, region)
         if noise.covariance.seen >= setup.freeze_after:
             noise.covariance.freeze()
+        if noise.mixture is not None and noise.mixture.covariance.seen >= min(setup.freeze_after, len(problem.train)):
+            noise.mixture.covariance.freeze()
         perturbed, level = noise.perturb(x, region, step=step)
         loss = ansn.dsm_loss(model, x, perturbed, level, setup.metric, **told)
         optimizer.zero_grad(set_to_none=True)
@@ -204,8 +277,8 @@ def fit(
             return
         if step + 1 in at:
             seconds += time.process_time() - begun
-            averaged = ansn.Denoiser(average.module, noise, skip=skip).eval()
-            yield Trained(step + 1, seconds, total / since, averaged, frame, model)
+            averaged = ansn.Denoiser(average.module, noise, skip=skip, inputs=inputs).eval()
+            yield Trained(step + 1, seconds, total / since, averaged, frame, model, finder, shares)
             total, since, begun = 0.0, 0, time.process_time()
 
 
@@ -214,8 +287,7 @@ def held_out_loss(trained: Trained, problem: Problem, metric: str = "pixel", see
     """Loss on the held-out rows, four draws of level and noise each. Comparable under one shape only."""
     x, y = trained.frame.into(one_copy(problem.test)), problem.test.labels
     model, values = trained.model, []
-    told = {"y": y} if model.num_classes else {}
-    region = y if model.noise.covariance.regions > 1 else None
+    region, told = trained.known(x, y)
     for step in range(4):
         perturbed, level = model.noise.perturb(x, region, seed=seed, step=step)
         values.append(float(ansn.dsm_loss(model, x, perturbed, level, metric, **told)))
@@ -294,11 +366,20 @@ def tuned(
 ) -> float:
     """The learning rate of ``grid`` whose run has the lowest ``key``, by default the held-out loss; the setup's seed is
     one that no result uses."""
-    found = {}
+    key = key or partial(held_out_loss, problem=problem, metric=setup.metric)
+    return tuned_for(problem, setup, grid, {"": key})[""]
+
+
+def tuned_for(
+    problem: Problem, setup: Setup, grid: tuple[float, ...], keys: dict[str, Callable[[Trained], float]]
+) -> dict[str, float]:
+    """:func:`tuned` for several keys of the same runs."""
+    found: dict[str, dict[float, float]] = {name: {} for name in keys}
     for lr in grid:
         for trained in fit(problem, replace(setup, lr=lr)):
-            found[lr] = (key or partial(held_out_loss, problem=problem, metric=setup.metric))(trained)
-    return min(found, key=lambda lr: found[lr])
+            for name, key in keys.items():
+                found[name][lr] = key(trained)
+    return {name: min(values, key=lambda lr: values[lr]) for name, values in found.items()}
 
 
 def _family(shape: str) -> dict[str, Any]:
@@ -306,7 +387,7 @@ def _family(shape: str) -> dict[str, Any]:
         return {"rho": 0.0}
     if shape == "diagonal":
         return {"structure": "diagonal", "rho": 0.5}
-    name, _, value = shape.removeprefix("fixed ").removeprefix("wiener ").partition("=")
+    name, _, value = shape.removeprefix("fixed ").partition("=")
     if name not in ("rho", "gamma"):
         raise ValueError(f"shape: got {shape!r}, expected rho=R, gamma=G, diagonal or whitened")
     return {name: float(value)}

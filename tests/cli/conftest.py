@@ -48,6 +48,24 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits with three regions that are found, each with noise of its own."""
+    folder = tmp_path_factory.mktemp("regions")
+    options = ("--regions", 3, "--structure", "cosine", "--steps", 20, "--samples", 0)
+    succeeded(call("train", "digits", *TINY, *options, "--out", folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits whose denoiser begins as that of a mixture of the classes, which the network sees."""
+    folder = tmp_path_factory.mktemp("mixture")
+    options = ("--regions", "labels", "--skip", "mixture", "--inputs", "estimate", "--steps", 20, "--samples", 0)
+    succeeded(call("train", "digits", *TINY, *options, "--out", folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A run on a CSV of two columns of very different units and a label; and the two columns."""
     folder = tmp_path_factory.mktemp("table")

@@ -45,7 +45,8 @@ def test_as_a_user_starts_it(digits: Path, tmp_path: Path) -> None:
     assert {"Frechet distance", "kernel distance", "energy distance", "sliced Wasserstein-2 distance", "precision",
             "recall", "density", "coverage", "mode weights, total variation", "memorised share"} <= names  # fmt: skip
     lines = outcome.out.splitlines()
-    assert lines[0].split() == ["measurement", "value", "95", "%", "interval", "floor", "n", "against", "features"]
+    assert lines[0].split() == ["measurement", "value", "95", "%", "interval", "floor", "baseline",
+                                "n", "against", "features"]  # fmt: skip
     for m in found.measurements:
         assert any(line.startswith(m.name) and f"{m.value:.4g}" in line for line in lines[1:])
         assert m.n == m.floor_n == 40
@@ -63,9 +64,7 @@ def test_as_a_user_starts_it(digits: Path, tmp_path: Path) -> None:
 
 def test_the_same_seed_finds_the_same_and_another_one_other_numbers(digits: Path, tmp_path: Path) -> None:
     options = (*QUICK, "--metrics", "frechet", "manifold")
-    first, again, other = (
-        evaluated(digits, tmp_path, *options, "--seed", seed)[1].measurements for seed in (1, 1, 2)
-    )
+    first, again, other = (evaluated(digits, tmp_path, *options, "--seed", seed)[1].measurements for seed in (1, 1, 2))
     assert first == again
     assert all(a.value != b.value for a, b in zip(first, other, strict=True) if a.name == "Frechet distance")
 
@@ -124,6 +123,31 @@ def test_likelihood_of_held_out_rows(digits: Path, tmp_path: Path) -> None:
     assert bits.low is not None
     assert bits.low < bits.value
     assert "an upper bound, dequantisation uniform" in bits.note
+
+
+@pytest.mark.parametrize(("which", "asked"), [("digits", 1), ("regions", 3), ("mixture", 10)])
+def test_the_baseline_is_the_run_s_own_gaussians(
+    which: str, asked: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As many samples of them, by the same numbers: giving these samples as the model's makes the two equal."""
+    run = request.getfixturevalue(which)
+    mixture = load_run(run).mixture
+    assert mixture.regions == asked
+    np.save(tmp_path / "x.npy", mixture.sample(60, seed=3).numpy())
+    options = (*QUICK, "--metrics", "frechet", "energy", "manifold", "likelihood", "--seed", 3)
+    model = evaluated(run, tmp_path / "model", *options)[0]
+    same, _, outcome = evaluated(run, tmp_path / "same", *options, "--samples", tmp_path / "x.npy")
+    for name, m in same.items():
+        assert m.baseline == pytest.approx(m.value, rel=1e-5)
+        assert model[name].baseline == m.baseline
+    assert "baseline" in outcome.out.splitlines()[0]
+
+
+@pytest.mark.parametrize("which", ["regions", "mixture"])
+def test_likelihood_of_runs_with_regions(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    options = ("-n", 20, "--metrics", "likelihood", "--likelihood", 4, "--features", "pixels")
+    (bits,) = evaluated(request.getfixturevalue(which), tmp_path, *options)[0].values()
+    assert 1.0 < bits.value < 4.1
 
 
 def test_sweep(digits: Path, tmp_path: Path) -> None:

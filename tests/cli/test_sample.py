@@ -96,6 +96,16 @@ def test_labels(classes: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(in_turn, expected.numpy())
 
 
+def test_regions_that_were_found(regions: Path, tmp_path: Path) -> None:
+    options = ("-n", 12, "--steps", 3)
+    model = load_run(regions).model
+    np.testing.assert_array_equal(drawn(regions, tmp_path, *options), ansn.sample(model, 12, steps=3).numpy())
+    two = drawn(regions, tmp_path, *options, "--label", 2)
+    np.testing.assert_array_equal(two, ansn.sample(model, 12, steps=3, y=2).numpy())
+    outcome = call("sample", regions, "--label", 3)
+    assert (outcome.code, "--label: got 3, expected 0..2" in outcome.err) == (2, True)
+
+
 def test_guidance(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--class-conditional", "--label-dropout", 0.2, "--steps", 40, "--samples", 0)
@@ -272,10 +282,30 @@ def test_info_of_a_run(digits: Path, classes: Path) -> None:
     count = sum(p.numel() for p in run.model.network.parameters())
     assert lines["run"] == f"{digits}, step 20"
     assert lines["data"] == "digits, image of 1x8x8"
-    assert lines["network"] == f"mlp, {count} parameters, wiener skip"
+    assert lines["network"] == f"mlp, {count} parameters, wiener skip, sees noisy data"
+    assert "regions" not in lines
     assert "regions=1" in lines["covariance"]
     assert "640 points" in lines["covariance"]
     condition = float(lines["covariance"].split("condition number ")[1].split(",")[0])
     assert condition == pytest.approx(float(run.model.noise.covariance.condition_number()), rel=1e-3)
     assert lines["levels"].startswith("20, tau ")
     assert "regions=10" in {k: v.strip() for k, v in told(call("info", classes)).items()}["covariance"]
+
+
+@pytest.mark.parametrize(
+    ("which", "what", "use"),
+    [
+        ("classes", "10, dense (the data's classes)", "each with its own noise"),
+        ("regions", "3, cosine (found in 1,347 rows)", "each with its own noise"),
+        ("mixture", "10, dense (the data's classes)", "each a Gaussian of the skip"),
+    ],
+)
+def test_info_of_regions(which: str, what: str, use: str, request: pytest.FixtureRequest) -> None:
+    lines = {k: v.strip() for k, v in told(call("info", request.getfixturevalue(which))).items()}
+    found, used, shares = lines["regions"].split("; ")
+    assert (found.split(", ")[0], used) == (what.split(", ")[0], use)
+    assert found.split(" (")[1] == what.split(" (")[1]
+    values = [float(v.rstrip("%")) for v in shares.split()[1:]]
+    assert values == sorted(values)
+    assert sum(values) == pytest.approx(100, abs=0.5)
+    assert lines["network"].endswith("sees noisy data, estimate" if which == "mixture" else "sees noisy data")

@@ -43,6 +43,16 @@ def everything(n: int, m: int, held: int | None, pairs: int = 1000, name: str = 
     return compare(list(KINDS), Space(name), normal(n, 0), normal(m, 1), held_out, pairs=pairs, resampling=FEW)
 
 
+def test_the_baseline_is_measured_as_the_samples_are() -> None:
+    """In the same blocks: equal rows have equal numbers."""
+    rows, simpler = normal(200, 0), normal(200, 2)
+    for m, n in zip(
+        *(compare(list(KINDS), Space(), a, normal(300, 1), normal(50, 3), pairs=1000, resampling=FEW, baseline=b)
+          for a, b in ((rows, simpler), (simpler, rows))), strict=True,
+    ):  # fmt: skip
+        assert (m.baseline, n.baseline) == (n.value, m.value)
+
+
 def test_every_number_comes_with_its_meaning() -> None:
     found = everything(60, 200, 60)
     assert [m.name for m in found] == [
@@ -121,8 +131,7 @@ def test_neighbourhoods_are_compared_at_equal_n_and_pairs_are_capped() -> None:
 def test_shares_stay_within_zero_and_one_and_unbiased_distances_may_be_negative() -> None:
     reference = normal(100, 1)
     found = {
-        m.name: m
-        for m in compare(list(KINDS), Space(), reference[:50], reference, None, pairs=1000, resampling=FEW)
+        m.name: m for m in compare(list(KINDS), Space(), reference[:50], reference, None, pairs=1000, resampling=FEW)
     }
     for name in ("precision", "recall", "coverage"):
         assert (found[name].low or 0.0) >= 0.0

@@ -11,7 +11,8 @@ import pytest
 from ansn.evaluation import Evaluation, Measurement
 
 FULL = Measurement(
-    "Frechet distance", 0.21, 450, "digits-mlp-128-32", "train", 1347, 0.17, 450, 0.19, 0.23, "lower", "40 halves"
+    "Frechet distance", 0.21, 450, "digits-mlp-128-32", "train", 1347, 0.17, 450, 0.19, 0.23, "lower", "40 halves",
+    0.55,
 )  # fmt: skip
 EVALUATION = Evaluation(
     settings={"n": 450, "seed": 3, "features": ["classifier"]},

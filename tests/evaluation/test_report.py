@@ -213,16 +213,23 @@ def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
         write_report(run.path, run, evaluation(), samples=torch.rand(4, 64))
 
 
-@pytest.mark.parametrize("regions", ["none", "labels"])
+@pytest.mark.parametrize("regions", ["none", "labels", "found", "mixture"])
 def test_other_models_have_a_page(regions: str, tmp_path: Path) -> None:
-    """One column, one level, a diagonal covariance; regions for the classes."""
-    if regions == "labels":
+    """One column, one level, a diagonal covariance; regions for the classes, found ones, and those of a skip."""
+    if regions in ("found", "mixture"):
+        skip = "mixture" if regions == "mixture" else None
+        run = digits_run(tmp_path / "run", regions=3, skip=skip, structure="diagonal")
+    elif regions == "labels":
         run = digits_run(tmp_path / "run", regions="labels", class_conditional=True, structure="diagonal")
     else:
         data = tmp_path / "x.npy"
         np.save(data, np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32))
         run = digits_run(tmp_path / "run", dataset=str(data), ladder="paper")
     samples = torch.rand(6, *run.info.shape)
-    page = Page(write_report(run.path, run, evaluation(), samples=samples, train=data_of(run))[0])
+    found = evaluation(measured("energy distance", 1.5, baseline=7.25))
+    page = Page(write_report(run.path, run, found, samples=samples, train=data_of(run))[0])
     assert all("could not be drawn" not in page.text[name] for name in SECTIONS)
+    assert ("figure-regions" in page.text) == (regions != "none")
+    count = {"none": "one Gaussian", "labels": "10 regions"}.get(regions, "3 regions")
+    assert all(words in page.text["measurements"] for words in ("7.25", "The baseline is as many samples of", count))
     assert {"figure-samples", "figure-spectrum", "figure-directions", "figure-levels"} <= set(page.text)

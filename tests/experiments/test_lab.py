@@ -260,7 +260,7 @@ def test_runs_of_one_seed_are_paired(shape: str) -> None:
 
 def test_a_fixed_shape_knows_all_data_from_the_start() -> None:
     learned = problem("mixture")
-    noise, _ = noise_model(learned, Setup("fixed rho=1"))
+    noise, *_ = noise_model(learned, Setup("fixed rho=1"))
     x = one_copy(learned.train).double()
     s = torch.cov(x.T)
     eps = 1e-3 * s.diagonal().mean()
@@ -280,7 +280,7 @@ def test_a_wiener_shape_is_that_noise_under_that_skip(shape: str, rho: float) ->
 
 
 def test_the_diagonal_start_is_as_near_as_the_others() -> None:
-    noise, _ = noise_model(problem("mixture"), Setup("diagonal"))
+    noise, *_ = noise_model(problem("mixture"), Setup("diagonal"))
     tau = noise.levels.start
     assert tau is not None
     s = torch.cov(one_copy(problem("mixture").train).double().T)
@@ -329,7 +329,7 @@ def test_a_shape_that_is_none_is_told() -> None:
 
 
 def test_the_ladder_starts_where_the_data_says() -> None:
-    noise, _ = noise_model(problem("mixture"), Setup("rho=0.5"))
+    noise, *_ = noise_model(problem("mixture"), Setup("rho=0.5"))
     seen = noise_model(problem("mixture"), Setup("fixed rho=0.5"))[0].covariance
     assert noise.levels.start == pytest.approx(
         levels.tau_start(one_copy(problem("mixture").train)[:1000], seen), rel=0.02

@@ -69,6 +69,10 @@ def covariance_update_() -> Iterator[Call]:
             for region in [owners(rows, regions)] + ([torch.zeros(rows, dtype=torch.int64)] if regions > 1 else []):
                 x = rand(rows, dim, dtype=x_dtype)
                 yield lambda s=state, x=x, k=region: ops.covariance_update_(*s, x, k, decay=0.9)
+    # Rows are packed 192 at a time: those of the larger region in two parts, each shallower than the smaller's one.
+    uneven, x = (torch.arange(370) < 180).long(), rand(370, 33)
+    state = [torch.zeros(size).double() for size in ((2,), (2,), (2, 33), (2, 33, 33))]
+    yield lambda: ops.covariance_update_(*state, x, uneven)
 
 
 def cholesky() -> Iterator[Call]:

@@ -126,6 +126,18 @@ def test_covariance_sizes(isa, dtype, b, d):
     check_state(mean, scatter, both.mean(axis=0), centred.T @ centred, dtype)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_smaller_region_that_is_packed_deeper(isa):
+    """192 rows of A at a time: 251 in two parts of 126, 181 in one, whose memory must be there (`make sanitize`)."""
+    d, region = 97, (torch.arange(430) < 180).long()
+    x, weights = torch.randn(430, d, generator=generator(), dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+    mean, scatter = (torch.stack(part) for part in zip(fresh(d, "f64"), fresh(d, "f64"), strict=True))
+    assert call("f64", *weights, mean, scatter, x, region, threads=1, isa=isa) == -1
+    for k in range(2):
+        want = oracle.covariance(0, np.zeros(d), np.zeros((d, d)), x[region == k].numpy())
+        check_state(mean[k], scatter[k], *want, "f64")
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize(("regions", "b", "d"), [(1, 200, 300), (3, 3, 300), (40, 90, 121), (1, 1, 700)])
 def test_covariance_does_not_depend_on_threads(dtype, regions, b, d):

@@ -16,7 +16,7 @@ from ansn.covariance import AdaptiveCovariance
 from ansn.training import checkpoint, load_run, train
 from ansn.training.trainer import Trainer, _dataset
 from tests.tolerances import EXACT
-from tests.training.helpers import metrics, small, tensors
+from tests.training.helpers import metrics, small, tensors, trainer
 
 LOSS = 1e-5  # relative (1e-7 measured): gradients are summed in another order
 
@@ -31,17 +31,34 @@ def test_merges_count_no_point_twice(
 ) -> None:
     """The trainer's path for several ranks, with a reduction that finds no one else: the covariance of one process,
     whatever the interval of its checkpoints."""
-    monkeypatch.setattr("ansn.training.trainer.all_reduce_moments", lambda _: None)
+    monkeypatch.setattr("ansn.training.learning.all_reduce_moments", lambda _: None)
     options = {"freeze_after": 900, "forgetting": forgetting, "structure": structure}
     config = small(tmp_path / "one", **options)
     train(config)
     expected = load_run(tmp_path / "one").model.noise.covariance
 
     built = Trainer(small(tmp_path / "two", **options), _dataset(config), 0, 1, torch.device("cpu"))
-    built.gathered = built.covariance.gathering()
+    built.learners[0].gathered = built.covariance.gathering()
     built.run()
     found = load_run(tmp_path / "two").model.noise.covariance
     assert (found.seen, found.seen_at_refresh, found.frozen) == (expected.seen, expected.seen_at_refresh, True)
+    assert_covariances_agree(found, expected)
+
+
+@pytest.mark.parametrize("skip", ["wiener", "mixture"])
+@pytest.mark.parametrize("structure", ["dense", "separable"])
+def test_merges_count_no_point_of_a_region_twice(
+    structure: str, skip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for regions that were found, of the noise and of the skip; a row's region is drawn alike."""
+    monkeypatch.setattr("ansn.training.learning.all_reduce_moments", lambda _: None)
+    options = {"freeze_after": None, "structure": structure, "skip": skip, "regions": 3}
+    expected = load_run(train(small(tmp_path / "one", **options))).mixture.covariance
+    built = trainer(small(tmp_path / "two", **options))
+    for learner in built.learners:
+        learner.gathered = learner.covariance.gathering()
+    found = load_run(built.run()).mixture.covariance
+    assert (found.seen, found.seen_at_refresh) == (expected.seen, expected.seen_at_refresh)
     assert_covariances_agree(found, expected)
 
 
@@ -52,9 +69,10 @@ def assert_covariances_agree(found: AdaptiveCovariance, expected: AdaptiveCovari
     torch.testing.assert_close(found.covariance(), s, rtol=0, atol=EXACT * largest)
     # The snapshot is stored as float32: its last bit may fall the other way.
     eps = torch.finfo(torch.float32).eps
-    eye = torch.eye(expected.dim)
-    factor = expected.color(eye)
-    torch.testing.assert_close(found.color(eye), factor, rtol=0, atol=2 * eps * float(factor.abs().max()))
+    for k in range(expected.regions):
+        region = None if expected.regions == 1 else torch.full((expected.dim,), k)
+        factor, same = (c.color(torch.eye(c.dim), region) for c in (expected, found))
+        torch.testing.assert_close(same, factor, rtol=0, atol=2 * eps * float(factor.abs().max()))
     torch.testing.assert_close(found.center, expected.center, rtol=2 * eps, atol=eps)
     torch.testing.assert_close(found.scale, expected.scale, rtol=2 * eps, atol=0)
 
@@ -135,6 +153,27 @@ def test_a_checkpoint_of_two_processes_serves_one(one: Path, two: Path, tmp_path
     run = Path(shutil.copytree(two, tmp_path / "run"))
     train(small(run, freeze_after=1000, steps=43))
     assert checkpoint.steps(run)[0] == 43
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", [("--regions", 4), ("--skip", "mixture", "--regions", 4)])
+def test_two_processes_find_the_regions_of_one(use: tuple[object, ...], tmp_path: Path) -> None:
+    """A limit of digits' 1,347 rows would end the learning at once, so there is none."""
+    done = torchrun(tmp_path / "two", "--steps", 40, "--structure", "separable", "--freeze-after", "None", *use)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("regions: 4, separable (found in 1,347 rows)") == 1
+    options = {
+        "structure": "separable",
+        "freeze_after": None,
+        "regions": 4,
+        "skip": "mixture" if use[0] == "--skip" else None,
+    }
+    one = train(small(tmp_path / "one", **options))
+    expected, found = (load_run(run) for run in (one, tmp_path / "two"))
+    assert found.found == expected.found
+    assert found.mixture.covariance.seen == 1347 + 40 * 32
+    assert_covariances_agree(found.mixture.covariance, expected.mixture.covariance)
+    assert_loss_curves_agree(tmp_path / "two", one, range(5, 41, 5))
 
 
 @pytest.mark.slow

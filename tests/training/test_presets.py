@@ -95,7 +95,7 @@ def test_the_papers_settings(preset: str, shape: tuple[int, ...]) -> None:
     levels = build.ladder(config, info, "dense", None, None)  # type: ignore[arg-type]
     assert levels.tau == pytest.approx((2.4 / torch.Size(shape).numel() ** 0.5,))
     with torch.device("meta"):
-        options = build._options(config.network, info, levels)
+        options = build._options(config.network, levels, None)
         network = networks.build(config.network.network, shape, **options)
     ngf = {"paper-mnist": 64, "paper-cifar10": 128}[preset]
     with torch.device("meta"):

@@ -32,6 +32,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "wiener skip, never frozen": {"skip": "wiener", "freeze_after": None},
     "wiener skip, frozen, diagonal": {"skip": "wiener", "freeze_after": 900, "structure": "diagonal"},
     "whitened network": {"prediction": "whitened", "clip": 0.0},
+    "noise of found regions": {"regions": 4, "freeze_after": None, "label_dropout": 0.2},
+    "as many as the data asks for": {"regions": "auto", "structure": "cosine"},
+    "mixture skip": {"skip": "mixture", "regions": 4, "freeze_after": None, "inputs": ("estimate",)},
+    "mixture skip of classes": {"skip": "mixture", "regions": "labels", "structure": "separable"},
     "unet": {"network": "unet", "width": 8, "multipliers": (1,), "batch_size": 8, "dropout": 0.2},
 }
 
@@ -183,7 +187,8 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFix
 
 CHANGES: dict[str, Any] = {
     "width": 17, "batch_size": 31, "lr": 2e-3, "ema": 0.9, "rho": 0.25, "seed": 1, "dropout": 0.1, "schedule": "cosine",
-    "dequantise": True, "freeze_after": 77, "tau_min": 0.02, "metric": "whitened", "dataset": "toy2d",
+    "dequantise": True, "regions": 4, "inputs": ("estimate",), "freeze_after": 77, "tau_min": 0.02,
+    "metric": "whitened", "dataset": "toy2d",
 }  # fmt: skip
 
 

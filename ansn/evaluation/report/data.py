@@ -11,6 +11,7 @@ from ansn import figures, ops
 from ansn.evaluation.report import figures as draw
 from ansn.evaluation.report.page import BROKEN, Material, Picture, Section, Table, sentence
 from ansn.evaluation.trajectory import at_data_scale
+from ansn.region_figures import MOST, regions_figure
 
 _SHOWN = 64  # images of the grid of samples
 _ROWS = 8  # samples beside their neighbours
@@ -149,6 +150,13 @@ def covariance(m: Material) -> Section:
            lambda: draw.directions(rows, shape, "", told, names))  # fmt: skip
     s.draw("draws", f"{len(draws)} draws of the noise", "Draws of the noise, L z, at τ = 1.",
            lambda: draw.directions(draws, shape, "", [str(i + 1) for i in range(len(draws))], names))  # fmt: skip
+    mixture = m.run.regions
+    if mixture is not None:
+        shown = min(MOST, mixture.regions)
+        shares = ", ".join(f"{share:.1%}" for share in mixture.weights.sort(descending=True).values[:shown].tolist())
+        s.draw("regions", f"{shown} of {mixture.regions} regions, with shares {shares}",
+               "Regions of the data, the largest first: share and mean, variances of S, two draws of its Gaussian.",
+               lambda: regions_figure(mixture, names, draw.WIDE), wide=True)  # fmt: skip
     return s
 
 
@@ -167,15 +175,13 @@ def levels(m: Material) -> Section:
     n = 1 if m.pictorial else min(500, len(m.train))
     x, labels = m.train.batch(torch.arange(n))
     x = x.cpu()
-    region = None
-    if noise.covariance.regions > 1:
-        assert labels is not None
-        region = labels.cpu()
     device = noise.tau.device
+    region = labels if m.run.config.noise.regions == "labels" else noise.assign(x.to(device))
+    region = None if noise.covariance.regions == 1 or region is None else region.to(device)
     shown, plain = [], []
     for t in tau.tolist():
-        own, _ = noise.perturb(x.to(device), None if region is None else region.to(device), tau=t, seed=0, step=0)
-        scale = noise.covariance.scale[0 if region is None else region.to(device)].cpu()
+        own, _ = noise.perturb(x.to(device), region, tau=t, seed=0, step=0)
+        scale = noise.covariance.scale[0 if region is None else region].cpu()
         shown.append(own.cpu())
         plain.append(ops.colored_step(x, b=(t * scale).expand(n), seed=0, row=0, step=0, stream=ops.PERTURB))
     if not all(bool(torch.isfinite(v).all()) for v in shown):

@@ -22,6 +22,7 @@ from ansn.evaluation.report.words import meaning, number
 from ansn.machine import cpu_name
 from ansn.presets import command as train_command
 from ansn.training.progress import read_metrics
+from ansn.training.runs import Run
 
 _PACKAGES = ("ansn", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -38,6 +39,8 @@ def measurements(m: Material) -> Section:
         "Intervals hold 95 % and are over the draw of the samples. A floor is the same number for held-out data in"
         " their place, as many rows unless it says otherwise."
     )
+    if any(v.baseline is not None for v in made):
+        s.text.append(f"The baseline is as many samples of {_gaussians(m.run)}, which needs no network.")
     for features in dict.fromkeys(v.features for v in made):
         s.tables.append(_measured(features, [v for v in made if v.features == features]))
     for name in dict.fromkeys(v.name for v in made):
@@ -47,15 +50,21 @@ def measurements(m: Material) -> Section:
     return s
 
 
+def _gaussians(run: Run) -> str:
+    count = 1 if run.regions is None else run.regions.regions
+    return "one Gaussian of the learned covariance" if count == 1 else f"the mixture of the {count} regions' Gaussians"
+
+
 def _measured(features: str | None, made: Sequence[Measurement]) -> Table:
     """The measurements of one feature space; columns that would be empty are left out."""
-    header = ["measurement", "value", "95 % interval", "floor", "n", "reference", "better", "note"]
+    header = ["measurement", "value", "95 % interval", "floor", "baseline", "n", "reference", "better", "note"]
     rows = []
     for v in made:
         interval = "" if v.low is None or v.high is None else f"{number(v.low)} to {number(v.high)}"
         floor = number(v.floor) + (f" (n = {v.floor_n:,})" if v.floor is not None and v.floor_n != v.n else "")
         reference = f"{v.reference} ({v.reference_n:,})" if v.reference_n else v.reference
-        rows.append([v.name, number(v.value), interval, floor, f"{v.n:,}", reference, v.better, v.note])
+        known = [number(v.value), interval, floor, number(v.baseline)]
+        rows.append([v.name, *known, f"{v.n:,}", reference, v.better, v.note])
     keep = [0, *(j for j in range(1, len(header)) if any(row[j] for row in rows))]
     caption = f"In the features {features}" if features else "Without features"
     return Table(caption, [header[j] for j in keep], [[row[j] for j in keep] for row in rows], style="cards")

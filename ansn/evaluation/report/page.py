@@ -23,7 +23,7 @@ BROKEN = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 
 NAMES = frozenset({
     "samples", "neighbours", "trajectory", "quality-evaluations", "quality-seconds", "shares", "loss", "spectrum",
-    "directions", "draws", "levels",
+    "directions", "draws", "regions", "levels",
 })  # fmt: skip
 """Names of the pictures that a page may have."""
 
