@@ -3,15 +3,16 @@ section 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ansn import ops
 from ansn.covariance import AdaptiveCovariance, Mixture, choose, find
-from ansn.covariance.choice import AUTO, rows_wanted
+from ansn.covariance.choice import AUTO, Rows, some_rows
+from ansn.covariance.mixture import drawn
 from ansn.covariance.moments import keep_dtypes
 from ansn.levels import Levels, flow
 
@@ -30,22 +31,6 @@ class Level(NamedTuple):
     seed: int
     row: int
     step: int
-
-
-class Rows(Protocol):
-    """What :meth:`NoiseModel.for_data` asks of a data set."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-    @property
-    def quantisation(self) -> float: ...
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor, /) -> tuple[Tensor, Tensor | None]: ...
-
-    def order(self, seed: int, epoch: int, /) -> Tensor: ...
 
 
 class NoiseModel(nn.Module):
@@ -105,15 +90,8 @@ class NoiseModel(nn.Module):
         """
         if mixture is not None and (regions != 1 or region is not None):
             raise ValueError(f"mixture: got {mixture!r} beside regions = {regions}, expected noise of one region")
-        if not isinstance(data, Tensor):
-            index = data.order(seed, 0)[: rows_wanted(torch.Size(data.shape).numel())].cpu()
-            x, options = data.batch(index)[0], {"eps_floor": data.quantisation, "distinct": len(data)} | options
-        elif len(data):
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-            index = order[: rows_wanted(data[0].numel())]
-            x, options = data[index.to(data.device)], {"distinct": len(data)} | options
-        else:
-            raise ValueError(f"data: got shape {list(data.shape)}, expected rows [N, *shape] with N at least 4")
+        x, index, rounding = some_rows(data, seed)
+        options = ({} if rounding is None else {"eps_floor": rounding}) | {"distinct": len(data)} | options
         known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
         if region is not None:
             if not isinstance(regions, int) or regions == 1:
@@ -126,10 +104,7 @@ class NoiseModel(nn.Module):
             return cls(fresh.covariance, flow(x, fresh.covariance, region=region), seed)
         if mixture is not None and not {"rho", "gamma"} & set(options):
             options["rho"] = 0.0
-        if structure == AUTO:
-            chosen = choose(x, region, int(regions), **known).structure
-        else:
-            chosen = structure
+        chosen = choose(x, region, int(regions), **known).structure if structure == AUTO else structure
         made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen, **options) for _ in range(2)]
         seen, empty = (covariance.orient(x, region) for covariance in made)
         seen.update(x, region).freeze()
@@ -211,13 +186,7 @@ class NoiseModel(nn.Module):
 
     def draw_regions(self, rows: int, *, seed: int = 0, row: int = 0) -> Tensor | None:
         """Regions ``k ~ w_k``, int64 ``[rows]``; None when K = 1 (math section 6)."""
-        count = self.covariance.count
-        if count.shape[0] == 1:
-            return None
-        start = torch.zeros(rows, 1, dtype=torch.float64, device=count.device)
-        z = ops.colored_step(start, b=1.0, seed=seed, row=row, stream=ops.REGIONS).squeeze(1)
-        edges = (count / count.sum()).cumsum(0)
-        return torch.bucketize(torch.special.ndtr(z), edges[:-1], right=True)
+        return None if self.covariance.regions == 1 else drawn(self.covariance.share, rows, seed=seed, row=row)
 
     @torch.no_grad()
     def prior(

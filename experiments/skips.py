@@ -379,8 +379,8 @@ def _findings(rows: Sequence[Row], problems: Sequence[str], starts: Sequence[Row
         ("mixture 10", "wiener", "Ten regions against one Gaussian"),
         ("mixture 10, seen", "wiener, seen", "Ten regions against one Gaussian, estimates seen"),
         ("mixture 10, seen", CONTROL, "Ten regions and their estimate seen against EDM's preconditioning"),
-        ("regions 10", "regions 10, rho=0", "Noise of each region's shape against isotropic noise, each of a region's own"),
-        ("regions 10, rho=0", "told 10", "A region's own Gaussian to begin as, against everybody's, both told the region"),
+        ("regions 10", "regions 10, rho=0", "Noise of each region's shape against isotropic noise, a scale a region"),
+        ("regions 10, rho=0", "told 10", "A region's own Gaussian as skip against one for all, both told the region"),
         ("told 10", "wiener", "Told the region, isotropic noise, against not told"),
         ("regions classes", "regions 10", "Classes as regions against regions that were found"),
     ):

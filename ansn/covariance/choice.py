@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,9 +45,38 @@ class Choice:
         return f"{self.structure} ({what}: {', '.join(told)})"
 
 
+class Rows(Protocol):
+    """What is asked of a data set."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def quantisation(self) -> float: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor, /) -> tuple[Tensor, Tensor | None]: ...
+
+    def order(self, seed: int, epoch: int, /) -> Tensor: ...
+
+
 def rows_wanted(dim: int) -> int:
     """How many rows of ``dim`` coordinates :func:`choose` should see: at most 10,000, and 2^25 numbers."""
     return min(10_000, max(64, 2**25 // dim))
+
+
+def some_rows(data: Tensor | Rows, seed: int) -> tuple[Tensor, Tensor, float | None]:
+    """Rows to look at, drawn at random by ``seed``, their places, and the variance of a data set's rounding; of a data
+    set or of rows ``[N, *shape]``. Raises ValueError for none."""
+    if not isinstance(data, Tensor):
+        index = data.order(seed, 0)[: rows_wanted(torch.Size(data.shape).numel())].cpu()
+        return data.batch(index)[0], index, data.quantisation
+    if not len(data):
+        raise ValueError(f"data: got shape {list(data.shape)}, expected rows [N, *shape] with N at least 4")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    index = order[: rows_wanted(data[0].numel())]
+    return data[index.to(data.device)], index, None
 
 
 def _fitted(rows: int) -> int:

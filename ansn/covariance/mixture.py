@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ansn import ops
 from ansn.covariance.adaptive import AdaptiveCovariance
-from ansn.covariance.choice import AUTO, Choice, added_noise, choose, rows_wanted
+from ansn.covariance.choice import AUTO, Choice, Rows, added_noise, choose, some_rows
 from ansn.covariance.pencil import Pencil, uncast
 from ansn.covariance.structure import STRUCTURES
 from ansn.ops import _checks
@@ -58,13 +58,13 @@ class Mixture(nn.Module):
 
     @classmethod
     def for_data(
-        cls, x: Tensor, regions: int | str = AUTO, structure: str = AUTO, *, seed: int = 0, **options: Any
+        cls, data: Tensor | Rows, regions: int | str = AUTO, structure: str = AUTO, *, seed: int = 0, **options: Any
     ) -> Mixture:
-        """A mixture of ``regions`` Gaussians, found in rows ``x`` ``[N, *shape]``, of which some are looked at, drawn
-        at random by ``seed``: see :func:`find`, which has the other arguments and says what ``"auto"`` does."""
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-        some = x[order[: rows_wanted(x[0].numel())]] if len(x) else x
-        return find(some, regions, structure, seed=seed, **options)[0]
+        """A mixture of ``regions`` Gaussians, found in a data set or rows ``[N, *shape]``, of which some are looked at,
+        drawn at random by ``seed``: see :func:`find`, which has the other arguments and says what ``"auto"`` does."""
+        x, _, rounding = some_rows(data, seed)
+        known = {} if rounding is None else {"eps_floor": rounding}
+        return find(x, regions, structure, seed=seed, **known | options)[0]
 
     @property
     def regions(self) -> int:
@@ -107,15 +107,12 @@ class Mixture(nn.Module):
     def draw(self, x: Tensor, *, seed: int = 0, row: int = 0, step: int = 0) -> Tensor:
         """A region of each row, int64 ``[B]``, drawn from ``p(k | x)``, so that regions that overlap keep their
         shapes; a function of (seed, row + r, step)."""
-        shares = self.responsibilities(x).cumsum(1)[:, :-1]
-        return (_uniform(len(x), x.device, seed=seed, row=row, step=step) > shares).sum(1)
+        return drawn(self.responsibilities(x), len(x), seed=seed, row=row, step=step)
 
     @torch.no_grad()
     def sample(self, n: int, sigma: float = 0.0, *, seed: int = 0, row: int = 0) -> Tensor:
         """``n`` draws, ``[n, *shape]``, of the mixture under noise; row r is that of (seed, row + r)."""
-        device = self.covariance.center.device
-        shares = self.weights.cumsum(0)[:-1]
-        region = (_uniform(n, device, seed=seed, row=row) > shares).sum(1)
+        region = drawn(self.weights, n, seed=seed, row=row)
         mean = self.covariance.mean_of(region, n)
         z = ops.colored_step(torch.zeros_like(mean), b=1.0, seed=seed, row=row, stream=ops.PRIOR)
         deviation = (self.covariance.pencil.variances() + sigma**2).sqrt()
@@ -319,7 +316,8 @@ def _columns(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _uniform(rows: int, device: torch.device, **counters: Any) -> Tensor:
-    """Float64 ``[rows, 1]``."""
-    zero = torch.zeros(rows, 1, dtype=torch.float64, device=device)
-    return torch.special.ndtr(ops.colored_step(zero, b=1.0, stream=ops.REGIONS, **counters))
+def drawn(shares: Tensor, rows: int, **counters: Any) -> Tensor:
+    """Regions int64 ``[rows]`` in proportions float64 ``[K]`` or ``[rows, K]``; ``counters``: of the noise."""
+    zero = torch.zeros(rows, 1, dtype=torch.float64, device=shares.device)
+    uniform = torch.special.ndtr(ops.colored_step(zero, b=1.0, stream=ops.REGIONS, **counters))
+    return (uniform > shares.cumsum(-1)[..., :-1]).sum(1)

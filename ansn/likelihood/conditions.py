@@ -48,6 +48,6 @@ def conditions(model: Denoiser, rows: int, region: Tensor | None, y: Tensor | No
         return [Hypothesis(region, y)]
     if covariance.regions == 1:
         return [Hypothesis(None, y)]
-    weights = (covariance.count / covariance.count.sum()).log().tolist()
+    weights = covariance.share.log().tolist()
     each = [torch.full((rows,), k, device=device) for k in range(covariance.regions)]
     return [Hypothesis(k, k if same else y, weight) for k, weight in zip(each, weights, strict=True)]
