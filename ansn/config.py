@@ -246,6 +246,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 def validate(config: TrainConfig) -> None:
     """Raises InputError, one line, for numbers that no run can use. The rest is checked where it is used."""
     optim, run, noise, draw = config.optim, config.run, config.noise, config.sampling
+    seen = config.network.inputs
     rules: list[tuple[str, float | str | None, bool, str]] = [
         ("steps", optim.steps, optim.steps >= 1, "at least 1"),
         ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
@@ -272,6 +273,7 @@ def validate(config: TrainConfig) -> None:
         ("checkpoint-every", run.checkpoint_every, run.checkpoint_every >= 1, "at least 1 step"),
         ("seed", run.seed, 0 <= run.seed < 2**63, "0 <= seed < 2^63"),
         ("threads", run.threads, run.threads is None or run.threads >= 1, "at least 1"),
+        ("inputs", " ".join(seen), len(set(seen)) == len(seen), "each once"),
         ("width", config.network.width, config.network.width is None or config.network.width >= 1, "at least 1"),
         (
             "label-dropout",

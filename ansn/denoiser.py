@@ -79,8 +79,8 @@ class Denoiser(nn.Module):
                     raise ValueError(f"{name}: got {one!r}, expected {expected}")
         if skip == "mixture":
             noise.check_mixture()
-        seen = getattr(network, "inputs", 1 + len(inputs))
-        if seen != 1 + len(inputs):
+        seen = getattr(network, "inputs", None)
+        if isinstance(seen, int) and seen != 1 + len(inputs):
             wanted = ", ".join(("noisy data", *inputs))
             raise ValueError(f"network.inputs: got {seen}, expected {1 + len(inputs)}: {wanted}")
         conditioning = getattr(network, "conditioning", "log")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, Found, Moments
+from ansn.covariance import AdaptiveCovariance, Choice, Found, Moments
 from ansn.errors import InputError
 
 
@@ -80,15 +79,11 @@ Chosen = TypeVar("Chosen", Choice, Found)
 
 
 def agreed(chosen: Chosen, device: torch.device) -> Chosen:
-    """The choice with rank 0's structure and regions: scores that are equal but for rounding may not part the ranks."""
-    if not dist.is_initialized():
-        return chosen
-    names = sorted(STRUCTURES)
-    numbers = torch.tensor([names.index(chosen.structure), getattr(chosen, "regions", 1)], device=device)
-    dist.broadcast(numbers, 0)
-    structure, regions = numbers.tolist()
-    same = {"structure": names[structure]} | ({"regions": regions} if isinstance(chosen, Found) else {})
-    return dataclasses.replace(chosen, **same)
+    """Rank 0's choice: scores that are equal but for rounding may not part the ranks."""
+    shared = [chosen]
+    if dist.is_initialized():
+        dist.broadcast_object_list(shared, 0, device=device)
+    return shared[0]
 
 
 def mean_over_ranks(value: Tensor) -> float:

@@ -189,7 +189,7 @@ def tau_start(
         raise ValueError(f"x: got {x.shape[0]} points, expected at least 4 for a fourth moment")
     flat = x.reshape(x.shape[0], -1).to(covariance.center.dtype)
     white = covariance.whiten(flat, region).double()
-    region = region if mixture is None else mixture.assign(x)
+    region = region if mixture is None else mixture.draw(x)
     owner = torch.zeros(len(x), dtype=torch.int64, device=x.device) if region is None else region
     grams = []
     for k in owner.unique():
@@ -252,11 +252,13 @@ def flow(
     mixture: Mixture | None = None,
 ) -> Levels:
     """Karras levels for the flow of the data ``x`` ``[B, *shape]``, of which a thousand points are looked at (of a
-    mixture's region), B >= 4: from :func:`tau_max_flow`, or :func:`tau_start` where that is more, and with that
-    start."""
-    many = PAIRS * (1 if mixture is None else mixture.regions)
-    start = tau_start(x[:many], covariance, region=None if region is None else region[:many], mixture=mixture)
-    chosen = karras(tau_max or max(tau_max_flow(covariance.dim), start), tau_min, n=n)
+    mixture's region), B >= 4: from :func:`tau_max_flow`, or :func:`tau_start` where that is more, and with that start.
+    The start is the mixture's where there is one; the top serves one Gaussian, from which likelihoods and posteriors
+    begin."""
+    start = top = tau_start(x[:PAIRS], covariance, region=None if region is None else region[:PAIRS])
+    if mixture is not None:
+        start = min(top, tau_start(x[: PAIRS * mixture.regions], covariance, mixture=mixture))
+    chosen = karras(tau_max or max(tau_max_flow(covariance.dim), top), tau_min, n=n)
     return replace(chosen, start=min(max(start, chosen.minimum), chosen.maximum))
 
 

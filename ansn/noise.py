@@ -80,7 +80,7 @@ class NoiseModel(nn.Module):
                 at random by ``seed``: :func:`ansn.covariance.choice.rows_wanted`.
             structure: a name, or ``"auto"`` for :func:`ansn.covariance.choose`.
             region, regions: of rows, int64 ``[N]``, and K. K, or ``"auto"``, without ``region``: regions are found in
-                the data (:func:`ansn.covariance.find`), each with noise of its own shape; :meth:`assign` says which a
+                the data (:func:`ansn.covariance.find`), each with noise of its own shape; :meth:`assign` draws which a
                 row is of. The network has to be told.
             mixture: K, or ``"auto"``, for a :class:`ansn.Mixture` of the data beside noise of one shape, ``rho=0``.
             options: of :class:`ansn.AdaptiveCovariance`: ``rho=0`` is isotropic noise. ``eps_floor`` is the data
@@ -89,7 +89,7 @@ class NoiseModel(nn.Module):
         Raises ValueError naming the argument.
         """
         if mixture is not None and (regions != 1 or region is not None):
-            raise ValueError(f"mixture: got {mixture!r} beside regions = {regions}, expected noise of one region")
+            raise ValueError(f"mixture: got {mixture!r} and regions = {regions}, expected one of the two")
         x, index, rounding = some_rows(data, seed)
         options = ({} if rounding is None else {"eps_floor": rounding}) | {"distinct": len(data)} | options
         known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
@@ -99,9 +99,8 @@ class NoiseModel(nn.Module):
             options["distinct"] = int(torch.bincount(region, minlength=regions).min())
             region = region[index.to(region.device)]
         elif regions != 1:  # regions that are found bring their first moments
-            fresh = find(x, regions, structure, seed=seed, **{"rho": None} | options | {"distinct": None})[0]
-            region = fresh.assign(x)
-            return cls(fresh.covariance, flow(x, fresh.covariance, region=region), seed)
+            found = find(x, regions, structure, seed=seed, **{"rho": None} | options | {"distinct": None})[0]
+            return cls(found.covariance, flow(x, found.covariance, region=found.draw(x, seed=seed)), seed)
         if mixture is not None and not {"rho", "gamma"} & set(options):
             options["rho"] = 0.0
         chosen = choose(x, region, int(regions), **known).structure if structure == AUTO else structure
@@ -110,7 +109,7 @@ class NoiseModel(nn.Module):
         seen.update(x, region).freeze()
         if mixture is None:
             return cls(empty, flow(x, seen, region=region), seed)
-        found = find(x, mixture, structure, seed=seed, **known)[0]
+        found = find(x, mixture, structure, seed=seed, **options | {"distinct": None})[0]
         return cls(empty, flow(x, seen, mixture=found), seed, found)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseModel:
@@ -139,9 +138,12 @@ class NoiseModel(nn.Module):
             self.mixture.update(x, seed=self.seed)
         return self
 
-    def assign(self, x: Tensor) -> Tensor | None:
-        """The region of each row of clean data, int64 ``[B]``; None where there is one for all."""
-        return None if self.covariance.regions == 1 else Mixture(self.covariance).assign(x)
+    def assign(self, x: Tensor, *, step: int = 0, row: int = 0) -> Tensor | None:
+        """A region for each row of clean data, int64 ``[B]``, drawn by how likely it is of each
+        (:meth:`ansn.Mixture.draw`); None where there is one for all."""
+        if self.covariance.regions == 1:
+            return None
+        return Mixture(self.covariance).draw(x, seed=self.seed, step=step, row=row)
 
     def perturb(
         self,

@@ -41,7 +41,7 @@ def regions_figure(mixture: Mixture, names: Sequence[str] | None = None, width: 
     cells: Any = figure.subplots(len(order), 4, squeeze=False)
     for axes, title in zip(cells[0], ("mean", "variances of S", "draw", "draw"), strict=True):
         axes.set_title(title, fontsize="medium")
-    draw_all(cells[:, [0, 2, 3]].ravel(), pictures, names)
+    _draw_all(cells[:, [0, 2, 3]].ravel(), pictures, names)
     variances = spread[order].sort(1, descending=True).values.double().cpu()
     top = float(variances.max()) or 1.0
     for axes, values, k in zip(cells, variances, order.tolist(), strict=True):
@@ -53,7 +53,7 @@ def regions_figure(mixture: Mixture, names: Sequence[str] | None = None, width: 
     return figure
 
 
-def draw_all(cells: Sequence[Any], x: Tensor, names: Sequence[str] | None) -> None:
+def _draw_all(cells: Sequence[Any], x: Tensor, names: Sequence[str] | None) -> None:
     """Rows ``[n, *shape]``, one in each set of axes; each third is a mean."""
     if x.ndim == 5:
         x = figures.middle_slices(x)[0]

@@ -172,6 +172,7 @@ def test_skip_and_inputs_need_a_preconditioned_denoiser(name: str, given: str, w
     [
         ({"skip": "mixture", "rho": 0.5}, "--skip: got mixture and --rho 0.5, expected --rho 0"),
         ({"skip": "mixture", "gamma": -1.0}, "--skip: got mixture and --gamma -1, expected --rho 0"),
+        ({"inputs": ("estimate",) * 2}, "--inputs: got estimate estimate, expected each once"),
         ({"regions": "labels"}, "--regions labels: needs --class-conditional"),
         ({"regions": 7, "class_conditional": True}, "--class-conditional: got it and --regions 7"),
         ({"regions": "auto", "class_conditional": True}, "--class-conditional: got it and --regions auto"),

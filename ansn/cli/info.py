@@ -73,15 +73,18 @@ def _tell(run: Path | None) -> None:
             f" effective rank {float(covariance.effective_rank().max()):.1f}"
         )
         ladder = found.model.noise.levels
-        lines["structure"] = str(found.structure)
-        if found.regions is not None:
-            lines["regions"] = _regions(found, found.regions)
-        few, structure = int((~covariance.enough()).sum()), covariance.structure
+        mixture, mixed = found.mixture, found.model.noise.mixture is not None
+        of_regions = found.found is not None and not mixed
+        lines["structure"] = f"{covariance.structure.name}, that of the regions" if of_regions else str(found.structure)
+        if found.found is not None or mixture.regions > 1:
+            lines["regions"] = _regions(found, mixture)
+        few, structure = int((~mixture.covariance.enough()).sum()), mixture.covariance.structure
         if few:
-            of = f"{few} of {covariance.regions} regions have" if covariance.regions > 1 else "it has"
+            of = f"{few} of {mixture.regions} regions have" if mixture.regions > 1 else "it has"
+            start = "isotropic in the skip" if mixed else "the denoiser starts from EDM's preconditioning"
             lines["too few points"] = (
                 f"{of} fewer than the {structure.points():,} distinct ones that {structure.name} needs, so S counts as"
-                " R: the denoiser starts from EDM's preconditioning"
+                f" R: {start}"
             )
         lines["levels"] = f"{len(ladder)}, tau {ladder.maximum:.4g} to {ladder.minimum:.4g}, {ladder.training}"
     width = max(map(len, lines))

@@ -57,6 +57,28 @@ class Mixture(nn.Module):
         self.covariance = covariance.track()
 
     @classmethod
+    def of(cls, x: Tensor, region: Tensor, regions: int, structure: str, **options: Any) -> Mixture:
+        """Of rows ``[N, *shape]`` whose regions are known, int64 ``[N]``, and the pseudo-points that :func:`find`
+        tells of; ``options``: of :class:`AdaptiveCovariance`."""
+        made, within = (AdaptiveCovariance(tuple(x.shape[1:]), k, structure, **options) for k in (regions, 1))
+        made.orient(x, region).moments.update(x, region)
+        away = x.flatten(1) - made.mean[region].to(x.dtype)
+        within.orient(away).moments.update(away)
+        prior, basis = made.gathering(), within.moments.basis
+        points = (made.structure.points() - made.count).clamp_min(PRIOR)
+        for name in ("weight", "weight2", "pseudo"):
+            getattr(prior, name).copy_(points)
+        prior.mean.copy_(made.mean)
+        spread = {
+            name: (points / len(x)).to(part.dtype).reshape(-1, *(1,) * (part.ndim - 1)) * part
+            for name, part in within.moments.scatters.items()
+        }
+        prior.add_scatters(spread, {name: part.expand(regions, *part.shape[1:]) for name, part in basis.items()})
+        made.merge(prior, points=len(x))
+        made.refresh()
+        return cls(made)
+
+    @classmethod
     def for_data(
         cls, data: Tensor | Rows, regions: int | str = AUTO, structure: str = AUTO, *, seed: int = 0, **options: Any
     ) -> Mixture:
@@ -111,7 +133,10 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, sigma: float = 0.0, *, seed: int = 0, row: int = 0) -> Tensor:
-        """``n`` draws, ``[n, *shape]``, of the mixture under noise; row r is that of (seed, row + r)."""
+        """``n`` draws, ``[n, *shape]``, of the mixture under noise; row r is that of (seed, row + r). ValueError for n
+        below 1."""
+        if n < 1:
+            raise ValueError(f"n: got {n}, expected at least 1 draw")
         region = drawn(self.weights, n, seed=seed, row=row)
         mean = self.covariance.mean_of(region, n)
         z = ops.colored_step(torch.zeros_like(mean), b=1.0, seed=seed, row=row, stream=ops.PRIOR)
@@ -143,8 +168,12 @@ class Mixture(nn.Module):
         pencil = self.covariance.pencil
         flat = x.flatten(1).to(torch.promote_types(x.dtype, pencil.like.dtype))
         c = self._turn(flat - self.covariance.center.to(flat.dtype).unsqueeze(1), True)
-        noise = torch.as_tensor(sigma, dtype=flat.dtype, device=x.device).reshape(1, -1, 1).square()
-        total = pencil.variances().to(flat.dtype).unsqueeze(1) + noise
+        noise = torch.as_tensor(sigma, dtype=flat.dtype, device=x.device)
+        if noise.ndim > 1 or noise.numel() not in (1, len(x)):
+            raise ValueError(f"sigma: got shape {list(noise.shape)}, expected a number or [{len(x)}]")
+        noise = noise.reshape(1, -1, 1).square()
+        # Where neither data nor noise vary a row is at the mean or has no density.
+        total = (pencil.variances().to(flat.dtype).unsqueeze(1) + noise).clamp_min(torch.finfo(flat.dtype).tiny)
         misfit = (c.square() / total).sum(2).double() + total.log().sum(2).double()
         constant = 0.5 * self.covariance.dim * math.log(2 * math.pi)
         return self.weights.log().unsqueeze(1) - 0.5 * misfit - constant, c, noise / total
@@ -165,7 +194,7 @@ class Mixture(nn.Module):
 @dataclass(frozen=True)
 class Found:
     """How regions were found: their number, the structure of their covariances, and nats a dimension of held-out rows
-    by number, where that was asked for; ``rows``: that were looked at."""
+    by number, where that was asked for; ``rows``: that they have learned from."""
 
     regions: int
     structure: str
@@ -196,7 +225,7 @@ def find(
 
     Raises ValueError naming the argument.
     """
-    if regions != AUTO and (not isinstance(regions, int) or not 1 <= regions <= len(x)):
+    if regions != AUTO and (not isinstance(regions, int) or regions is True or not 1 <= regions <= len(x)):
         raise ValueError(f"regions: got {regions!r}, expected 1 to {len(x)} (the rows looked at) or {AUTO!r}")
     if regions == AUTO and len(x) < 4:
         raise ValueError(f"x: got {len(x)} rows, expected at least 4 of which to hold one out")
@@ -207,7 +236,7 @@ def find(
     search = _Search(x, structure, seed, options)
     if isinstance(regions, int):
         made = search.fitted(x[: max(_ROWS, _ROWS_A_REGION * regions)], regions)
-        return made, Found(regions, made.covariance.structure.name, {}, len(x))
+        return made, Found(regions, made.covariance.structure.name, {}, made.covariance.seen)
     held = len(x) // 4
     scores: dict[int, float] = {}
     for k in (k for k in CANDIDATES if k <= max(1, len(x) // 40)):
@@ -216,7 +245,7 @@ def find(
             break
     best = next(k for k in scores if scores[k] >= max(scores.values()) - _LEVEL)
     made = search.fitted(x[: max(_ROWS, _ROWS_A_REGION * best)], best)
-    return made, Found(best, made.covariance.structure.name, scores, len(x))
+    return made, Found(best, made.covariance.structure.name, scores, made.covariance.seen)
 
 
 class _Search:
@@ -226,13 +255,10 @@ class _Search:
         self.structure, self.seed, self.options, self.shape = structure, seed, options, tuple(x.shape[1:])
         known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
         self.choice = choose(x, **known) if structure == AUTO else Choice(structure, {}, {}, 0)
-        one = self._empty(1, self.choice.structure).update(x[:_ROWS]).track()
+        one = AdaptiveCovariance(self.shape, 1, self.choice.structure, **options).update(x[:_ROWS]).track()
         self.center, self.pencil = one.center, one.pencil
         self.leading = self.pencil.variances()[0].argsort(descending=True)[:_LEADING]
         self.deviation = (self.pencil.variances()[0, self.leading] + added_noise(one)).sqrt()
-
-    def _empty(self, regions: int, structure: str) -> AdaptiveCovariance:
-        return AdaptiveCovariance(self.shape, regions, structure, **self.options)
 
     def fitted(self, x: Tensor, regions: int) -> Mixture:
         owner = self._begun(x, regions)
@@ -284,25 +310,7 @@ class _Search:
         return torch.as_tensor(found, dtype=torch.int64)
 
     def _maximised(self, x: Tensor, owner: Tensor, regions: int, structure: str) -> Mixture:
-        made = self._empty(regions, structure)
-        made.orient(x, owner)
-        made.moments.update(x, owner)
-        within = self._empty(1, structure)
-        away = x.flatten(1) - made.mean[owner].to(x.dtype)
-        within.orient(away).moments.update(away)
-        prior = made.gathering()
-        points = (made.structure.points() - made.count).clamp_min(PRIOR)
-        spread = {
-            name: _columns(points / len(x), part).to(part.dtype) * part
-            for name, part in within.moments.scatters.items()
-        }
-        prior.add_scatters(spread, {n: p.expand(regions, *p.shape[1:]) for n, p in within.moments.basis.items()})
-        for name in ("weight", "weight2", "pseudo"):
-            getattr(prior, name).copy_(points)
-        prior.mean.copy_(made.mean)
-        made.merge(prior, points=len(x))
-        made.refresh()
-        return Mixture(made)
+        return Mixture.of(x, owner, regions, structure, **self.options)
 
     def score(self, mixture: Mixture, x: Tensor) -> float:
         """Nats a dimension of rows with the noise of a grey level, as of :func:`ansn.covariance.choice.score`."""
@@ -310,10 +318,6 @@ class _Search:
         zero = torch.zeros_like(x, dtype=mixture.covariance.center.dtype)
         noisy = ops.colored_step(x.to(zero.dtype), f=None, b=sigma, seed=self.seed, stream=ops.PERTURB)
         return float(mixture.log_prob(noisy, sigma).mean()) / zero[0].numel()
-
-
-def _columns(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def drawn(shares: Tensor, rows: int, **counters: Any) -> Tensor:

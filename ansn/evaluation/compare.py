@@ -109,12 +109,10 @@ def measure(
     """
     held = None if held_out is None or len(held_out) < LEAST else held_out[: len(rows)]
     size = len(rows) if held is None or whole else len(held)
-    blocks, simple = (
-        [] if of is None else [of[first : first + size] for first in range(0, len(of) - size + 1, size)]
-        for of in (rows, baseline)
-    )
+    parts = [slice(first, first + size) for first in range(0, len(rows) - size + 1, size)]
+    blocks = [rows[part] for part in parts]
     values = np.mean([statistic(block) for block in blocks], axis=0)
-    simpler = np.mean([statistic(block) for block in simple], axis=0) if simple else None
+    simpler = None if baseline is None else np.mean([statistic(baseline[part]) for part in parts], axis=0)
     errors = [deviations(statistic, block, resampling.halves, resampling.seed) for block in blocks]
     reach = _NORMAL * np.sqrt(np.mean(np.square(errors), axis=0) / len(blocks))
     # A share of none, or of all, is the same in every half, which says nothing: within 3 / n at 95 %.

@@ -131,7 +131,7 @@ class _Work:
             samples = samples[: self.settings.n]
         samples, asked = self._finite(samples, asked)
         held = self._held_out(len(samples))
-        baseline = self.run.mixture.sample(len(samples), seed=self.settings.seed).cpu()
+        baseline = self._baseline(len(samples))
         quality: list[dict[str, Any]] = []
         for space in self.spaces:
             quality += self._in_space(space, samples, asked, held, baseline)
@@ -154,6 +154,11 @@ class _Work:
         if int(good.sum()) < LEAST:
             raise InputError(f"-n: got {int(good.sum())} samples that are finite, expected at least {LEAST}")
         return samples[good], None if asked is None else asked[good.numpy()]
+
+    def _baseline(self, n: int) -> Tensor:
+        """Samples of the run's Gaussians, with a seed of their own: the model starts from noise of the other."""
+        mixture, size, seed = self.run.mixture, self.settings.batch_size, (self.settings.seed + 1) % 2**63
+        return torch.cat([mixture.sample(min(size, n - k), seed=seed, row=k).cpu() for k in range(0, n, size)])
 
     def _held_out(self, n: int) -> tuple[Tensor, Tensor | None] | None:
         """As many held-out rows as there are samples, drawn at random, and their labels."""
@@ -217,7 +222,9 @@ class _Work:
             return
         index = self.test.order(self.settings.seed, 0)[: self.settings.likelihood].clone()
         self.tell(f"likelihood of {len(index)} held-out rows")
-        found = bits_per_dim(self.run.model, self.test, index, seed=self.settings.seed)
+        # Regions that were found are no labels, also where nothing is left of their prior.
+        told = self.run.config.network.class_conditional
+        found = bits_per_dim(self.run.model, self.test, index, seed=self.settings.seed, conditional=told)
         note = f"of held-out rows; interval from the standard error over rows; {found.evaluations} evaluations a row"
         if self.test.levels is not None:
             note += f"; an upper bound, dequantisation {found.dequantisation}"

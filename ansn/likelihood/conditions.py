@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class Hypothesis:
 
 
 def conditions(model: Denoiser, rows: int, region: Tensor | None, y: Tensor | None) -> list[Hypothesis]:
-    """One hypothesis where regions and labels are known, or there are none; else one for each region.
+    """One hypothesis where regions and labels are known, or there are none; else one for each region of some share.
 
     Where the network has one class a region, region and label are the same (math section 6). Raises ValueError.
     """
@@ -49,5 +50,7 @@ def conditions(model: Denoiser, rows: int, region: Tensor | None, y: Tensor | No
     if covariance.regions == 1:
         return [Hypothesis(None, y)]
     weights = covariance.share.log().tolist()
-    each = [torch.full((rows,), k, device=device) for k in range(covariance.regions)]
-    return [Hypothesis(k, k if same else y, weight) for k, weight in zip(each, weights, strict=True)]
+    each = {k: torch.full((rows,), k, device=device) for k, weight in enumerate(weights) if weight > -math.inf}
+    if not each:
+        raise ValueError(f"region: got None while no region has data yet, expected int64 [{rows}]")
+    return [Hypothesis(region, region if same else y, weights[k]) for k, region in each.items()]

@@ -47,11 +47,11 @@ def gaussian_2m(
     Gaussian data is exact with any number of levels. ``denoise``: end with D instead, as the other solvers do; for
     posteriors, which meet their measurement by it, and for data of modes far narrower than the whole.
 
-    Where the noise model has a mixture, a row follows the Gaussian of a region from where it is of that region for
-    certain: there the two flows are one. Where regions compete it follows the Gaussian of the whole, which is nearer to
-    the mixture's flow than that of any region.
+    Where the noise model has a mixture, a row that starts in a region for certain (p above 0.99) follows that region's
+    Gaussian, since there the mixture's flow is the region's; the others follow the Gaussian of the whole.
 
-    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, three products with B each besides the denoiser's.
+    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, three products with B each besides the denoiser's,
+    with a mixture six.
     Needs no Wiener skip, only the covariance; compiling it needs one that keeps its pencil
     (:meth:`AdaptiveCovariance.track`).
     """
@@ -60,23 +60,22 @@ def gaussian_2m(
         raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {', '.join(map(str, covariance.shape))}]")
     _checks.region(region, x.shape[0], covariance.regions, x.device)
     mixture, following, least = model.noise.mixture, targets(taus), 1e-6 * taus[-1] ** 2
-    whole = Frame.of(covariance, covariance.pencil, x, region, least)
-    pencil = None if mixture is None else mixture.pencil(model.noise.deviation)
-    last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    frames = [Frame.of(covariance, covariance.pencil, x, region, least)]
+    sure = torch.zeros(len(x), *(1,) * (x.ndim - 1), dtype=torch.bool, device=x.device)
+    if mixture is not None:
+        share, likeliest = mixture.responsibilities(x, taus[0] * model.noise.deviation).max(1)
+        sure = (share > _SURE).reshape(sure.shape)
+        frames.append(Frame.of(mixture.covariance, mixture.pencil(model.noise.deviation), x, likeliest, least))
+    before: list[tuple[Tensor, Tensor] | None] = [None] * len(frames)
 
     for i in bar(range(len(taus)), progress, "Gaussian 2M"):
         denoised = model(x, taus[i], region, **extra)
         tell(callback, i, taus[i], x, denoised)
         if denoise and i + 1 == len(taus):
             return denoised
-        after, q = whole.ahead(x, denoised, taus[i], following[i], last and last[2:])
-        if mixture is not None and pencil is not None:
-            share, likeliest = mixture.responsibilities(x, taus[i] * model.noise.deviation).max(1)
-            own = Frame.of(mixture.covariance, pencil, x, likeliest, least)
-            before = last and (own.rest(*last[:2], last[3])[0], last[3])
-            alone, _ = own.ahead(x, denoised, taus[i], following[i], before)
-            after = torch.where((share > _SURE).reshape(-1, *(1,) * (x.ndim - 1)), alone, after)
-        last, x = (x, denoised, q, taus[i]), after
+        ahead = [f.ahead(x, denoised, taus[i], following[i], b) for f, b in zip(frames, before, strict=True)]
+        before = [(q, taus[i]) for _, q in ahead]
+        x = torch.where(sure, ahead[-1][0], ahead[0][0])
     return x
 
 

@@ -76,17 +76,15 @@ def found_regions(
 ) -> tuple[Mixture, Found] | None:
     """Regions that have learned from rows of the data, and how they were found; None where there are none, or the
     noise's are the classes."""
-    wanted = config.noise.regions
+    wanted, shape = config.noise.regions, _shape(config, info, config.noise.structure)
     if not mixed(config) and wanted in ("none", "labels"):
         return None
     try:
         if labels is None:
             number = AUTO if wanted == "none" else wanted
-            return find(x, number, config.noise.structure, seed=config.run.seed, **_shape(config, info, AUTO))
+            return find(x, number, config.noise.structure, seed=config.run.seed, **shape)
         found = Found(info.num_classes, structure(config, info, x, labels).structure, {}, len(x))
-        made = regions(config, info, found)
-        made.covariance.update(x, labels)
-        return made, found
+        return Mixture.of(x, labels, found.regions, found.structure, **shape), found
     except (ValueError, MemoryError) as error:
         raise InputError(str(error)) from None
 
@@ -116,8 +114,7 @@ def covariance(
 
 def regions(config: TrainConfig, info: DataInfo, found: Found) -> Mixture:
     """Empty regions, of the noise or of the skip, as they were found."""
-    distinct = info.fewest if config.noise.regions == "labels" else None  # found ones have points enough by their prior
-    return Mixture(_empty(info, found.regions, found.structure, distinct=distinct, **_shape(config, info, AUTO)))
+    return Mixture(_empty(info, found.regions, found.structure, **_shape(config, info, config.noise.structure)))
 
 
 def _shape(config: TrainConfig, info: DataInfo, structure: str) -> dict[str, Any]:
@@ -159,7 +156,7 @@ def ladder(
         if found is None or mixture is not None:
             seen = covariance(config, info, structure).update(x, region)
         else:
-            seen, region = found.covariance, found.assign(x)
+            seen, region = found.covariance, found.draw(x)
         region = None if seen.regions == 1 else region
         chosen = levels.flow(
             x, seen, tau_max=noise.tau_max, tau_min=noise.tau_min, n=noise.rungs or 20, region=region, mixture=mixture

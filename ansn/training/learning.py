@@ -32,26 +32,35 @@ def regions(
     return out, found
 
 
-def learners(config: TrainConfig, model: Denoiser, regions: Mixture | None, rows: int, world: int) -> list[Learner]:
-    """Of the noise's covariance and of the skip's. What began with the data's first rows learns for one epoch at most:
-    more of few ``rows`` tells nothing new."""
-    limit, known = config.noise.freeze_after, None if regions is None else regions.covariance
-    once = None if limit is None else min(limit, rows)
+def learners(
+    config: TrainConfig, model: Denoiser, found: Found | None, rows: int, world: int, step: int
+) -> list[Learner]:
+    """Of the noise's covariance and of the skip's, in a run that goes on from ``step``. Regions began with the first
+    rows of the run's order: these do not count again, and more than one epoch of few ``rows`` tells nothing new (they
+    go on where ``freeze_after`` is None)."""
+    limit, batch = config.noise.freeze_after, config.optim.batch_size
+    once, begun = None if limit is None else min(limit, rows), 0 if found is None else found.rows
+    regional = "mixture" if build.mixed(config) else "covariance"
     return [
-        Learner(covariance, once if covariance is known else limit, config.optim.batch_size, world)
-        for covariance in build.covariances(model).values()
+        Learner(covariance, once, batch, world, begun - step * batch)
+        if found is not None and name == regional
+        else Learner(covariance, limit, batch, world)
+        for name, covariance in build.covariances(model).items()
     ]
 
 
 class Learner:
-    """Feeds a covariance until it has seen ``limit`` points (None: without end), and then freezes it.
+    """Feeds a covariance, but for the first ``known`` rows, until it has seen ``limit`` points (None: without end), and
+    then freezes it.
 
     Of several processes (``world``) each gathers moments of its own part of a batch of ``batch`` rows; they are merged
     exactly where one process would make a new snapshot, by :meth:`merge`, and for a checkpoint.
     """
 
-    def __init__(self, covariance: AdaptiveCovariance, limit: int | None, batch: int, world: int) -> None:
-        self.covariance, self.limit, self.batch = covariance, limit, batch
+    def __init__(
+        self, covariance: AdaptiveCovariance, limit: int | None, batch: int, world: int, known: int = 0
+    ) -> None:
+        self.covariance, self.limit, self.batch, self.known = covariance, limit, batch, known
         # What this rank gathered since the last merge: cumulative states would be counted once a rank.
         self.gathered = covariance.gathering() if world > 1 else None
         self.pending = self.updates = 0
@@ -71,7 +80,8 @@ class Learner:
         covariance = self.covariance
         if covariance.frozen:
             return
-        if not self.full:  # what was found may have seen it all
+        self.known -= self.batch
+        if not self.full and self.known < 0:
             self._learn(x, region)
         if self.full:
             self.merge()

@@ -40,7 +40,7 @@ class Run:
     def regions(self) -> Mixture | None:
         """:attr:`mixture` where there are several regions."""
         noise = self.model.noise
-        return None if noise.mixture is None and noise.covariance.regions == 1 else self.mixture
+        return self.mixture if (noise.mixture or noise).covariance.regions > 1 else None
 
     def to_data_units(self, x: Tensor) -> Tensor:
         """Samples of a standardised table in the units of its columns; images as they are."""

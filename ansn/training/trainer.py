@@ -97,7 +97,7 @@ class Trainer:
         if stored:
             with checkpoint.fitting(self.folder):
                 self._restore(*stored)
-        self.learners = learning.learners(config, self.model, self.regions, len(dataset), world)
+        self.learners = learning.learners(config, self.model, self.found, len(dataset), world, self.step)
         self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
         if world > 1:
             ids = [device.index] if device.type == "cuda" else None

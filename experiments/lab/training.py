@@ -131,7 +131,7 @@ class Trained:
 
     def known(self, x: Tensor, y: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Region of rows in the frame, and what the network is told of them."""
-        y = y if self.finder is None else self.finder.assign(x)
+        y = y if self.finder is None else self.finder.draw(x)
         told = {"y": y} if self.latest.num_classes and y is not None else {}
         return (y if self.model.noise.covariance.regions > 1 else None), told
 
@@ -184,7 +184,7 @@ def noise_model(problem: Problem, setup: Setup) -> Made:
         regional = options | known if setup.labels == "regions" else known
         finder = _found(problem, setup.seed, setup.found, tuple(regional.items()))
         if setup.labels == "regions":
-            region, count, structure = finder.assign(some), setup.found, finder.covariance.structure.name
+            region, count, structure = finder.draw(some, seed=setup.seed), setup.found, finder.covariance.structure.name
 
     def covariance(**more: Any) -> ansn.AdaptiveCovariance:
         return ansn.AdaptiveCovariance(
@@ -193,12 +193,11 @@ def noise_model(problem: Problem, setup: Setup) -> Made:
 
     seen = covariance().orient(some, region).update(some, region).freeze()
     few = x[:1000] if mixture is None else some
-    start = ansn.levels.flow(few, seen, region=_rows(region, len(few)), mixture=mixture).start
-    assert start is not None
+    ladder = ansn.levels.flow(few, seen, region=_rows(region, len(few)), mixture=mixture)
+    start = ladder.start or ladder.maximum
     if shape == "diagonal" and count == 1:  # its start knows no correlations
         start = max(start, diagonal_start(some, seen))
-    top = max(ansn.levels.tau_max_flow(problem.dim), start)
-    ladder = ansn.levels.karras(top, 0.01)
+        ladder = ansn.levels.karras(max(ladder.maximum, start), 0.01)
     told = {"start": min(start, ladder.maximum), "log_mean": setup.log_mean, "log_std": setup.log_std}
     ladder = replace(ladder, **{name: value for name, value in told.items() if value is not None})
     if shape.startswith("fixed"):
@@ -244,6 +243,7 @@ def fit(
     options: dict[str, int] = {"inputs": 1 + len(inputs)} if inputs else {}
     if setup.labels:
         options["num_classes"] = finder.regions if finder is not None else problem.train.num_classes
+    once = min(setup.freeze_after, len(problem.train))  # of regions: more epochs tell nothing new
     shares = None
     if setup.labels == "network":
         shares = torch.bincount(problem.train.labels).double() if finder is None else finder.weights
@@ -259,9 +259,9 @@ def fit(
         told = {"y": y} if setup.labels else {}
         region = y if setup.labels == "regions" else None
         noise.update(x, region)
-        if noise.covariance.seen >= setup.freeze_after:
+        if noise.covariance.seen >= (once if finder is not None else setup.freeze_after):
             noise.covariance.freeze()
-        if noise.mixture is not None and noise.mixture.covariance.seen >= min(setup.freeze_after, len(problem.train)):
+        if noise.mixture is not None and noise.mixture.covariance.seen >= once:
             noise.mixture.covariance.freeze()
         perturbed, level = noise.perturb(x, region, step=step)
         loss = ansn.dsm_loss(model, x, perturbed, level, setup.metric, **told)

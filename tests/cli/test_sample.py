@@ -305,6 +305,7 @@ def test_info_of_regions(which: str, what: str, use: str, request: pytest.Fixtur
     found, used, shares = lines["regions"].split("; ")
     assert (found.split(", ")[0], used) == (what.split(", ")[0], use)
     assert found.split(" (")[1] == what.split(" (")[1]
+    assert (lines["structure"] == "cosine, that of the regions") == (which == "regions")
     values = [float(v.rstrip("%")) for v in shares.split()[1:]]
     assert values == sorted(values)
     assert sum(values) == pytest.approx(100, abs=0.5)

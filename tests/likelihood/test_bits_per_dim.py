@@ -150,6 +150,8 @@ def test_labels_are_told_to_a_network_that_takes_them():
     mixed = ansn.bits_per_dim(model, data, steps=2, conditional=False)
     assert not mixed.conditional
     assert mixed.evaluations == 10 * told.evaluations
+    more = digits_model(data, regions=12, classes=12)  # two of which are of no row
+    assert ansn.bits_per_dim(more, data, steps=2, conditional=False).evaluations == mixed.evaluations
     noisy = ansn.bits_per_dim(model, data, steps=2, dequantisation="noise")
     assert math.isfinite(noisy.value)
     bare = Dataset(data.rows, levels=17)

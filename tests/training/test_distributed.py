@@ -158,22 +158,23 @@ def test_a_checkpoint_of_two_processes_serves_one(one: Path, two: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("use", [("--regions", 4), ("--skip", "mixture", "--regions", 4)])
 def test_two_processes_find_the_regions_of_one(use: tuple[object, ...], tmp_path: Path) -> None:
-    """A limit of digits' 1,347 rows would end the learning at once, so there is none."""
-    done = torchrun(tmp_path / "two", "--steps", 40, "--structure", "separable", "--freeze-after", "None", *use)
+    """A limit of digits' 1,347 rows would end the learning at once, so there is none; 42 batches are known."""
+    done = torchrun(tmp_path / "two", "--steps", 60, "--structure", "separable", "--freeze-after", "None", *use)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("regions: 4, separable (found in 1,347 rows)") == 1
     options = {
         "structure": "separable",
         "freeze_after": None,
+        "steps": 60,
         "regions": 4,
         "skip": "mixture" if use[0] == "--skip" else None,
     }
     one = train(small(tmp_path / "one", **options))
     expected, found = (load_run(run) for run in (one, tmp_path / "two"))
     assert found.found == expected.found
-    assert found.mixture.covariance.seen == 1347 + 40 * 32
+    assert found.mixture.covariance.seen == 1347 + 18 * 32
     assert_covariances_agree(found.mixture.covariance, expected.mixture.covariance)
-    assert_loss_curves_agree(tmp_path / "two", one, range(5, 41, 5))
+    assert_loss_curves_agree(tmp_path / "two", one, range(5, 61, 5))
 
 
 @pytest.mark.slow

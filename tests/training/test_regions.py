@@ -71,8 +71,22 @@ def test_regions_begin_with_what_was_found_and_learn_for_one_epoch(use: dict[str
     regions = load_run(tmp_path / "a").mixture.covariance
     assert (regions.frozen, regions.seen) == (True, 1347)
     assert torch.equal(regions.count, made[0].covariance.count)
-    on = load_run(trained(tmp_path / "b", steps=2, freeze_after=None, **use)).mixture.covariance
-    assert (on.frozen, on.seen, float(on.count.sum())) == (False, 1347 + 64, 1347 + 64)
+    on = load_run(trained(tmp_path / "b", steps=44, freeze_after=None, **use)).mixture.covariance
+    assert (on.frozen, on.seen, float(on.count.sum())) == (False, 1347 + 64, 1347 + 64), "42 batches were known"
+
+
+@pytest.mark.parametrize("use", [NOISE, MIXTURE])
+def test_rows_that_regions_began_with_do_not_count_again(
+    use: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ansn.covariance.mixture._ROWS", 400)
+    folder = trained(tmp_path, steps=20, **use)
+    found = load_run(folder)
+    assert found.found is not None
+    assert (found.found.rows, found.mixture.covariance.seen) == (400, 400 + (20 - 12) * 32)
+    trained(tmp_path, steps=44, **use)  # goes on, as if it had not stopped
+    done = load_run(folder).mixture.covariance
+    assert (done.frozen, done.seen) == (True, 400 + (42 - 12) * 32)
 
 
 def test_a_row_of_a_region_has_its_noise_and_the_network_is_told(
@@ -153,7 +167,7 @@ def test_one_region_may_be_all_that_is_found(tmp_path: Path) -> None:
     for name, use in (("noise", {}), ("mixture", {"skip": "mixture"})):
         run = load_run(trained(tmp_path / name, dataset=str(tmp_path / "x.npy"), steps=2, regions="auto", **use))
         assert run.found is not None
-        assert (run.found.regions, run.model.num_classes) == (1, None)
+        assert (run.found.regions, run.model.num_classes, run.regions) == (1, None, None)
         assert bool(torch.isfinite(draw(run, 5, steps=3)).all())
 
 
