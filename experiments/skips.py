@@ -394,7 +394,7 @@ def _findings(rows: Sequence[Row], problems: Sequence[str], starts: Sequence[Row
         if words:
             out.append(f"{what}: {words}.")
     done = {(r["problem"], r["arm"]) for r in rows}
-    missing = [f"{name}: {', '.join(arms)}" for name in STEPS
+    missing = [f"{name} {', '.join(f'`{a}`' for a in arms)}" for name in STEPS
                if (arms := [a for a in (*ARMS, *RELATIVES) if _has(name, a) and (name, a) not in done])]  # fmt: skip
     return [*out, *_few(rows, problems), *([f"Not measured yet: {'; '.join(missing)}."] if missing else [])]
 
