@@ -425,15 +425,17 @@ def _figure(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> tuple
     picture, axes = figure.panels(len(problems))
     for axis, name in zip(axes, problems, strict=True):
         metric = "tv" if name in PLACES else "loss"
+        steps = sorted({r["step"] for r in select(rows, problem=name)})
         for colour, arm in enumerate(drawn):
             own = of(rows, name, arm, metric)
-            steps = sorted({r["step"] for r in own})
-            found = [estimate([r[metric] for r in own if r["step"] == step]) for step in steps]
-            if steps:
+            found = [estimate([r[metric] for r in own if r["step"] == step]) for step in steps if own]
+            if own:
                 halves = [e.half if math.isfinite(e.half) else 0.0 for e in found]
                 figure.curve(axis, steps, [e.mean for e in found], halves, label=arm, colour=colour)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.set_xticks(steps, map(str, steps))
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axis.set_title(f"{name}: {METRICS[metric]}", fontsize=8)
     axes[0].legend(fontsize=6)
     return "Over training, 95 % intervals", figure.save(picture, folder / "skips.png")
