@@ -67,6 +67,15 @@ class Separable(Structure):
                 out = cosines(out, first + a, inverse)
         return out
 
+    def squares(self, values: Tensor, basis: Basis) -> Tensor:
+        out = values.reshape(-1, *self.shape)
+        for a, n in enumerate(self.shape):
+            if a in self.learned:
+                out = along(out, a, basis[f"basis{a}"].to(values.dtype).square())
+            elif n > 1:
+                out = squared_cosines(out, a + 1)
+        return out.reshape(values.shape)
+
     def scatters(self, regions: int) -> dict[str, tuple[int, ...]]:
         axes = {f"axis{a}": (regions, self.shape[a], self.shape[a]) for a in self.learned}
         return {**axes, "scatter": (regions, self.dim)}
