@@ -112,8 +112,9 @@ class NetworkConfig:
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
-    """What a preconditioned denoiser is before it learns. By default wiener, where there are as many examples (in each
-    region) as the covariance's structure needs; else scalar."""
+    """What a preconditioned denoiser is before it learns. By default mixture for vectors (tables, points) under noise
+    that is not given a shape, wiener for the rest, where there are as many examples (in each region) as the
+    covariance's structure needs; else scalar."""
     inputs: Annotated[tuple[str, ...], choice(INPUTS, many=True)] = ()
     """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate."""
     metric: Annotated[str | None, choice(METRICS, None)] = None
@@ -225,12 +226,14 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
 
 def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None = None) -> TrainConfig:
     """``new`` with what it leaves to the run, or names as it was ``chosen`` or ``found``, as ``old`` has it: structure,
-    root and number of regions."""
+    root, number of regions and skip."""
     noise = new.noise
     structure = old.noise.structure if noise.structure in (AUTO, chosen) else noise.structure
     root = old.noise.root if noise.root is None else noise.root
     regions = old.noise.regions if found is not None and noise.regions in (AUTO, found) else noise.regions
-    return dataclasses.replace(new, noise=dataclasses.replace(noise, structure=structure, root=root, regions=regions))
+    noise = dataclasses.replace(noise, structure=structure, root=root, regions=regions)
+    skip = old.network.skip if new.network.skip is None else new.network.skip
+    return dataclasses.replace(new, noise=noise, network=dataclasses.replace(new.network, skip=skip))
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

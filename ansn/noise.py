@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ansn import ops
 from ansn.covariance import AdaptiveCovariance, Mixture, choose, find
-from ansn.covariance.choice import AUTO, Rows, some_rows
+from ansn.covariance.choice import AUTO, Choice, Rows, some_rows
 from ansn.covariance.mixture import drawn
 from ansn.covariance.moments import keep_dtypes
 from ansn.levels import Levels, flow
@@ -103,13 +103,13 @@ class NoiseModel(nn.Module):
             return cls(found.covariance, flow(x, found.covariance, region=found.draw(x, seed=seed)), seed)
         if mixture is not None and not {"rho", "gamma"} & set(options):
             options["rho"] = 0.0
-        chosen = choose(x, region, int(regions), **known).structure if structure == AUTO else structure
-        made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen, **options) for _ in range(2)]
+        chosen = choose(x, region, int(regions), **known) if structure == AUTO else Choice(structure, {}, {}, 0)
+        made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen.structure, **options) for _ in range(2)]
         seen, empty = (covariance.orient(x, region) for covariance in made)
         seen.update(x, region).freeze()
         if mixture is None:
             return cls(empty, flow(x, seen, region=region), seed)
-        found = find(x, mixture, structure, seed=seed, **options | {"distinct": None})[0]
+        found = find(x, mixture, chosen, seed=seed, **options | {"distinct": None})[0]
         return cls(empty, flow(x, seen, mixture=found), seed, found)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseModel:

@@ -1,10 +1,16 @@
-"""One thread: the tensors of the tests are tiny, and threads that wait for a core cost far more."""
+"""One thread, in the programs that tests start too: their tensors are tiny, and threads that wait for a core cost far
+more."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Before anything that would start threads is imported.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
 import torch
 
 

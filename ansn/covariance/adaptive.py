@@ -259,7 +259,7 @@ class AdaptiveCovariance(nn.Module):
         # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
         level = torch.where(level > 0, level, self.rules.ridge(level))
         scale = torch.where(level > 0, level, 1.0).sqrt()
-        share = self.count / self.count.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        share = self.count / self.count.sum() if self.seen else torch.full_like(self.share, 1 / self.regions)
         for buffer, new in ((self.center, self.moments.mean), (self.scale, scale), (self.share, share)):
             buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
         self.revision += 1

@@ -74,8 +74,14 @@ class Mixture(nn.Module):
             for name, part in within.moments.scatters.items()
         }
         prior.add_scatters(spread, {name: part.expand(regions, *part.shape[1:]) for name, part in basis.items()})
-        made.merge(prior, points=len(x))
-        made.refresh()
+        try:
+            made.merge(prior, points=len(x))
+            made.refresh()
+        except ValueError as error:
+            if bool(away.abs().amax() > torch.finfo(away.dtype).eps * x.abs().amax()):
+                raise
+            told = f"regions: got {regions} for rows of fewer values, expected fewer, or an eps above 0"
+            raise ValueError(told) from error
         return cls(made)
 
     @classmethod
@@ -209,7 +215,7 @@ class Found:
 
 @torch.no_grad()
 def find(
-    x: Tensor, regions: int | str = AUTO, structure: str = AUTO, *, seed: int = 0, **options: Any
+    x: Tensor, regions: int | str = AUTO, structure: str | Choice = AUTO, *, seed: int = 0, **options: Any
 ) -> tuple[Mixture, Found]:
     """Regions of rows ``x`` ``[B, *shape]`` in random order: K-means++ in the leading coordinates of all rows'
     covariance, then sweeps of expectation and maximisation with the structure's own likelihood.
@@ -219,7 +225,8 @@ def find(
 
     Args:
         regions: K, or ``"auto"``: doubled from 1 as long as a held-out quarter is likelier by 0.01 nats a dimension.
-        structure: of the regions' covariances, or ``"auto"`` for :func:`choose` with the first regions.
+        structure: of the regions' covariances, or ``"auto"`` for :func:`choose` with the first regions, which then
+            starts from all rows' choice; a :class:`Choice` is that one, where it is known.
         seed: of K-means and of the rows' draws; the result is a function of it and of x.
         options: of :class:`AdaptiveCovariance`, for the noise's shape; by default isotropic.
 
@@ -251,10 +258,12 @@ def find(
 class _Search:
     """Fits mixtures to rows; the coordinates that regions begin in are found once."""
 
-    def __init__(self, x: Tensor, structure: str, seed: int, options: dict[str, Any]) -> None:
-        self.structure, self.seed, self.options, self.shape = structure, seed, options, tuple(x.shape[1:])
-        known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
-        self.choice = choose(x, **known) if structure == AUTO else Choice(structure, {}, {}, 0)
+    def __init__(self, x: Tensor, structure: str | Choice, seed: int, options: dict[str, Any]) -> None:
+        self.seed, self.options, self.shape = seed, options, tuple(x.shape[1:])
+        if structure == AUTO:
+            known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
+            structure = choose(x, **known)
+        self.choice = structure if isinstance(structure, Choice) else Choice(structure, {}, {}, 0)
         one = AdaptiveCovariance(self.shape, 1, self.choice.structure, **options).update(x[:_ROWS]).track()
         self.center, self.pencil = one.center, one.pencil
         self.leading = self.pencil.variances()[0].argsort(descending=True)[:_LEADING]
@@ -274,7 +283,7 @@ class _Search:
     def _fitting(self, regions: int) -> list[str]:
         """Structures of which so many take less than 256 MiB, the likeliest for all rows first."""
         scores = self.choice.scores
-        if self.structure != AUTO or regions == 1 or not scores:
+        if regions == 1 or not scores:
             return [self.choice.structure]
         fits = [n for n in scores if STRUCTURES[n](self.shape).bytes(regions, torch.float64, torch.float32) < _MEMORY]
         return sorted(fits, key=lambda n: -scores[n]) or ["diagonal"]

@@ -66,36 +66,44 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
     return x.cpu(), labels.cpu() if labelled and labels is not None else None
 
 
+def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
+    """A new run's settings, with the skip that is not given as docs/results.md found it best: a mixture for vectors
+    under isotropic noise, of as many rows as the covariance's structure needs."""
+    noise, network = config.noise, config.network
+    free = (network.skip, network.precondition, network.prediction, noise.regions) == (None, True, "denoiser", "none")
+    isotropic = not noise.rho and not noise.gamma and noise.ladder != "paper"
+    enough = info.rows >= max(4, STRUCTURES[structure](info.shape).points())
+    if info.kind == "vector" and free and isotropic and enough:
+        return replace(config, network=replace(network, skip="mixture"))
+    return config
+
+
 def mixed(config: TrainConfig) -> bool:
     """Whether the regions are Gaussians of the skip, and not of the noise."""
     return config.network.skip == "mixture"
 
 
 def found_regions(
-    config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None
+    config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None, choice: Choice
 ) -> tuple[Mixture, Found] | None:
     """Regions that have learned from rows of the data, and how they were found; None where there are none, or the
-    noise's are the classes."""
+    noise's are the classes. ``choice``: of the structure, by all rows."""
     wanted, shape = config.noise.regions, _shape(config, info, config.noise.structure)
     if not mixed(config) and wanted in ("none", "labels"):
         return None
     try:
         if labels is None:
             number = AUTO if wanted == "none" else wanted
-            return find(x, number, config.noise.structure, seed=config.run.seed, **shape)
+            return find(x, number, choice, seed=config.run.seed, **shape)
         found = Found(info.num_classes, structure(config, info, x, labels).structure, {}, len(x))
         return Mixture.of(x, labels, found.regions, found.structure, **shape), found
     except (ValueError, MemoryError) as error:
         raise InputError(str(error)) from None
 
 
-def structure(
-    config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | None, found: Found | None = None
-) -> Choice:
-    """The structure that is asked for, or the one that the rows ask for, or that the noise's regions have."""
+def structure(config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | None) -> Choice:
+    """The structure that is asked for, or the one that the rows ask for."""
     noise = config.noise
-    if found is not None and not mixed(config):
-        return Choice(found.structure, {}, {}, 0)
     if noise.structure != AUTO:
         return Choice(noise.structure, {}, {}, 0)
     count = 1 if region is None else info.num_classes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ansn.config import TrainConfig
-from ansn.covariance import AdaptiveCovariance, Found, Mixture
+from ansn.covariance import AdaptiveCovariance, Choice, Found, Mixture
 from ansn.denoiser import Denoiser
 from ansn.distributed import agreed, all_reduce_moments, share_basis, share_state
 from ansn.training import build
@@ -16,10 +16,11 @@ from ansn.training.build import DataInfo
 
 
 def regions(
-    config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None, rank: int, device: torch.device
-) -> tuple[Mixture | None, Found | None]:
+    config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None, choice: Choice, rank: int,
+    device: torch.device,
+) -> tuple[Mixture | None, Found | None]:  # fmt: skip
     """:func:`build.found_regions`, on every rank what rank 0 found."""
-    made = build.found_regions(config, info, x, labels)
+    made = build.found_regions(config, info, x, labels, choice)
     if made is None:
         return None, None
     found = agreed(made[1], device)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
-from ansn.covariance.choice import AUTO
+from ansn.covariance.choice import AUTO, Choice
 from ansn.data import Dataset, iterate, load_dataset
 from ansn.distributed import agreed, any_rank, mean_over_ranks, processes, share_basis
 from ansn.errors import InputError
@@ -78,9 +78,13 @@ class Trainer:
             x, labels = build.first_rows(config.noise, dataset, config.run.seed)
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)
-            self.regions, self.found = learning.regions(config, self.info, x, labels, rank, device)
             region = None if build.mixed(config) else labels
-            self.structure = agreed(build.structure(config, self.info, x, region, self.found), device)
+            choice = agreed(build.structure(config, self.info, x, region), device)
+            self.config = config = build.settled(config, self.info, choice.structure)
+            self.regions, self.found = learning.regions(config, self.info, x, labels, choice, rank, device)
+            if self.found is not None and not build.mixed(config):
+                choice = Choice(self.found.structure, {}, {}, 0)
+            self.structure = choice
             if rank == 0 and self.structure.rows:
                 print(f"structure: {self.structure}", file=sys.stderr)
             self.levels = build.ladder(config, self.info, self.structure.structure, x, region, self.regions)

@@ -28,7 +28,7 @@ def command_line(command: str, *arguments: Any) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | {"COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(command: str, *arguments: Any) -> Outcome:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ansn import AdaptiveCovariance
-from ansn.covariance import STRUCTURES, Mixture, Structure, find
+from ansn.covariance import STRUCTURES, Mixture, Structure, choose, find
 from tests import oracles
 from tests.covariance.exact import Rotated, root_of, rows_of
 from tests.oracles import randn, spd
@@ -210,6 +210,19 @@ def test_it_is_a_function_of_seed_and_rows() -> None:
     assert one.means.shape == (4, 1, 3)
 
 
+def test_all_rows_choice_may_be_known() -> None:
+    x = THREE.sample(500)
+    one, other = (find(x, 3, structure) for structure in ("auto", choose(x)))
+    assert one[1] == other[1]
+    assert all(torch.equal(a, b) for a, b in zip(one[0].buffers(), other[0].buffers(), strict=True))
+
+
+def test_before_any_row_regions_are_alike() -> None:
+    empty = Mixture(AdaptiveCovariance(3, 2))
+    assert empty.responsibilities(randn(4, 3)).tolist() == [[0.5, 0.5]] * 4
+    assert bool(torch.isfinite(empty.denoise(randn(4, 3), 0.5)).all())
+
+
 def test_a_pixel_that_never_varies_and_few_distinct_rows() -> None:
     x = torch.cat((THREE.sample(600), torch.full((600, 1), 0.5).double()), 1)
     mixture = find(x, 3, **NONE)[0]
@@ -228,6 +241,7 @@ def test_a_pixel_that_never_varies_and_few_distinct_rows() -> None:
         ("x: got a value that is not finite", lambda: find(torch.full((8, 2), torch.nan), 2)),
         ("x: got 3 rows", lambda: find(randn(3, 2))),
         ("structure: got 'round'", lambda: find(randn(8, 2), 2, "round")),
+        ("regions: got 3 for rows of fewer", lambda: find(torch.eye(2).repeat(9, 1), 3, rho=0.5, eps_floor=0.0)),
         ("x: got shape", lambda: Mixture(AdaptiveCovariance(3)).denoise(randn(2, 4), 1.0)),
     ],
 )

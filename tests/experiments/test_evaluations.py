@@ -87,6 +87,7 @@ def test_mixture_in_a_frame_is_the_same_density() -> None:
     torch.testing.assert_close(there, density.log_density(x))
 
 
+@pytest.mark.slow
 def test_exact_cell_of_whitened_data_matches_its_own_shape() -> None:
     """Isotropic noise on whitened data is noise of the data's shape: the same samples but for the points drawn."""
     rows = {

@@ -162,7 +162,7 @@ def two_processes(n: int, out: Path, batch_size: int) -> subprocess.CompletedPro
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     return subprocess.run(
         [*map(str, command), str(n), str(out), str(batch_size)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
         timeout=300,
@@ -243,7 +243,7 @@ stream.to_disk(draw, 20, sys.argv[1], batch_size=3)
 def test_a_killed_process_leaves_whole_rows(tmp_path: Path, name: str) -> None:
     out = tmp_path / name
     command = [sys.executable, "-c", KILLED, str(out)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    done = subprocess.run(command, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert not out.exists()
     assert json.loads((tmp_path / f"{name}.part" / "done-0.json").read_text()) == [[0, 9]]

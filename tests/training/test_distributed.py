@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -89,7 +88,7 @@ def torchrun(out: Path, *options: object) -> subprocess.CompletedProcess[str]:
         "--freeze-after", 1000, *options,
     ]  # fmt: skip
     return subprocess.run(
-        list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        list(map(str, command)), capture_output=True, text=True, timeout=300
     )
 
 

@@ -58,11 +58,44 @@ def test_a_run_is_loaded_as_it_was_trained(use: str, tmp_path: Path, capsys: pyt
         assert torch.equal(run.model(x, 0.7, **told), built.model.eval()(x, 0.7, **told))
 
 
+@pytest.mark.parametrize(
+    ("skip", "settings"),
+    [
+        ("mixture", {"preset": "toy2d"}),
+        ("mixture", {"preset": "toy2d", "rho": 0.0}),
+        ("wiener", {"preset": "toy2d", "rho": 0.5}),
+        ("wiener", {"preset": "toy2d", "gamma": 0.5}),
+        ("wiener", {"preset": "toy2d", "skip": "wiener"}),
+        ("wiener", {"preset": "toy2d", "regions": 2}),
+        ("scalar", {"preset": "toy2d", "precondition": False}),
+        ("scalar", {"preset": "toy2d", "prediction": "whitened"}),
+        ("wiener", {"preset": "toy2d", "ladder": "paper"}),
+        ("wiener", {"preset": "digits"}),
+    ],
+)
+def test_the_skip_that_is_not_given_follows_the_kind_of_data(
+    skip: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = trainer(small(tmp_path, **settings)).model
+    assert model.skip == skip
+    assert (model.noise.mixture is not None) == (skip == "mixture")
+
+
+def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_path: Path) -> None:
+    one, other = (trained(tmp_path / name, preset="toy2d", steps=10, skip=skip)
+                  for name, skip in (("a", None), ("b", "wiener")))  # fmt: skip
+    assert json.loads((one / "config.json").read_text())["network"]["skip"] == "mixture"
+    for folder, skip in ((one, "mixture"), (other, "wiener")):
+        trained(folder, preset="toy2d", steps=12)
+        assert (load_run(folder).step, load_run(folder).model.skip) == (12, skip)
+
+
 @pytest.mark.parametrize("use", [NOISE, MIXTURE])
 def test_regions_begin_with_what_was_found_and_learn_for_one_epoch(use: dict[str, Any], tmp_path: Path) -> None:
     built = trainer(small(tmp_path / "a", steps=2, **use))
     config, info = built.config, built.info
-    made = build.found_regions(config, info, *build.first_rows(config.noise, built.dataset, 0))
+    x, labels = build.first_rows(config.noise, built.dataset, 0)
+    made = build.found_regions(config, info, x, labels, build.structure(config, info, x, labels))
     assert made is not None
     assert built.regions is not None
     start = made[0].covariance.state_dict()
