@@ -8,6 +8,8 @@ NATIVE_SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu"
 # What the two commands run; override to run less: make test TESTS=tests/ops
 TRAIN ?= digits
 TESTS ?=
+# A test has one thread; a file's tests stay together, with what they share.
+CORES := -n auto --dist loadfile --benchmark-disable
 
 .PHONY: help setup train test test-slow lint types sanitize valgrind benchmark scaling evidence evidence-quick clean
 
@@ -27,10 +29,10 @@ train: $(STAMP) ## train on the digits, then look at runs/digits/*.png
 	$(BIN)/ansn-train $(TRAIN)
 
 test: $(STAMP) lint types ## what CI runs: lint, types, the fast tests
-	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -q -m "not slow" $(CORES) $(TESTS)
 
 test-slow: $(STAMP) ## the tests that take longer
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow $(CORES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -112,12 +112,21 @@ def _ran(claim: Claim, cells: list[Cell], settings: Settings) -> Iterator[tuple[
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(settings.jobs, context, _ready) as pool:
         waiting = {pool.submit(claim.run, cell, settings): cell for cell in cells}
+        failed: list[BaseException] = []
         try:
             for future in concurrent.futures.as_completed(waiting):
-                yield waiting[future], future.result()
+                if future.cancelled():
+                    continue
+                if error := future.exception():  # what runs beside it is not lost
+                    failed.append(error)
+                    pool.shutdown(wait=False, cancel_futures=True)
+                else:
+                    yield waiting[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+        if failed:
+            raise failed[0]
 
 
 def publish(claim: Claim, settings: Settings) -> Section:

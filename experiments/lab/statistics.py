@@ -56,7 +56,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def select(rows: Sequence[Row], **settings: Any) -> list[Row]:
     """Rows of these settings."""
-    return [row for row in rows if all(row.get(name) == value for name, value in settings.items())]
+    out = list(rows)
+    for name, value in settings.items():
+        out = [row for row in out if row.get(name) == value]
+    return out
 
 
 def by_seed(rows: Sequence[Row], column: str) -> dict[int, float]:

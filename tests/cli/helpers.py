@@ -14,7 +14,7 @@ TINY = [
     "--device", "cpu", "--threads", "1", "--width", "16", "--blocks", "1", "--batch-size", "32", "--warmup", "10",
     "--log-every", "10", "--checkpoint-every", "20",
 ]  # fmt: skip
-CHOICE = ("choosing ", "structure: ")  # what a training run tells before it looks at its other settings
+CHOICE = ("choosing ", "structure: ", "regions: ")  # what a training run tells before it looks at its other settings
 
 
 class Outcome(NamedTuple):

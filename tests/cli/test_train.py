@@ -22,6 +22,7 @@ from tests.data.writers import some_images, write_mnist
 from tests.training.helpers import assert_same_run, change
 
 PICTURES = ("samples.png", "covariance.png", "loss.png")
+REGIONAL = ("samples.png", "covariance.png", "regions.png", "loss.png")
 
 
 def assert_picture(path: Path) -> None:
@@ -34,22 +35,22 @@ def assert_picture(path: Path) -> None:
 def test_what_a_run_leaves(toy: tuple[Path, Outcome, Outcome]) -> None:
     folder, first, _ = toy
     assert {p.name for p in folder.iterdir()} == {
-        "checkpoints", "config.json", "metrics.jsonl", "tensorboard", *PICTURES
+        "checkpoints", "config.json", "metrics.jsonl", "tensorboard", *REGIONAL
     }  # fmt: skip
-    for name in PICTURES:
+    for name in REGIONAL:
         assert_picture(folder / name)
-    assert first.out.split() == [str(folder / name) for name in PICTURES], "paths on stdout, the rest on stderr"
+    assert first.out.split() == [str(folder / name) for name in REGIONAL], "paths on stdout, the rest on stderr"
     assert "step 30/30  loss" in first.err
     assert "samples/s" in first.err
     assert "condition" in first.err
     assert "s left" in first.err
 
 
-def test_the_config_is_what_was_asked_for(toy: tuple[Path, Outcome, Outcome]) -> None:
+def test_the_config_is_what_was_asked_for_and_the_skip_that_was_taken(toy: tuple[Path, Outcome, Outcome]) -> None:
     config = from_dict(json.loads((toy[0] / "config.json").read_text()))
     expected = change(
         PRESETS["toy2d"][1], out=str(toy[0]), width=16, blocks=1, batch_size=32, warmup=10, log_every=10, steps=60,
-        checkpoint_every=20, samples=50, threads=1, device="cpu",
+        checkpoint_every=20, samples=50, threads=1, device="cpu", skip="mixture",
     )  # fmt: skip
     assert config == expected
     assert load_run(toy[0]).config == expected

@@ -149,7 +149,7 @@ def test_rows_are_in_the_order_of_the_cells_and_are_kept(tmp_path: Path, jobs: i
     settings = Settings(quick=True, jobs=jobs, out=tmp_path)
     (tmp_path / "fail1").touch()
     with pytest.raises(InputError, match="this one fails"):
-        complete(SQUARES, Settings(quick=True, jobs=1, out=tmp_path))
+        complete(SQUARES, settings)
     (tmp_path / "fail1").unlink()
     before = (tmp_path / LOG).read_text().split()
     rows = read(complete(SQUARES, settings))
@@ -341,7 +341,8 @@ def test_the_ladder_starts_where_the_data_says() -> None:
 
 def test_the_page_is_what_its_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/results.md and the CSV files beside it are of one making; the claims' tests look at figures."""
-    monkeypatch.setattr("experiments.lab.figure.save", lambda drawn, path: path.name)
+    for name in ("savefig", "tight_layout"):
+        monkeypatch.setattr(f"matplotlib.figure.Figure.{name}", lambda *_, **__: None)
     assert page.PAGE.read_text() == page.page(figures=tmp_path)
 
 
