@@ -23,9 +23,12 @@ def choice(names: Iterable[str], *others: str | None, many: bool = False) -> Any
     """
     entries = names.items() if isinstance(names, Mapping) and not many else ()
     words = "; ".join(f"{name}: {entry.summary}" for name, entry in entries if getattr(entry, "summary", ""))
-    one: Any = Literal.__getitem__((*names, *others))
+    kind: Any = Literal.__getitem__((*names, *others))
+    if many:
+        word: Any = Literal.__getitem__((*names, *(other for other in others if other is not None)))
+        kind = tuple[word, ...] | None if None in others else tuple[word, ...]
     return tyro.conf.arg(
-        constructor=tuple[one, ...] if many else one,
+        constructor=kind,
         # tyro gives the default of a choice as the text of a list of words.
         help_behavior_hint=lambda default: _bracketed(words, re.sub(r"[\[\]',]", "", default)),
     )

@@ -52,8 +52,8 @@ class NoiseConfig:
     """Structure of the covariance; auto takes the one under which held-out rows of the data are likeliest (of those
     within 0.005 nats a dimension the smallest)."""
     rho: float | None = None
-    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance); 0.5 when neither rho nor gamma
-    is given, as docs/results.md found."""
+    """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance). When neither rho nor gamma is
+    given: 0 under the mixture skip, else 0.5."""
     gamma: float | None = None
     """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
     eps: float | None = None
@@ -112,11 +112,12 @@ class NetworkConfig:
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
-    """What a preconditioned denoiser is before it learns. By default mixture for vectors (tables, points) under noise
-    that is not given a shape, wiener for the rest, where there are as many examples (in each region) as the
-    covariance's structure needs; else scalar."""
-    inputs: Annotated[tuple[str, ...], choice(INPUTS, many=True)] = ()
-    """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate."""
+    """What a preconditioned denoiser is before it learns. By default mixture (under isotropic noise) for vectors and
+    images of up to 4,096 numbers, unless the noise is given a shape or regions; else wiener. Both need as many examples
+    (in each region) as the covariance's structure; else scalar."""
+    inputs: Annotated[tuple[str, ...] | None, choice(INPUTS, None, many=True)] = None
+    """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate; by
+    default that for images under the default skip, else nothing more."""
     metric: Annotated[str | None, choice(METRICS, None)] = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 
@@ -226,14 +227,16 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
 
 def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None = None) -> TrainConfig:
     """``new`` with what it leaves to the run, or names as it was ``chosen`` or ``found``, as ``old`` has it: structure,
-    root, number of regions and skip."""
+    root, number of regions, skip and inputs."""
     noise = new.noise
     structure = old.noise.structure if noise.structure in (AUTO, chosen) else noise.structure
     root = old.noise.root if noise.root is None else noise.root
     regions = old.noise.regions if found is not None and noise.regions in (AUTO, found) else noise.regions
     noise = dataclasses.replace(noise, structure=structure, root=root, regions=regions)
     skip = old.network.skip if new.network.skip is None else new.network.skip
-    return dataclasses.replace(new, noise=noise, network=dataclasses.replace(new.network, skip=skip))
+    inputs = old.network.inputs if new.network.inputs is None else new.network.inputs
+    network = dataclasses.replace(new.network, skip=skip, inputs=inputs)
+    return dataclasses.replace(new, noise=noise, network=network)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -249,7 +252,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 def validate(config: TrainConfig) -> None:
     """Raises InputError, one line, for numbers that no run can use. The rest is checked where it is used."""
     optim, run, noise, draw = config.optim, config.run, config.noise, config.sampling
-    seen = config.network.inputs
+    seen = config.network.inputs or ()
     rules: list[tuple[str, float | str | None, bool, str]] = [
         ("steps", optim.steps, optim.steps >= 1, "at least 1"),
         ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
@@ -298,7 +301,7 @@ def validate(config: TrainConfig) -> None:
             f"--label-dropout: got {network.label_dropout}, but the network is told no class;"
             " expected --class-conditional"
         )
-    for name, given in (("skip", (network.skip,)), ("inputs", network.inputs)):
+    for name, given in (("skip", (network.skip,)), ("inputs", seen)):
         for one in given:
             if one not in (None, "scalar") and not (network.precondition and network.prediction == "denoiser"):
                 raise InputError(f"--{name}: got {one}, which needs --prediction denoiser and --precondition")

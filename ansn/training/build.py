@@ -18,6 +18,12 @@ from ansn.errors import InputError
 from ansn.levels import Levels
 from ansn.noise import NoiseModel
 
+MIXED = {"vector": (), "image": ("estimate",)}
+"""Kinds of data that a run begins as a mixture of, and what the network then sees."""
+
+MOST_MIXED = 4096
+"""Dimensions up to which it does."""
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -67,14 +73,17 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
 
 
 def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
-    """A new run's settings, with the skip that is not given as docs/results.md found it best: a mixture for vectors
-    under isotropic noise, of as many rows as the covariance's structure needs."""
+    """A new run's settings, with the skip and the inputs that are not given as docs/results.md found them best for the
+    kind of data: a mixture's under isotropic noise for vectors and images, whose network also sees the estimate. Not
+    where noise is given a shape or regions, or rows are fewer than the structure needs, or the K filters would cost
+    more than was measured."""
     noise, network = config.noise, config.network
-    free = (network.skip, network.precondition, network.prediction, noise.regions) == (None, True, "denoiser", "none")
-    isotropic = not noise.rho and not noise.gamma and noise.ladder != "paper"
+    free = (network.skip, network.inputs, noise.regions) == (None, None, "none")
+    usual = network.precondition and network.prediction == "denoiser" and noise.ladder != "paper"
+    known = info.kind in MIXED and torch.Size(info.shape).numel() <= MOST_MIXED
     enough = info.rows >= max(4, STRUCTURES[structure](info.shape).points())
-    if info.kind == "vector" and free and isotropic and enough:
-        return replace(config, network=replace(network, skip="mixture"))
+    if free and usual and known and enough and not noise.rho and not noise.gamma:
+        return replace(config, network=replace(network, skip="mixture", inputs=MIXED[info.kind]))
     return config
 
 
@@ -85,12 +94,10 @@ def mixed(config: TrainConfig) -> bool:
 
 def found_regions(
     config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None, choice: Choice
-) -> tuple[Mixture, Found] | None:
-    """Regions that have learned from rows of the data, and how they were found; None where there are none, or the
-    noise's are the classes. ``choice``: of the structure, by all rows."""
+) -> tuple[Mixture, Found]:
+    """Regions that have learned from rows of the data, and how they were found. ``choice``: of the structure, by all
+    rows."""
     wanted, shape = config.noise.regions, _shape(config, info, config.noise.structure)
-    if not mixed(config) and wanted in ("none", "labels"):
-        return None
     try:
         if labels is None:
             number = AUTO if wanted == "none" else wanted
@@ -204,7 +211,7 @@ def denoiser(
             built = networks.build(network.network, info.shape, **options)
         model = Denoiser(
             built, noise, network.prediction, precondition=network.precondition, skip=_skip(network, learned),
-            inputs=network.inputs, label_dropout=network.label_dropout,
+            inputs=network.inputs or (), label_dropout=network.label_dropout,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
@@ -231,7 +238,7 @@ def _skip(config: NetworkConfig, learned: AdaptiveCovariance) -> str | None:
 def _options(config: NetworkConfig, chosen: Levels, classes: int | None) -> dict[str, Any]:
     """The named network's own arguments."""
     told = {"conditioning": "none" if config.unconditional else "log"}
-    common: dict[str, Any] = {"num_classes": classes, "inputs": 1 + len(config.inputs)}
+    common: dict[str, Any] = {"num_classes": classes, "inputs": 1 + len(config.inputs or ())}
     # What is not given is the network's own default.
     blocks = {} if config.blocks is None else {"blocks": config.blocks}
     width = {} if config.width is None else {"hidden" if config.network == "mlp" else "width": config.width}

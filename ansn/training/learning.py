@@ -19,14 +19,17 @@ def regions(
     config: TrainConfig, info: DataInfo, x: Tensor, labels: Tensor | None, choice: Choice, rank: int,
     device: torch.device,
 ) -> tuple[Mixture | None, Found | None]:  # fmt: skip
-    """:func:`build.found_regions`, on every rank what rank 0 found."""
-    made = build.found_regions(config, info, x, labels, choice)
-    if made is None:
+    """:func:`build.found_regions`, on every rank what rank 0 found; None where there are none, or the noise's are the
+    classes."""
+    if not build.mixed(config) and config.noise.regions in ("none", "labels"):
         return None, None
-    found = agreed(made[1], device)
+    if rank == 0 and labels is None:
+        print(f"finding regions in {len(x):,} rows", file=sys.stderr)
+    mixture, found = build.found_regions(config, info, x, labels, choice)
+    found = agreed(found, device)
     out = build.regions(config, info, found)
     if rank == 0:
-        out.load_state_dict(made[0].state_dict())
+        out.load_state_dict(mixture.state_dict())
         if labels is None:
             print(f"regions: {found}", file=sys.stderr)
     share_state(out.covariance, device)

@@ -14,7 +14,8 @@ TINY = [
     "--device", "cpu", "--threads", "1", "--width", "16", "--blocks", "1", "--batch-size", "32", "--warmup", "10",
     "--log-every", "10", "--checkpoint-every", "20",
 ]  # fmt: skip
-CHOICE = ("choosing ", "structure: ", "regions: ")  # what a training run tells before it looks at its other settings
+# What a training run says before it looks at its other settings.
+CHOICE = ("choosing ", "structure: ", "finding ", "regions: ")
 
 
 class Outcome(NamedTuple):

@@ -87,9 +87,7 @@ def torchrun(out: Path, *options: object) -> subprocess.CompletedProcess[str]:
         "--warmup", 10, "--log-every", 5, "--checkpoint-every", 10, "--device", "cpu", "--samples", 0,
         "--freeze-after", 1000, *options,
     ]  # fmt: skip
-    return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(folder, "--steps", 40)
+    done = torchrun(folder, "--steps", 40, "--rho", 0.5)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("step 40/40") == 1, "one process tells the progress"
     return folder
@@ -130,7 +128,7 @@ def test_two_processes_have_the_loss_curve_of_one(one: Path, two: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_resume(one: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first, second = (torchrun(run, "--steps", steps) for steps in (22, 40))
+    first, second = (torchrun(run, "--steps", steps, "--rho", 0.5) for steps in (22, 40))
     assert (first.returncode, second.returncode) == (0, 0), second.stderr
     assert "going on" not in first.stderr
     assert second.stderr.count("going on from step 22") == 1

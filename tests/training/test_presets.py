@@ -59,7 +59,7 @@ def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
 
 @pytest.mark.parametrize(("preset", "kind"), [("digits", "image"), ("toy2d", "vector")])
 def test_the_anisotropy_is_one_half_unless_it_is_given(tmp_path: Path, preset: str, kind: str) -> None:
-    config = small(tmp_path / "run", preset)
+    config = change(small(tmp_path / "run", preset), rho=None)
     info = DataInfo(preset, kind, SHAPES[preset], 0, 0.0, None, None, None, 1000, 1000)
     for structure in STRUCTURES:
         assert build.covariance(config, info, structure).rules.rho == 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,36 @@ def test_a_run_is_loaded_as_it_was_trained(use: str, tmp_path: Path, capsys: pyt
     ("skip", "settings"),
     [
         ("mixture", {"preset": "toy2d"}),
-        ("mixture", {"preset": "toy2d", "rho": 0.0}),
+        ("mixture", {"rho": 0.0}),
+        ("mixture", {}),
         ("wiener", {"preset": "toy2d", "rho": 0.5}),
-        ("wiener", {"preset": "toy2d", "gamma": 0.5}),
-        ("wiener", {"preset": "toy2d", "skip": "wiener"}),
-        ("wiener", {"preset": "toy2d", "regions": 2}),
-        ("scalar", {"preset": "toy2d", "precondition": False}),
-        ("scalar", {"preset": "toy2d", "prediction": "whitened"}),
-        ("wiener", {"preset": "toy2d", "ladder": "paper"}),
-        ("wiener", {"preset": "digits"}),
+        ("wiener", {"gamma": 0.5}),
+        ("wiener", {"skip": "wiener"}),
+        ("wiener", {"regions": 2}),
+        ("wiener", {"inputs": ("estimate",)}),
+        ("wiener", {"ladder": "paper"}),
+        ("scalar", {"precondition": False}),
+        ("scalar", {"prediction": "whitened"}),
     ],
 )
 def test_the_skip_that_is_not_given_follows_the_kind_of_data(
     skip: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
+    settings = {"skip": None} | settings
     model = trainer(small(tmp_path, **settings)).model
-    assert model.skip == skip
-    assert (model.noise.mixture is not None) == (skip == "mixture")
+    image, mixed = settings.get("preset") != "toy2d", skip == "mixture"
+    assert (model.skip, model.noise.mixture is not None) == (skip, mixed)
+    assert model.inputs == (("estimate",) if mixed and image else settings.get("inputs", ()))
+
+
+def test_what_was_not_measured_begins_as_it_did(tmp_path: Path) -> None:
+    """Too many dimensions, too few rows, lines and volumes."""
+    built = trainer(small(tmp_path, rho=0.0))
+    config = small(tmp_path, skip=None)
+    kept = {"kind": "field"}, {"shape": (3, 37, 37)}, {"rows": 3}
+    for changes in ({}, *kept):
+        settled = build.settled(config, replace(built.info, **changes), "separable")
+        assert (settled == config) == bool(changes), changes
 
 
 def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_path: Path) -> None:
@@ -86,7 +100,7 @@ def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_pa
                   for name, skip in (("a", None), ("b", "wiener")))  # fmt: skip
     assert json.loads((one / "config.json").read_text())["network"]["skip"] == "mixture"
     for folder, skip in ((one, "mixture"), (other, "wiener")):
-        trained(folder, preset="toy2d", steps=12)
+        trained(folder, preset="toy2d", steps=12, skip=None)
         assert (load_run(folder).step, load_run(folder).model.skip) == (12, skip)
 
 
@@ -95,15 +109,14 @@ def test_regions_begin_with_what_was_found_and_learn_for_one_epoch(use: dict[str
     built = trainer(small(tmp_path / "a", steps=2, **use))
     config, info = built.config, built.info
     x, labels = build.first_rows(config.noise, built.dataset, 0)
-    made = build.found_regions(config, info, x, labels, build.structure(config, info, x, labels))
-    assert made is not None
+    made, _ = build.found_regions(config, info, x, labels, build.structure(config, info, x, labels))
     assert built.regions is not None
-    start = made[0].covariance.state_dict()
+    start = made.covariance.state_dict()
     assert all(torch.equal(v, start[name]) for name, v in built.regions.covariance.state_dict().items())
     built.run()  # all of the data was looked at
     regions = load_run(tmp_path / "a").mixture.covariance
     assert (regions.frozen, regions.seen) == (True, 1347)
-    assert torch.equal(regions.count, made[0].covariance.count)
+    assert torch.equal(regions.count, made.covariance.count)
     on = load_run(trained(tmp_path / "b", steps=44, freeze_after=None, **use)).mixture.covariance
     assert (on.frozen, on.seen, float(on.count.sum())) == (False, 1347 + 64, 1347 + 64), "42 batches were known"
 
