@@ -103,7 +103,7 @@ class NoiseModel(nn.Module):
             return cls(found.covariance, flow(x, found.covariance, region=found.draw(x, seed=seed)), seed)
         if mixture is not None and not {"rho", "gamma"} & set(options):
             options["rho"] = 0.0
-        chosen = choose(x, region, int(regions), **known) if structure == AUTO else Choice(structure, {}, {}, 0)
+        chosen = choose(x, region, int(regions), **known) if structure == AUTO else Choice(structure)
         made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen.structure, **options) for _ in range(2)]
         seen, empty = (covariance.orient(x, region) for covariance in made)
         seen.update(x, region).freeze()

@@ -148,11 +148,7 @@ def _has(name: str, arm: str) -> bool:
         return True
     if "classes" in arm:
         return name == "two modes"
-    if "50" in arm:
-        return False
-    if name == "mnist28":
-        return arm not in ("mixture auto", "scalar, wiener seen")
-    return arm not in ("mixture auto", "scalar, wiener seen")
+    return "50" not in arm and arm not in ("mixture auto", "scalar, wiener seen")
 
 
 @cache

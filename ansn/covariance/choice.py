@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -29,9 +29,9 @@ class Choice:
     """
 
     structure: str
-    scores: dict[str, float]
-    skipped: dict[str, str]
-    rows: int
+    scores: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
 
     def __str__(self) -> str:
         """What `ansn-info` and the trainer say."""

@@ -224,7 +224,8 @@ def find(
     points those that the structure needs: one of few rows, or none, has that shape. They are no part of its weight.
 
     Args:
-        regions: K, or ``"auto"``: doubled from 1 as long as a held-out quarter is likelier by 0.01 nats a dimension.
+        regions: K, or ``"auto"``: doubled from 1 as long as a held-out quarter is likelier by 0.01 nats a dimension,
+            there are 40 distinct rows a region, and a structure that is asked for takes less than 256 MiB.
         structure: of the regions' covariances, or ``"auto"`` for :func:`choose` with the first regions, which then
             starts from all rows' choice; a :class:`Choice` is that one, where it is known.
         seed: of K-means and of the rows' draws; the result is a function of it and of x.
@@ -246,7 +247,7 @@ def find(
         return made, Found(regions, made.covariance.structure.name, {}, made.covariance.seen)
     held = len(x) // 4
     scores: dict[int, float] = {}
-    for k in (k for k in CANDIDATES if k <= max(1, len(x) // 40)):
+    for k in (k for k in CANDIDATES if k == 1 or (k <= distinct(x) // 40 and search.fits(k))):
         scores[k] = search.score(search.fitted(x[held:][: max(_ROWS, _ROWS_A_REGION * k)], k), x[:held])
         if k > 1 and scores[k] < scores[k // 2] + _LEVEL:
             break
@@ -263,7 +264,7 @@ class _Search:
         if structure == AUTO:
             known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
             structure = choose(x, **known)
-        self.choice = structure if isinstance(structure, Choice) else Choice(structure, {}, {}, 0)
+        self.choice = structure if isinstance(structure, Choice) else Choice(structure)
         one = AdaptiveCovariance(self.shape, 1, self.choice.structure, **options).update(x[:_ROWS]).track()
         self.center, self.pencil = one.center, one.pencil
         self.leading = self.pencil.variances()[0].argsort(descending=True)[:_LEADING]
@@ -280,12 +281,19 @@ class _Search:
                 break
         return made
 
+    def fits(self, regions: int) -> bool:
+        """Whether so many of a structure that is asked for take less than 256 MiB."""
+        return bool(self.choice.scores) or self._bytes(self.choice.structure, regions) < _MEMORY
+
+    def _bytes(self, name: str, regions: int) -> int:
+        return STRUCTURES[name](self.shape).bytes(regions, torch.float64, torch.float32)
+
     def _fitting(self, regions: int) -> list[str]:
         """Structures of which so many take less than 256 MiB, the likeliest for all rows first."""
         scores = self.choice.scores
         if regions == 1 or not scores:
             return [self.choice.structure]
-        fits = [n for n in scores if STRUCTURES[n](self.shape).bytes(regions, torch.float64, torch.float32) < _MEMORY]
+        fits = [n for n in scores if self._bytes(n, regions) < _MEMORY]
         return sorted(fits, key=lambda n: -scores[n]) or ["diagonal"]
 
     def _chosen(self, x: Tensor, owner: Tensor, regions: int) -> str:
@@ -327,6 +335,12 @@ class _Search:
         zero = torch.zeros_like(x, dtype=mixture.covariance.center.dtype)
         noisy = ops.colored_step(x.to(zero.dtype), f=None, b=sigma, seed=self.seed, stream=ops.PERTURB)
         return float(mixture.log_prob(noisy, sigma).mean()) / zero[0].numel()
+
+
+def distinct(x: Tensor) -> int:
+    """How many of rows ``[N, *shape]`` differ, but for a coincidence: as many as their sums with random weights."""
+    weights = torch.randn(x[0].numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return len((x.flatten(1).double() @ weights.to(x.device)).unique())
 
 
 def drawn(shares: Tensor, rows: int, **counters: Any) -> Tensor:

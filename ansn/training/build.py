@@ -78,12 +78,13 @@ def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
     where noise is given a shape or regions, or rows are fewer than the structure needs, or the K filters would cost
     more than was measured."""
     noise, network = config.noise, config.network
-    free = (network.skip, network.inputs, noise.regions) == (None, None, "none")
+    free = network.skip is None and noise.regions == "none"
     usual = network.precondition and network.prediction == "denoiser" and noise.ladder != "paper"
     known = info.kind in MIXED and torch.Size(info.shape).numel() <= MOST_MIXED
     enough = info.rows >= max(4, STRUCTURES[structure](info.shape).points())
     if free and usual and known and enough and not noise.rho and not noise.gamma:
-        return replace(config, network=replace(network, skip="mixture", inputs=MIXED[info.kind]))
+        inputs = MIXED[info.kind] if network.inputs is None else network.inputs
+        return replace(config, network=replace(network, skip="mixture", inputs=inputs))
     return config
 
 
@@ -112,7 +113,7 @@ def structure(config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | N
     """The structure that is asked for, or the one that the rows ask for."""
     noise = config.noise
     if noise.structure != AUTO:
-        return Choice(noise.structure, {}, {}, 0)
+        return Choice(noise.structure)
     count = 1 if region is None else info.num_classes
     return choose(x, region, count, root=noise.root, eps_floor=info.quantisation)
 

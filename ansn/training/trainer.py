@@ -83,7 +83,7 @@ class Trainer:
             self.config = config = build.settled(config, self.info, choice.structure)
             self.regions, self.found = learning.regions(config, self.info, x, labels, choice, rank, device)
             if self.found is not None and not build.mixed(config):
-                choice = Choice(self.found.structure, {}, {}, 0)
+                choice = Choice(self.found.structure)
             self.structure = choice
             if rank == 0 and self.structure.rows:
                 print(f"structure: {self.structure}", file=sys.stderr)

@@ -119,7 +119,8 @@ def _ran(claim: Claim, cells: list[Cell], settings: Settings) -> Iterator[tuple[
                     continue
                 if error := future.exception():  # what runs beside it is not lost
                     failed.append(error)
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    for other in waiting:
+                        other.cancel()
                 else:
                     yield waiting[future], future.result()
         except BaseException:

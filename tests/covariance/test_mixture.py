@@ -217,6 +217,21 @@ def test_all_rows_choice_may_be_known() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one[0].buffers(), other[0].buffers(), strict=True))
 
 
+@pytest.mark.parametrize("values", [2, 25])
+def test_regions_are_not_single_values(values: int) -> None:
+    """Of binary columns or a grid the likelihood is without bound where a region is one of its points."""
+    x = torch.cartesian_prod(*2 * (torch.arange(values**0.5 + 0.6).floor(),)).repeat(80, 1)
+    found = find(x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))], **NONE)[1]
+    assert found.regions == 1
+
+
+def test_dense_regions_that_are_asked_for_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansn.covariance.mixture._MEMORY", 500)
+    x = THREE.sample(900)
+    assert find(x, structure="dense")[1].regions == 1
+    assert find(x, 3, "dense")[1].regions == 3
+
+
 def test_before_any_row_regions_are_alike() -> None:
     empty = Mixture(AdaptiveCovariance(3, 2))
     assert empty.responsibilities(randn(4, 3)).tolist() == [[0.5, 0.5]] * 4

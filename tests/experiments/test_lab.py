@@ -121,10 +121,11 @@ def test_a_table_is_markdown() -> None:
 # -- cells -------------------------------------------------------------------------------------------------------
 
 LOG = "ran.txt"
+VALUES = (3, 1, 2, *range(4, 12))
 
 
 def some_cells(settings: Settings) -> list[Cell]:
-    return [{"value": v, "name": "a"} for v in (3, 1, 2)]
+    return [{"value": v, "name": "a"} for v in VALUES]
 
 
 def squares(cell: Cell, settings: Settings) -> list[Row]:
@@ -153,7 +154,7 @@ def test_rows_are_in_the_order_of_the_cells_and_are_kept(tmp_path: Path, jobs: i
     (tmp_path / "fail1").unlink()
     before = (tmp_path / LOG).read_text().split()
     rows = read(complete(SQUARES, settings))
-    assert [(row["value"], row["seed"]) for row in rows] == [(v, s) for v in (3, 1, 2) for s in (0, 1)]
+    assert [(row["value"], row["seed"]) for row in rows] == [(v, s) for v in VALUES for s in (0, 1)]
     assert rows[1]["square"] == 9.5
     assert rows[0]["none"] is None
     assert rows[0]["cpu"]
@@ -163,14 +164,14 @@ def test_rows_are_in_the_order_of_the_cells_and_are_kept(tmp_path: Path, jobs: i
     complete(SQUARES, settings)
     assert (tmp_path / LOG).read_text().split() == before + again
     section = publish(SQUARES, settings)
-    assert section.answer == "sum 29.5"
+    assert section.answer == "sum 1017.5"
     assert "Squares?" in page.markdown("squares", section)
 
 
 def test_no_resume_starts_over(tmp_path: Path) -> None:
     for resume in (True, False):
         complete(SQUARES, Settings(quick=True, jobs=1, out=tmp_path, resume=resume))
-    assert len((tmp_path / LOG).read_text().split()) == 6
+    assert len((tmp_path / LOG).read_text().split()) == 2 * len(VALUES)
 
 
 def test_bad_jobs_is_one_line(tmp_path: Path) -> None:

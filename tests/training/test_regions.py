@@ -69,7 +69,8 @@ def test_a_run_is_loaded_as_it_was_trained(use: str, tmp_path: Path, capsys: pyt
         ("wiener", {"gamma": 0.5}),
         ("wiener", {"skip": "wiener"}),
         ("wiener", {"regions": 2}),
-        ("wiener", {"inputs": ("estimate",)}),
+        ("mixture", {"preset": "toy2d", "inputs": ("estimate",)}),
+        ("mixture", {"inputs": ()}),
         ("wiener", {"ladder": "paper"}),
         ("scalar", {"precondition": False}),
         ("scalar", {"prediction": "whitened"}),
@@ -80,9 +81,9 @@ def test_the_skip_that_is_not_given_follows_the_kind_of_data(
 ) -> None:
     settings = {"skip": None} | settings
     model = trainer(small(tmp_path, **settings)).model
-    image, mixed = settings.get("preset") != "toy2d", skip == "mixture"
-    assert (model.skip, model.noise.mixture is not None) == (skip, mixed)
-    assert model.inputs == (("estimate",) if mixed and image else settings.get("inputs", ()))
+    seen = ("estimate",) if skip == "mixture" and settings.get("preset") != "toy2d" else ()
+    assert (model.skip, model.noise.mixture is not None) == (skip, skip == "mixture")
+    assert model.inputs == settings.get("inputs", seen)
 
 
 def test_what_was_not_measured_begins_as_it_did(tmp_path: Path) -> None:
