@@ -52,7 +52,7 @@ benchmark: $(STAMP) ## throughput of the operations against torch eager and torc
 scaling: $(STAMP) ## time against d, B, K and threads: benchmarks/results/scaling.csv and plots
 	$(BIN)/python -m benchmarks.scaling
 
-evidence: $(STAMP) ## every claim measured anew, some 110 minutes on two cores; DATA=folder of MNIST's files adds MNIST
+evidence: $(STAMP) ## every claim anew, some 150 minutes on two cores, five hours with MNIST and CIFAR-10 (DATA=folder)
 	$(BIN)/python -m experiments.evidence $(if $(DATA),--data $(DATA))
 
 evidence-quick: $(STAMP) ## the same in small, under five minutes: shows that everything runs, proves nothing
