@@ -20,8 +20,10 @@ setup: $(STAMP) ## make .venv and install into it
 
 # torch first and by its exact version: what comes after then finds it there.
 $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	@echo "setting up $(VENV), once: torch first, some minutes and 2.4 GB in all"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "torch$$(sed -n 's/^torch==/==/p' constraints.txt)"
+	@echo "then ansn: its other dependencies, and the C++ module, which is compiled"
 	ANSN_NATIVE=ON $(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 

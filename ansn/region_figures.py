@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from ansn import figures
@@ -39,6 +40,8 @@ def regions_figure(mixture: Mixture, names: Sequence[str] | None = None, width: 
     pictures = rows.float().cpu().reshape(-1, *covariance.shape)
     figure = Figure(figsize=(width, 0.5 + 0.16 * width * len(order)), layout="constrained")
     cells: Any = figure.subplots(len(order), 4, squeeze=False)
+    if len(order) < mixture.regions:
+        figure.suptitle(f"the {len(order)} largest of {mixture.regions} regions", fontsize="medium")
     for axes, title in zip(cells[0], ("mean", "variances of S", "draw", "draw"), strict=True):
         axes.set_title(title, fontsize="medium")
     _draw_all(cells[:, [0, 2, 3]].ravel(), pictures, names)
@@ -50,6 +53,7 @@ def regions_figure(mixture: Mixture, names: Sequence[str] | None = None, width: 
         axes[1].loglog(range(1, len(values) + 1), values.clamp_min(1e-9 * top).numpy(), color=figures.MODEL, marker=few)
         axes[1].set_ylim(0.5 * max(float(variances.min()), 1e-9 * top), 2 * top)
         axes[1].tick_params(which="both", labelsize="x-small")
+        axes[1].xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
