@@ -113,7 +113,7 @@ class NetworkConfig:
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
     """What a preconditioned denoiser is before it learns. By default mixture (under isotropic noise) for vectors and
-    images of up to 4,096 numbers, unless the noise is given a shape, regions or the paper's ladder; else wiener. Both
+    images of up to 1,024 numbers, unless the noise is given a shape, regions or the paper's ladder; else wiener. Both
     need as many examples as the covariance's structure (wiener: in each region); else scalar."""
     inputs: Annotated[tuple[str, ...] | None, choice(INPUTS, None, many=True)] = None
     """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate; by
