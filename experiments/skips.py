@@ -84,7 +84,7 @@ STEPS = {
 FEW = (4, 8)  # evaluations, besides the problem's own
 LEVELS = (0.1, 0.3, 1.0, 2.0)
 REGIONS = ((1, "auto"), (10, "auto"), (32, "auto"), ("auto", "auto"), (10, "dense"))
-"""Number and structure; dense ones up to 1,000 dimensions, where ten take half a minute."""
+"""Number and structure; dense ones up to 1,000 dimensions."""
 METRICS = {
     "fd": "Frechet distance",
     "loss": "held-out weighted loss",

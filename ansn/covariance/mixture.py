@@ -247,7 +247,8 @@ def find(
         return made, Found(regions, made.covariance.structure.name, {}, made.covariance.seen)
     held = len(x) // 4
     scores: dict[int, float] = {}
-    for k in (k for k in CANDIDATES if k == 1 or (k <= distinct(x) // 40 and search.fits(k))):
+    most = distinct(x) // 40
+    for k in (k for k in CANDIDATES if k == 1 or (k <= most and search.fits(k))):
         scores[k] = search.score(search.fitted(x[held:][: max(_ROWS, _ROWS_A_REGION * k)], k), x[:held])
         if k > 1 and scores[k] < scores[k // 2] + _LEVEL:
             break
