@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
-
-import tyro
 
 
 def choice(names: Iterable[str], *others: str | None, many: bool = False) -> Any:
@@ -27,16 +25,19 @@ def choice(names: Iterable[str], *others: str | None, many: bool = False) -> Any
     if many:
         word: Any = Literal.__getitem__((*names, *(other for other in others if other is not None)))
         kind = tuple[word, ...] | None if None in others else tuple[word, ...]
-    return tyro.conf.arg(
-        constructor=kind,
-        # tyro gives the default of a choice as the text of a list of words.
-        help_behavior_hint=lambda default: _bracketed(words, re.sub(r"[\[\]',]", "", default)),
-    )
+    # tyro gives the default of a choice as the text of a list of words.
+    return _argument(lambda default: _bracketed(words, re.sub(r"[\[\]',]", "", default)), constructor=kind)
 
 
 def suggestion(names: Iterable[str], *others: str) -> Any:
     """For a setting that takes more than the names: the help lists them."""
-    return tyro.conf.arg(help_behavior_hint=lambda default: _bracketed(", ".join((*names, *others)), default))
+    return _argument(lambda default: _bracketed(", ".join((*names, *others)), default))
+
+
+def _argument(hint: Callable[[str], str], **options: Any) -> Any:
+    import tyro  # slow to import: only when a command line or stored settings are read
+
+    return tyro.conf.arg(help_behavior_hint=hint, **options)
 
 
 def chosen_from(hint: Any) -> Any:

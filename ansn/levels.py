@@ -8,10 +8,10 @@ standard deviations of the data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import scipy  # its parts are imported when used
 import torch
 from torch import Tensor
 
@@ -92,9 +92,10 @@ def overlap_ratio(dim: int) -> float:
 
     def excess(ratio: float) -> float:
         shift = math.sqrt(2.0 * dim) * (ratio - 1.0)
-        return float(scipy.stats.norm.cdf(shift + 3 * ratio) - scipy.stats.norm.cdf(shift - 3 * ratio)) - 0.5
+        low, high = ((shift + side * 3 * ratio) / math.sqrt(2.0) for side in (-1, 1))
+        return 0.5 * (math.erf(high) - math.erf(low)) - 0.5
 
-    return float(scipy.optimize.brentq(excess, 1.0, 50.0)) if excess(50.0) < 0 else _FIXED_RATIO
+    return _root(excess, 1.0, 50.0) if excess(50.0) < 0 else _FIXED_RATIO
 
 
 def geometric(
@@ -220,7 +221,7 @@ def tau_start(
     while above > math.log(least):
         tau = max(above - math.log(2.0), math.log(least))
         if excess(tau) > 0.0:
-            return math.exp(scipy.optimize.brentq(excess, tau, above, xtol=1e-3))
+            return math.exp(_root(excess, tau, above, 1e-3))
         above = tau
     return least
 
@@ -281,3 +282,10 @@ def tau_max_langevin(x: Tensor, covariance: AdaptiveCovariance, quantile: float 
 def _check_range(tau_max: float, tau_min: float) -> None:
     if not (math.isfinite(tau_max) and tau_max > tau_min > 0):
         raise ValueError(f"tau_max, tau_min: got {tau_max}, {tau_min}, expected tau_max > tau_min > 0")
+
+
+def _root(f: Callable[[float], float], low: float, high: float, precision: float = 2e-12) -> float:
+    """Where ``f`` changes its sign."""
+    from scipy.optimize import brentq  # slow to import: only when used
+
+    return float(brentq(f, low, high, xtol=precision))

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""The machine: what a measurement was made on, and what fits it."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def cpu_name() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    import psutil  # slow to import: only when used
+
+    return int(psutil.virtual_memory().available)

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-import psutil
 import torch
 from torch import Tensor
 
 from ansn.covariance.moments import Basis, Moments, owners, summed
 from ansn.covariance.pencil import Pencil
+from ansn.machine import available_memory
 
 STRUCTURES: dict[str, type[Structure]] = {}
 """By name. To add one, write its class in a file and decorate it with :func:`register`."""
@@ -184,7 +184,7 @@ def refuse_what_cannot_fit(
     """Raises MemoryError, one line with the sizes and the structures that fit; ``dtypes`` of state and snapshot."""
     where = torch.device(device or "cpu")
     if limit is None:
-        limit = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+        limit = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else available_memory()
     size = structure.bytes(regions, *dtypes)
     if size > limit:
         sizes = {name: kind(structure.shape).bytes(regions, *dtypes) for name, kind in STRUCTURES.items()}

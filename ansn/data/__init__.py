@@ -8,7 +8,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 
-from ansn.data import arrays, cifar10, digits, folder, idx, table, toy2d
+from ansn.data import arrays, cifar10, digits, idx, table, toy2d
 from ansn.data.dataset import Dataset, iterate
 from ansn.data.files import opened
 from ansn.errors import InputError
@@ -122,6 +122,8 @@ def _by_content(path: Path) -> Callable[..., Dataset]:
             return partial(idx.load_folder, path)
         if cifar10.is_cifar10_folder(path):
             return partial(cifar10.load_folder, path)
+        from ansn.data import folder  # slow to import: only when used
+
         return partial(folder.load, path)
     if not os.path.exists(path):
         raise InputError(f"{path}: neither a file or folder nor one of {', '.join(NAMES)}")

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from ansn.errors import InputError
+from ansn.machine import available_memory
 
 SUFFIXES = ("", ".gz", ".xz")  # plain first: it is the fastest to read
 _CHUNK = 8 << 20
@@ -82,7 +81,7 @@ def read_exactly(stream: IO[bytes], count: int, path: Path | str, promise: str) 
 
 
 def require_memory(count: int, path: Path | str) -> None:
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if count > available:
         raise InputError(
             f"{path}: {count / 2**30:.1f} GiB of data; "

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +21,7 @@ from ansn.data.decode import SUFFIXES, decode, probe
 from ansn.data.files import cpu_count
 from ansn.data.holdout import SPLITS, check_split, held_out
 from ansn.errors import InputError
+from ansn.machine import available_memory
 
 _T = TypeVar("_T")
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
@@ -146,7 +146,7 @@ def load(
         shape = _common_shape(paths, size, channels)
     workers = min(4, cpu_count()) if num_workers is None else num_workers
     files = ImageFiles(paths, shape, size, workers)
-    limit = int(psutil.virtual_memory().available * _MEMORY_SHARE) if memory_limit is None else memory_limit
+    limit = int(available_memory() * _MEMORY_SHARE) if memory_limit is None else memory_limit
     rows: Tensor | ImageFiles = files
     if len(files) * int(np.prod(shape, dtype=np.int64)) <= limit:
         rows = files.take(torch.arange(len(files)))

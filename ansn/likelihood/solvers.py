@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import scipy
 import torch
 from torch import Tensor
 
@@ -44,6 +43,8 @@ def integrated(slopes: Slopes, w: Tensor, us: list[float], solver: str, rtol: fl
 
 def _adaptive(slopes: Slopes, w: Tensor, us: list[float], rtol: float) -> tuple[Tensor, Tensor, int]:
     """Dormand-Prince, the batch and its log-densities as one system."""
+    from scipy.integrate import solve_ivp  # slow to import: only when used
+
     size = w.numel()
     # scipy asks for the number of unknowns; the slopes alone know how many estimates a row has.
     rates = slopes(us[0], w)[1].shape
@@ -53,7 +54,7 @@ def _adaptive(slopes: Slopes, w: Tensor, us: list[float], rtol: float) -> tuple[
         return torch.cat((way.double().flatten(), rate.flatten())).cpu().numpy()
 
     start = torch.cat((w.double().flatten().cpu(), torch.zeros(rates.numel(), dtype=torch.float64)))
-    done = scipy.integrate.solve_ivp(flat, (us[0], us[-1]), start.numpy(), method="RK45", rtol=rtol, atol=rtol)
+    done = solve_ivp(flat, (us[0], us[-1]), start.numpy(), method="RK45", rtol=rtol, atol=rtol)
     if not done.success:
         raise ValueError(f"solver: rk45 stopped ({done.message}); expected a larger rtol, or a model that is trained")
     end = torch.from_numpy(done.y[:, -1]).to(w.device)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from ansn import ops
@@ -26,7 +25,11 @@ T = TypeVar("T")
 
 def bar(steps: Iterable[T], progress: bool, text: str) -> Iterable[T]:
     """The steps, behind a progress bar if asked."""
-    return track(list(steps), description=text, transient=True) if progress else steps
+    if not progress:
+        return steps
+    from rich.progress import track  # slow to import: only when used
+
+    return track(list(steps), description=text, transient=True)
 
 
 def tell(callback: Callback | None, i: int, tau: Tensor, x: Tensor, denoised: Tensor) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor, nn
 
@@ -112,8 +111,10 @@ class Blur(Separable):
             raise ValueError(f"width: got {width}, expected a standard deviation > 0, in pixels")
         if boundary not in ("circular", "reflect"):
             raise ValueError(f"boundary: got {boundary!r}, expected 'circular' or 'reflect'")
+        from scipy.ndimage import gaussian_filter1d  # slow to import: only when used
+
         mode = "wrap" if boundary == "circular" else "reflect"
-        blur = functools.partial(scipy.ndimage.gaussian_filter1d, sigma=width, axis=0, mode=mode)
+        blur = functools.partial(gaussian_filter1d, sigma=width, axis=0, mode=mode)
         matrices = [torch.from_numpy(blur(np.eye(n))) for n in (height, across)]
         super().__init__(channels, *matrices)
 

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ansn.errors import InputError
 from ansn.files import write_atomic
@@ -89,6 +88,8 @@ class PngFolder:
         return self.path / f"{row:0{self.width}d}.png"
 
     def write(self, row: int, values: NDArray[Any]) -> None:
+        from PIL import Image  # slow to import: only when used
+
         for i, image in enumerate(values):
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(self._name(row + i))
 

@@ -20,8 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ansn.distributed import any_rank
@@ -209,6 +207,9 @@ def _telling(part: Part, path: Path) -> Iterator[None]:
 @contextmanager
 def _bar(n: int, done: int, show: bool) -> Iterator[Callable[[int, Part], None]]:
     """A bar over all processes' samples, with images a second and the time left; gives what moves it on."""
+    from rich.console import Console  # slow to import: only when used
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     rate = TextColumn("{task.fields[rate]}")
     columns = (TextColumn("samples"), MofNCompleteColumn(), BarColumn(bar_width=24), rate, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as shown:

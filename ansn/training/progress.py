@@ -10,9 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ansn.files import write_atomic
 
 
@@ -38,7 +35,9 @@ class Reporter:
         self.begun, self.start = time.perf_counter(), start
         if not show:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only when used
+        from rich.console import Console  # slow to import: only when used
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from torch.utils.tensorboard import SummaryWriter
 
         # What a resumed run will write again is cut off.
         kept = read_metrics(self.path, start)
