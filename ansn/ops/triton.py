@@ -30,7 +30,7 @@ def interpreting() -> bool:
 def missing() -> str | None:
     """What this machine lacks to run any Triton kernel, or None."""
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not there; get it with `pip install 'triton>=3.6'` (Linux)"
+        return "the package triton is not there; torch's CUDA build brings it, else `pip install -e '.[gpu]'` (Linux)"
     if importlib.util.find_spec("ansn.kernels") is None:
         return "the package ansn.kernels is not there; install ansn anew with `pip install -e .`"
     if not interpreting() and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

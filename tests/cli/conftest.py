@@ -21,12 +21,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, Outcome]:
-    """`ansn-train toy2d`, 30 steps and rerun to 60, and what the two told."""
+    """`ansn-train toy2d`, 30 steps in a process of its own and rerun to 60, and what the two told."""
     folder = tmp_path_factory.mktemp("toy") / "new" / "run"
-    first, second = (
-        succeeded(start("train", "toy2d", *TINY, "--out", folder, "--samples", 50, "--steps", steps))
-        for steps in (30, 60)
-    )
+    options = ("train", "toy2d", *TINY, "--out", folder, "--samples", 50, "--steps")
+    first, second = succeeded(start(*options, 30)), succeeded(call(*options, 60))
     return folder, first, second
 
 

@@ -8,7 +8,7 @@ import io
 import os
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 TINY = [
     "--device", "cpu", "--threads", "1", "--width", "16", "--blocks", "1", "--batch-size", "32", "--warmup", "10",
@@ -40,20 +40,21 @@ def start(command: str, *arguments: Any) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def call(command: str, *arguments: Any) -> Outcome:
-    """The same entry point in this process: an exception that gets out of it fails the test as a traceback would."""
+def call(command: str, *arguments: Any, out: TextIO | None = None) -> Outcome:
+    """The same entry point in this process: an exception that gets out of it fails the test as a traceback would.
+    What it prints goes into ``out``, where that is given."""
     main = importlib.import_module(f"ansn.cli.{command}").main
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    told, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [f"ansn-{command}", *map(str, arguments)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out or told), contextlib.redirect_stderr(err):
             try:
                 code = main()
             except SystemExit as end:
                 code = end.code
     finally:
         sys.argv = before
-    return Outcome(int(code or 0), out.getvalue(), err.getvalue())
+    return Outcome(int(code or 0), told.getvalue(), err.getvalue())
 
 
 def succeeded(outcome: Outcome) -> Outcome:

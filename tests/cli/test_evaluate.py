@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import ansn
+from ansn.cli.evaluate import _report
 from ansn.evaluation import Evaluation, Measurement
 from ansn.training import load_run
-from tests.cli.helpers import Outcome, call, start, succeeded
+from tests.cli.helpers import Outcome, call, succeeded
 
 QUICK = ("--quick", "-n", 60, "--features", "pca-8")
 
@@ -25,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pictures take most of the time, and their tests are elsewhere; `start` draws it all the same."""
+    """Its pictures take most of the time, and their tests are elsewhere; one test here draws it all the same."""
     monkeypatch.setattr("ansn.cli.evaluate._report", lambda *_: [])
 
 
@@ -35,9 +36,10 @@ def evaluated(run: Path, out: Path, *options: object) -> tuple[dict[str, Measure
     return {m.name: m for m in found.measurements}, found, outcome
 
 
-def test_as_a_user_starts_it(digits: Path, tmp_path: Path) -> None:
+def test_as_a_user_starts_it(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansn.cli.evaluate._report", _report)
     run = Path(shutil.copytree(digits, tmp_path / "run"))
-    outcome = succeeded(start("evaluate", run, "--quick", "-n", 40, "--seed", 2))
+    outcome = succeeded(call("evaluate", run, "--quick", "-n", 40, "--seed", 2))
     found = Evaluation.from_json((run / "evaluation.json").read_text())
     assert (run / "report.html").is_file()
     assert not list(run.glob(".evaluation.json*"))

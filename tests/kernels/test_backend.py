@@ -1,9 +1,6 @@
-"""The back end "triton" where there is no GPU and no interpreter: a reason in one line, and no import of triton."""
+"""The back end "triton" where there is no GPU and no interpreter: a reason in one line."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,7 +24,7 @@ def test_a_cpu_tensor_is_refused():
 def test_without_triton_the_reason_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(back_end.importlib.util, "find_spec", lambda name: None if name == "triton" else object())
     back_end.missing.cache_clear()
-    assert "pip install 'triton>=3.6'" in str(back_end.missing())
+    assert "`pip install -e '.[gpu]'`" in str(back_end.missing())
     back_end.missing.cache_clear()
 
 
@@ -39,9 +36,3 @@ def test_without_a_compiler_the_reason_says_so(monkeypatch):
     back_end.missing.cache_clear()
     assert "C compiler" in str(back_end.missing())
     back_end.missing.cache_clear()
-
-
-def test_importing_ansn_imports_no_kernel():
-    code = "import sys, ansn.ops; print([m for m in ('triton', 'ansn.kernels') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -120,23 +116,6 @@ def test_without_the_module_auto_goes_on(monkeypatch):
     assert torch.equal(ops.colored_step(x, b=1.0), expected)
     with ops.backend("native"), pytest.raises(RuntimeError, match=r"ansn\._native is not there"):
         ops.colored_step(x, b=1.0)
-
-
-@pytest.mark.parametrize(("value", "status"), [("reference", 0), ("fast", 1)])
-def test_the_environment_sets_the_start(value, status):
-    done = subprocess.run(
-        [sys.executable, "-c", "from ansn import ops; print(ops.current_backend())"],
-        env={**os.environ, "ANSN_BACKEND": value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status
-    if status:
-        expected = "ansn.errors.InputError: ANSN_BACKEND is 'fast', expected one of auto, reference, native, triton"
-        assert done.stderr.strip().splitlines()[-1] == expected
-    else:
-        assert done.stdout.strip() == value
 
 
 def test_autocast_leaves_the_operations_their_precision():
