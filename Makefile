@@ -8,10 +8,11 @@ NATIVE_SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu"
 # What the two commands run; override to run less: make test TESTS=tests/ops
 TRAIN ?= digits
 TESTS ?=
-# A test has one thread; a file's tests stay together, with what they share.
-CORES := -n auto --dist loadfile --benchmark-disable
+# A test has one thread. Each core gets a stretch of the tests, so that neighbours share what they need, and takes over
+# from the others at its end.
+CORES := -n auto --dist worksteal --benchmark-disable
 
-.PHONY: help setup train test test-slow lint types sanitize valgrind benchmark scaling evidence evidence-quick clean
+.PHONY: help setup train test fast test-slow lint types sanitize valgrind benchmark scaling evidence evidence-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +31,10 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 train: $(STAMP) ## train on the digits, then look at runs/digits/*.png
 	$(BIN)/ansn-train $(TRAIN)
 
-test: $(STAMP) lint types ## what CI runs: lint, types, the fast tests
+test: $(STAMP) lint ## what CI runs: lint, types, the fast tests
+	@$(MAKE) --no-print-directory -j 2 types fast
+
+fast: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" $(CORES) $(TESTS)
 
 test-slow: $(STAMP) ## the tests that take longer

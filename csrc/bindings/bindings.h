@@ -12,6 +12,7 @@ void bind_dense_step(pybind11::module_& m);
 void bind_covariance_update(pybind11::module_& m);
 void bind_dsm_loss(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
+void bind_separable(pybind11::module_& m);
 void bind_small_cholesky(pybind11::module_& m);
 
 }  // namespace bindings

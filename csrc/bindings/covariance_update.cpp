@@ -1,6 +1,6 @@
 // The running covariance.
 #include "bindings.h"
-#include "common.h"
+#include "moments_arguments.h"
 
 namespace ansn {
 namespace bindings {
@@ -11,40 +11,9 @@ int64_t covariance_update(const std::string& dtype, uintptr_t weight, uintptr_t 
                           int64_t ld_x, uintptr_t region, int64_t regions, double decay, bool diagonal, int threads,
                           const std::string& isa) {
   static thread_local Scratch scratch;
-  check_sizes(rows, cols, threads);
-  require(dtype == "f32" || dtype == "f64", "dtype of the state must be 'f32' or 'f64', got '" + dtype + "'");
-  require(regions >= 1, "regions must be at least 1, got " + std::to_string(regions));
-  require(decay > 0 && decay <= 1, "decay must be in (0, 1], got " + std::to_string(decay));
-  require(weight != 0, "weight must be an address, got 0");
-  require(weight2 != 0, "weight2 must be an address, got 0");
-  require(mean != 0 || cols == 0, "mean must be an address, got 0");
-  require(scatter != 0 || cols == 0, "scatter must be an address, got 0");
-  require(x != 0 || rows == 0 || cols == 0, "x must be an address, got 0");
   cpu::CovarianceUpdate p;
-  p.x_storage = storage_of(x_dtype, "x_dtype");
-  p.state_is_f64 = dtype == "f64";
-  p.weight = at<double>(weight);
-  p.weight2 = at<double>(weight2);
-  for (int64_t k = 0; k < regions; ++k) {
-    if (std::isfinite(p.weight[k]) && p.weight[k] >= 0) continue;
-    throw std::invalid_argument("weight: region " + std::to_string(k) + " has " + std::to_string(p.weight[k]) +
-                                ", expected a finite number of at least 0");
-  }
-  require(region != 0 || regions == 1 || rows == 0,
-          "region must be an address when there are " + std::to_string(regions) + " regions, got 0");
-  const RowsByRegion grouped(at<const int64_t>(region), rows, regions);
-  p.mean = at<void>(mean);
-  p.scatter = at<void>(scatter);
-  p.x = at<const void>(x);
-  p.rows = rows;
-  p.cols = cols;
-  p.ld_x = ld_x;
-  p.regions = regions;
-  p.starts = grouped.starts.data();
-  p.order = grouped.order_or_null();
-  p.decay = decay;
-  p.diagonal = diagonal;
-  p.threads = threads;
+  const MomentsOf moments(p, dtype, weight, weight2, mean, scatter, x, x_dtype, rows, cols, ld_x, region, regions, decay,
+                          diagonal, threads);
   const cpu::KernelTable& table = cpu::kernels(isa);
   p.scratch = nullptr;
   p.scratch = scratch.reserve(table.covariance_scratch_bytes(p));

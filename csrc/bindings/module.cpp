@@ -42,6 +42,7 @@ PYBIND11_MODULE(_native, m) {
   bind_covariance_update(m);
   bind_dsm_loss(m);
   bind_random(m);
+  bind_separable(m);
   bind_small_cholesky(m);
   m.def("supported_isas", &ansn::cpu::supported_isas, "Built instruction sets that this CPU runs, narrowest first.");
   m.def("cpu_isa", [] { return std::string(ansn::cpu::kernels().isa); },

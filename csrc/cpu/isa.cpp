@@ -8,7 +8,10 @@
 #include "covariance_update.h"
 #include "dense_step.h"
 #include "dsm_loss.h"
+#include "mixture.h"
 #include "noise.h"
+#include "separable.h"
+#include "separable_update.h"
 
 #define ANSN_STRING_(x) #x
 #define ANSN_STRING(x) ANSN_STRING_(x)
@@ -20,7 +23,9 @@ extern const cpu::KernelTable kernel_table;
 const cpu::KernelTable kernel_table = {
     ANSN_STRING(ANSN_ISA), colored_step,  dense_scratch_bytes, dense_step,   covariance_scratch_bytes,
     covariance_update,     row_not_finite, philox_words,       normals,      normals_of_words,
-    cholesky_scratch_bytes, cholesky,     dsm_loss};
+    cholesky_scratch_bytes, cholesky,     dsm_loss,           separable_apply_scratch_bytes,
+    separable_apply,       separable_step_scratch_bytes,      separable_step, separable_update_scratch_bytes,
+    separable_update,      mixture_scratch_bytes,             mixture};
 
 }  // namespace ANSN_ISA
 }  // namespace ansn

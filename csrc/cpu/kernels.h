@@ -86,6 +86,70 @@ struct DsmLoss {
   int threads;
 };
 
+constexpr int kMostAxes = 4;
+constexpr int64_t kLongestAxis = 256;          // whose basis the kernels below multiply with
+
+// An orthonormal basis Q = Q_1 (x) ... (x) Q_A of rows shaped by their axes, of each region.
+struct Axes {
+  int count;                                   // at least 1
+  int64_t size[kMostAxes];
+  const void* basis[kMostAxes];                // [K, n, n] or [1, n, n], contiguous; null: the identity
+  int64_t stride[kMostAxes];                   // from one region's to the next
+  bool basis_is_f64;
+  const int64_t* region;                       // [rows], or null: all are of region 0
+  int64_t used;                                // regions in use,
+  const int64_t *listed, *slot;                // their numbers [used], and the place of each in this list [K] or null
+};
+
+// out = y or v - y, y = [Q] (w [Q^T] (v - m)), w = weights, or 1 / (weights / tau2 + 1). Arithmetic is float64 for float64
+// rows, else float32; center, weights and tau2 are of its type.
+struct SeparableApply {
+  Axes axes;
+  Storage storage;
+  void* out;
+  const void* v;                               // not out
+  int64_t rows, cols;                          // contiguous
+  const void *center, *weights, *tau2;         // [K or 1, cols] each, [rows or 1]; null when absent
+  int64_t center_stride, weight_stride;        // from one region's to the next
+  int64_t tau2_stride;                         // 0 or 1
+  bool inward, outward, rest;
+  int threads;
+  void* scratch;                               // separable_apply_scratch_bytes(), 64-byte aligned; so are the ones below
+};
+
+// out = x + c (D - x) + Q (s (a f + b z)); step.diag is s, [K or 1, cols], step.region is not read.
+struct SeparableStep {
+  Axes axes;
+  ColoredStep step;
+  int64_t deviation_stride;
+  void* scratch;
+};
+
+// rows.mean, weight, weight2 as of CovarianceUpdate; rows.scatter [K, cols] of the coordinates Q^T (x - m), scatter
+// [K, n, n] of the axes, null where there is none. The bases are of K regions, all listed.
+struct SeparableUpdate {
+  Axes axes;
+  CovarianceUpdate rows;
+  void* scatter[kMostAxes];
+};
+
+// ln(w_k N(x; m_k, S_k + sigma^2 I)) of each region and row, less the constant; and, unless out is null, the denoiser of
+// the mixture, x - sum_k p_k Q_k (sigma^2 / (lambda_k + sigma^2)) Q_k^T (x - m_k).
+struct Mixture {
+  Axes axes;                                   // of K regions, all listed
+  Storage storage;                             // not f64
+  void* out;
+  const void* x;
+  int64_t rows, cols, regions;                 // contiguous
+  const float *center, *variances;             // [K, cols]
+  const double* log_weights;                   // [K]
+  const float* sigma2;
+  int64_t sigma2_stride;                       // 0 or 1
+  double* logs;                                // [K, rows]
+  int threads;
+  void* scratch;
+};
+
 struct KernelTable {
   const char* isa;
   void (*colored_step)(const ColoredStep&);
@@ -101,6 +165,14 @@ struct KernelTable {
   int64_t (*cholesky_scratch_bytes)(bool is_f64, int64_t d);
   void (*cholesky)(const Cholesky&);
   void (*dsm_loss)(const DsmLoss&);
+  int64_t (*separable_apply_scratch_bytes)(const SeparableApply&);
+  void (*separable_apply)(const SeparableApply&);
+  int64_t (*separable_step_scratch_bytes)(const SeparableStep&);
+  void (*separable_step)(const SeparableStep&);
+  int64_t (*separable_update_scratch_bytes)(const SeparableUpdate&);
+  void (*separable_update)(const SeparableUpdate&);
+  int64_t (*mixture_scratch_bytes)(const Mixture&);
+  void (*mixture)(const Mixture&);
 };
 
 }  // namespace cpu

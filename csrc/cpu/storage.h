@@ -18,6 +18,7 @@ struct F32 {
 struct F64 {
   using Memory = double;
   ANSN_INLINE double load(double v) { return v; }
+  ANSN_INLINE double store(double v) { return v; }
 };
 
 struct BF16 {

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.training.helpers import trained
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -13,3 +17,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished small run, to read."""
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))

@@ -27,17 +27,6 @@ from tests.training.helpers import assert_same_run, small, tensors, trained
 PACKAGE = Path(ansn.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 def newest(run: Path) -> Path:
     return run / "checkpoints" / f"step-{checkpoint.steps(run)[0]:08d}"
 
@@ -142,9 +131,8 @@ def test_no_pickle_is_read_or_written_anywhere() -> None:
 
 @pytest.mark.parametrize("fails", ["save_file", "replace", "fsync", "write_text"])
 def test_an_error_while_writing_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    whole = trained(tmp_path / "whole")
     run = trained(tmp_path / "run", steps=10)
     before = tensors(run)
     with monkeypatch.context() as patch:

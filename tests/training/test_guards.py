@@ -45,9 +45,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, at: int, how: str) -> None:
 @pytest.mark.parametrize("at", [10, 14, 19])
 @pytest.mark.parametrize("how", ["value", "gradient", "weights"])
 def test_divergence_keeps_the_last_good_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, how: str
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, how: str
 ) -> None:
-    whole = trained(tmp_path / "whole")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         poison(patch, at, how)

@@ -77,8 +77,7 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
     assert all(not torch.equal(v, b[k]) for k, v in a.items() if k.startswith("network/") and v.std() > 0)
 
 
-def test_other_intervals_change_nothing_but_lines(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole")
+def test_other_intervals_change_nothing_but_lines(whole: Path, tmp_path: Path) -> None:
     parts = trained(tmp_path / "parts", steps=17, checkpoint_every=1000, log_every=40)
     trained(parts, checkpoint_every=3, log_every=7)
     assert checkpoint.steps(parts) == [40, 39]
@@ -122,8 +121,9 @@ def test_ctrl_c_writes_a_checkpoint_and_the_rest_follows(tmp_path: Path, monkeyp
     assert_same_run(whole, tmp_path / "parts")
 
 
-def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trained(tmp_path / "whole")
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         interrupt_at(patch, 13, times=2)
         with pytest.raises(KeyboardInterrupt):
@@ -144,8 +144,9 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "_train_step", hook)
 
 
-def test_lines_after_the_checkpoint_are_cut_on_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trained(tmp_path / "whole")
+def test_lines_after_the_checkpoint_are_cut_on_resuming(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         crash_at(patch, 28)
@@ -164,10 +165,7 @@ def test_lines_after_the_checkpoint_are_cut_on_resuming(tmp_path: Path, monkeypa
     assert metrics(run) == metrics(whole)
 
 
-def test_from_the_checkpoint_before_when_the_newest_is_deleted(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole")
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
+def test_from_the_checkpoint_before_when_the_newest_is_deleted(whole: Path, run: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step-00000040")
     assert load_run(run).step == 30
     trained(run)
@@ -175,8 +173,7 @@ def test_from_the_checkpoint_before_when_the_newest_is_deleted(tmp_path: Path) -
     assert metrics(run) == metrics(whole)
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = trained(tmp_path / "run")
+def test_a_finished_run_stays_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, lines = tensors(run), (run / "metrics.jsonl").read_text()
     capsys.readouterr()
     trained(run)
@@ -193,18 +190,17 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_changed_settings_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    run = trained(tmp_path / "run", steps=2)
-    before = tensors(run)
+def test_changed_settings_are_refused_by_name(whole: Path, name: str) -> None:
+    before = tensors(whole)
     with pytest.raises(InputError) as caught:
-        trained(run, steps=4, **{name: CHANGES[name]})
+        trained(whole, steps=50, **{name: CHANGES[name]})
     message = str(caught.value)
     assert "\n" not in message
-    assert str(run) in message
+    assert str(whole) in message
     assert f"{name}: " in message
     assert f"-> {CHANGES[name]}" in message
     assert "--no-resume" in message
-    assert_same_tensors(before, tensors(run))
+    assert_same_tensors(before, tensors(whole))
 
 
 def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
@@ -229,9 +225,8 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     assert load_run(run).step == 2
 
 
-def test_no_resume_starts_over(tmp_path: Path) -> None:
+def test_no_resume_starts_over(run: Path, tmp_path: Path) -> None:
     fresh = trained(tmp_path / "fresh", width=8, steps=5)
-    run = trained(tmp_path / "run")
     trained(run, width=8, steps=5, resume=False)
     assert checkpoint.steps(run) == [5]
     assert_same_run(run, fresh)
@@ -239,8 +234,7 @@ def test_no_resume_starts_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"rho": 2.0}, {"batch_size": 0}, {"dataset": "no-such-file.npy"}])
-def test_no_resume_with_a_mistake_deletes_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    run = trained(tmp_path / "run")
+def test_no_resume_with_a_mistake_deletes_nothing(whole: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        train(small(run, resume=False, **wrong))
-    assert checkpoint.steps(run) == [40, 30]
+        train(small(whole, resume=False, **wrong))
+    assert checkpoint.steps(whole) == [40, 30]

@@ -1,0 +1,132 @@
+// What a mixture of Gaussians, one a region with a separable basis, says of a row x under isotropic noise:
+//
+//     ln w_k N(x; m_k, S_k + sigma^2 I)    and    x - sum_k p_k Q_k (sigma^2 / (lambda_k + sigma^2)) Q_k^T (x - m_k)
+//
+// A unit of rows is read once. The coordinates in all K bases stay in the cache; after the softmax, a share below kNothing
+// counts as 0, and regions without shares are left out of the way back, which at low noise leaves about one.
+#pragma once
+
+#include "separable.h"
+
+namespace ansn {
+namespace ANSN_ISA {
+namespace {
+namespace axes {
+
+constexpr double kNothing = 1e-12;
+constexpr int kAbreastLogs = 16;  // lanes of sums that every instruction set has, so that all give the same bits
+
+// sum_j c_j^2 / t_j and sum_j ln t_j, t_j = l_j + s; c_j becomes s / t_j c_j. The logarithm is taken of products of
+// mantissas, their exponents apart.
+inline void misfit(float* __restrict__ c, const float* __restrict__ l, float s, int64_t cols, double& squares, double& logs) {
+  constexpr int64_t kBlock = 64 * kAbreastLogs;  // as many mantissas below 2 as a float's range can take, each lane 64
+  squares = logs = 0;
+  int64_t exponents = 0;
+  for (int64_t first = 0; first < cols; first += kBlock) {
+    const int64_t count = least(kBlock, cols - first), whole = count / kAbreastLogs * kAbreastLogs;
+    float sum[kAbreastLogs] = {}, product[kAbreastLogs];
+    int32_t exponent[kAbreastLogs] = {};
+    for (int i = 0; i < kAbreastLogs; ++i) product[i] = 1;
+    const auto take = [&](int64_t j, int i) {
+      const float t = l[j] + s > 1.17549435e-38f ? l[j] + s : 1.17549435e-38f;  // never 0
+      const float part = c[j] / t;
+      sum[i] += part * c[j];
+      c[j] = s * part;
+      const uint32_t bits = float_bits(t);
+      exponent[i] += (int32_t)(bits >> 23) - 127;
+      product[i] *= bits_float((bits & 0x007FFFFFu) | 0x3F800000u);
+    };
+    for (int64_t j = first; j < first + whole; j += kAbreastLogs)
+      for (int i = 0; i < kAbreastLogs; ++i) take(j + i, i);
+    for (int64_t j = first + whole; j < first + count; ++j) take(j, (int)(j - first - whole));
+    for (int i = 0; i < kAbreastLogs; ++i) {
+      squares += (double)sum[i];
+      logs += __builtin_log((double)product[i]);
+      exponents += exponent[i];
+    }
+  }
+  logs += (double)exponents * 0.69314718055994530942;
+}
+
+// Beside what every plan has, a row's sum, its coordinates in all bases, and its shares.
+inline Plan<float> plan_of(const cpu::Mixture& p) {
+  const Unit<float> unit(p.axes, 1);
+  const int64_t further = 64 + (unit.numbers() + p.regions * p.cols) * (int64_t)sizeof(float) + p.regions * (int64_t)sizeof(double);
+  return Plan<float>(p.axes, p.rows, further, 2 * p.regions, p.threads, p.scratch);
+}
+
+template <class S>
+void mixture_unit(const cpu::Mixture& p, const Plan<float>& plan, char* memory, int64_t first, int64_t rows) {
+  const Unit<float> unit(p.axes, rows);
+  const int64_t lines = unit.lines / rows, last = unit.last, K = p.regions;
+  float *sum = (float*)(memory + 2 * plan.buffer), *coordinates = (float*)(memory + 3 * plan.buffer);  // [K, rows, cols]
+  double* shares = (double*)(memory + 3 * plan.buffer + whole_lines(K * rows * p.cols * (int64_t)sizeof(float)));
+  const typename S::Memory* x = (const typename S::Memory*)p.x + first * p.cols;
+  for (int64_t k = 0; k < K; ++k) {
+    float *buffer = (float*)memory, *other = (float*)(memory + plan.buffer);
+    const float* center = p.center + k * p.cols;
+    for (int64_t l = 0; l < unit.lines; ++l) {
+      float* __restrict__ line = buffer + l * unit.width;
+      const float* m = center + l % lines * last;
+      for (int64_t j = 0; j < last; ++j) line[j] = S::load(x[l * last + j]) - m[j];
+      pad(line, last, unit.width);
+    }
+    const float* turned = turn(p.axes, plan.packed, k, unit, true, buffer, other);
+    float* c = coordinates + k * rows * p.cols;
+    for (int64_t l = 0; l < unit.lines; ++l) __builtin_memcpy(c + l * last, turned + l * unit.width, last * sizeof(float));
+    for (int64_t r = 0; r < rows; ++r) {
+      double squares, logs;
+      misfit(c + r * p.cols, p.variances + k * p.cols, p.sigma2[(first + r) * p.sigma2_stride], p.cols, squares, logs);
+      shares[k * rows + r] = p.logs[k * p.rows + first + r] = p.log_weights[k] - 0.5 * (squares + logs);
+    }
+  }
+  if (!p.out) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    double top = -__builtin_inf(), total = 0;
+    for (int64_t k = 0; k < K; ++k) top = shares[k * rows + r] > top ? shares[k * rows + r] : top;
+    for (int64_t k = 0; k < K; ++k) total += shares[k * rows + r] = __builtin_exp(shares[k * rows + r] - top);
+    for (int64_t k = 0; k < K; ++k) {
+      const double share = shares[k * rows + r] / total;
+      shares[k * rows + r] = share < kNothing ? 0 : share;
+    }
+  }
+  for (int64_t i = 0; i < unit.numbers(); ++i) sum[i] = 0;
+  for (int64_t k = 0; k < K; ++k) {
+    bool any = false;
+    for (int64_t r = 0; r < rows; ++r) any = any || shares[k * rows + r] != 0;
+    if (!any) continue;
+    float *buffer = (float*)memory, *other = (float*)(memory + plan.buffer);
+    const float* c = coordinates + k * rows * p.cols;
+    for (int64_t l = 0; l < unit.lines; ++l) {
+      float* __restrict__ line = buffer + l * unit.width;
+      const float share = (float)shares[k * rows + l / lines];
+      for (int64_t j = 0; j < last; ++j) line[j] = share * c[l * last + j];
+      pad(line, last, unit.width);
+    }
+    const float* turned = turn(p.axes, plan.packed, k, unit, false, buffer, other);
+    for (int64_t i = 0; i < unit.numbers(); ++i) sum[i] += turned[i];
+  }
+  typename S::Memory* out = (typename S::Memory*)p.out + first * p.cols;
+  for (int64_t l = 0; l < unit.lines; ++l)
+    for (int64_t j = 0; j < last; ++j) out[l * last + j] = S::store(S::load(x[l * last + j]) - sum[l * unit.width + j]);
+}
+
+}  // namespace axes
+
+int64_t mixture_scratch_bytes(const cpu::Mixture& p) { return axes::plan_of(p).bytes; }
+
+void mixture(const cpu::Mixture& p) {
+  const axes::Plan<float> plan = axes::plan_of(p);
+  axes::for_units(p.axes, plan, p.rows, [&](char* memory, int64_t first, int64_t rows) {
+    switch (p.storage) {
+      case cpu::Storage::f32: return axes::mixture_unit<F32>(p, plan, memory, first, rows);
+      case cpu::Storage::bf16: return axes::mixture_unit<BF16>(p, plan, memory, first, rows);
+      case cpu::Storage::f16: return axes::mixture_unit<F16>(p, plan, memory, first, rows);
+      case cpu::Storage::f64: return;  // the binding refuses it
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ANSN_ISA
+}  // namespace ansn
