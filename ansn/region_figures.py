@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from ansn import figures
@@ -52,8 +51,8 @@ def regions_figure(mixture: Mixture, names: Sequence[str] | None = None, width: 
         few = "." if len(values) < _FEW else ""
         axes[1].loglog(range(1, len(values) + 1), values.clamp_min(1e-9 * top).numpy(), color=figures.MODEL, marker=few)
         axes[1].set_ylim(0.5 * max(float(variances.min()), 1e-9 * top), 2 * top)
-        axes[1].tick_params(which="both", labelsize="x-small")
-        axes[1].xaxis.set_minor_formatter(NullFormatter())
+        axes[1].minorticks_off()  # drawing them would take half of the time, as would the labels of each row
+        axes[1].tick_params(labelsize="x-small", labelbottom=axes is cells[-1])
     return figure
 
 

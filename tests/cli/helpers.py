@@ -14,6 +14,8 @@ TINY = [
     "--device", "cpu", "--threads", "1", "--width", "16", "--blocks", "1", "--batch-size", "32", "--warmup", "10",
     "--log-every", "10", "--checkpoint-every", "20",
 ]  # fmt: skip
+# For runs that are about something else: to find the regions of the default skip takes seconds.
+PLAIN = ("--skip", "wiener")
 # What a training run says before it looks at its other settings.
 CHOICE = ("choosing ", "structure: ", "finding ", "regions: ")
 

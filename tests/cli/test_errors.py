@@ -15,7 +15,7 @@ import torch
 from ansn.ops import _dispatch, native
 from ansn.training import checkpoint
 from ansn.training.trainer import Trainer
-from tests.cli.helpers import CHOICE, TINY, Outcome, call, start
+from tests.cli.helpers import CHOICE, PLAIN, TINY, Outcome, call, start
 from tests.data.writers import some_images, write_mnist
 
 
@@ -85,14 +85,14 @@ TRAIN: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "largest level": (["--tau-max", 0], ("--tau-max", "got 0.0")),
     "smallest level": (["--tau-min", -1], ("--tau-min", "got -1.0")),
     "levels": (["--rungs", 1], ("--rungs", "got 1")),
-    "levels crossed": (["--tau-max", 0.001], ("tau_max", "0.001")),
-    "dropout": (["--dropout", 2], ("dropout", "2.0")),
+    "levels crossed": ([*PLAIN, "--tau-max", 0.001], ("tau_max", "0.001")),
+    "dropout": ([*PLAIN, "--dropout", 2], ("dropout", "2.0")),
     "label dropout": (["--class-conditional", "--label-dropout", 1], ("--label-dropout", "got 1.0", "[0, 1)")),
     "labels withheld from who is not told": (["--label-dropout", 0.1], ("--label-dropout", "--class-conditional")),
-    "blocks": (["--blocks", 0], ("blocks", "0")),
-    "stages": (["--network", "unet", "--multipliers", 0], ("multipliers", "0")),
-    "stem": (["--network", "unet", "--stem-stride", 3], ("stem_stride", "3")),
-    "image network on points": (["toy2d", "--network", "unet"], ("UNet", "(C, H, W)", "(2,)")),
+    "blocks": ([*PLAIN, "--blocks", 0], ("blocks", "0")),
+    "stages": ([*PLAIN, "--network", "unet", "--multipliers", 0], ("multipliers", "0")),
+    "stem": ([*PLAIN, "--network", "unet", "--stem-stride", 3], ("stem_stride", "3")),
+    "image network on points": (["toy2d", *PLAIN, "--network", "unet"], ("UNet", "(C, H, W)", "(2,)")),
     "flips of points": (["toy2d", "--flip"], ("flip", "toy2d")),
     "labels of regions untold": (["--regions", "labels"], ("--regions labels", "--class-conditional")),
     "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU", "expected cpu")),
@@ -172,7 +172,7 @@ def test_train_on_files(mistake: str, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("out", ["file", "file/run"])
 def test_an_output_folder_that_cannot_be(tmp_path: Path, out: str) -> None:
     (tmp_path / "file").write_text("in the way")
-    outcome = call("train", "toy2d", *TINY, "--steps", 2, "--out", tmp_path / out)
+    outcome = call("train", "toy2d", *TINY, *PLAIN, "--steps", 2, "--out", tmp_path / out)
     assert_refused(outcome, "train", "--out", str(tmp_path / out))
     assert (tmp_path / "file").read_text() == "in the way"
 

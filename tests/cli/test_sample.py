@@ -17,7 +17,7 @@ import ansn
 from ansn import ops
 from ansn.sampling import Draw
 from ansn.training import load_run
-from tests.cli.helpers import TINY, Outcome, call, environment, start, succeeded
+from tests.cli.helpers import PLAIN, TINY, Outcome, call, environment, start, succeeded
 from tests.tolerances import BATCH_INVARIANCE
 
 
@@ -109,7 +109,7 @@ def test_regions_that_were_found(regions: Path, tmp_path: Path) -> None:
 def test_guidance(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--class-conditional", "--label-dropout", 0.2, "--steps", 40, "--samples", 0)
-    succeeded(call("train", "digits", *TINY, *options, "--out", run))
+    succeeded(call("train", "digits", *TINY, *PLAIN, *options, "--out", run))
     draw = ("-n", 6, "--steps", 3, "--label", 3)
     guided = drawn(run, tmp_path, *draw, "--guidance", 30)
     expected = ansn.sample(load_run(run).model, 6, steps=3, y=3, guidance=30.0)

@@ -17,7 +17,7 @@ from ansn.cli.train import parse
 from ansn.config import from_dict
 from ansn.presets import PRESETS
 from ansn.training import checkpoint, load_run
-from tests.cli.helpers import CHOICE, TINY, Outcome, call, command_line, environment, start, succeeded
+from tests.cli.helpers import CHOICE, PLAIN, TINY, Outcome, call, command_line, environment, start, succeeded
 from tests.data.writers import some_images, write_mnist
 from tests.training.helpers import assert_same_run, change
 
@@ -83,7 +83,7 @@ def test_a_finished_run_is_drawn_again(digits: Path) -> None:
 
 
 def test_no_resume(tmp_path: Path) -> None:
-    options = [*TINY, "--samples", 0, "--out", tmp_path]
+    options = [*TINY, *PLAIN, "--samples", 0, "--out", tmp_path]
     succeeded(call("train", "toy2d", *options, "--steps", 40))
     succeeded(call("train", "toy2d", *options, "--steps", 10, "--no-resume"))
     assert checkpoint.steps(tmp_path) == [10]
@@ -108,7 +108,7 @@ def test_arguments_become_settings() -> None:
 
 # -- interrupted -----------------------------------------------------------------------------------------------
 
-LONG = ("toy2d", *TINY, "--samples", "0", "--dropout", "0.1", "--steps")
+LONG = ("toy2d", *TINY, *PLAIN, "--samples", "0", "--dropout", "0.1", "--steps")
 
 
 def interrupted(out: Path, number: signal.Signals, times: int = 1) -> Outcome:
@@ -220,7 +220,7 @@ def test_a_field_from_file_to_file(shape: tuple[int, ...], tmp_path: Path) -> No
 
 
 def test_divergence_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    outcome = call("train", "digits", *TINY[:-4], "--lr", "1e30", "--warmup", 0, "--clip", 0, "--out", tmp_path)
+    outcome = call("train", *TINY[:-4], *PLAIN, "--lr", "1e30", "--warmup", 0, "--clip", 0, "--out", tmp_path)
     assert outcome.code == 1
     (line,) = [text for text in outcome.err.splitlines() if not text.startswith(("step ", *CHOICE))]
     assert line.startswith("ansn-train: the loss or its gradient is not a number any more")

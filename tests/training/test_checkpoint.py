@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import tokenize
 from collections.abc import Callable
 from pathlib import Path
@@ -168,16 +167,16 @@ def test_an_error_while_writing_leaves_what_was_there(
 
 def test_a_kill_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     """SIGKILL between the last file and the rename: nothing of Python runs after it."""
-    script = f"""
-import os, signal, torch
-from pathlib import Path
-from ansn.training import checkpoint
-run = Path({str(tmp_path)!r})
-checkpoint.save(run, 1, {{"a": {{"x": torch.tensor([1.0])}}}}, {{}})
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save(run, 2, {{"a": {{"x": torch.tensor([2.0])}}}}, {{}})
-"""
-    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+
+    def child() -> None:
+        checkpoint.save(tmp_path, 1, {"a": {"x": torch.tensor([1.0])}}, {})
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        checkpoint.save(tmp_path, 2, {"a": {"x": torch.tensor([2.0])}}, {})
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert checkpoint.steps(tmp_path) == [1]
     assert float(checkpoint.load(tmp_path)[0]["a"]["x"]) == 1.0
     assert len(list((tmp_path / "checkpoints").glob(".writing-*"))) == 1
