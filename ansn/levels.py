@@ -232,11 +232,12 @@ def _start_kl(values: Tensor, vectors: Tensor, tau: float) -> float:
     n = len(vectors)
     kernel = values / (values / (n - 1) + tau**2)
     share = kernel / (n - 1)  # eigenvalues of A
-    k = (vectors * kernel) @ vectors.T
+    k = ((vectors * kernel) @ vectors.T).flatten()
+    squares = k.square()  # products of them: a power of 4 takes ten times as long
     through = (vectors.square() * (kernel * share)).sum(1)  # u^T A u of every row
-    own, pairs = k.diagonal(), n * (n - 1)
-    third = (k**3).sum() - (own**3).sum()
-    fourth = (k**4).sum() - (own**4).sum()
+    own, pairs = k[:: n + 1], n * (n - 1)
+    third = squares @ k - (own**3).sum()
+    fourth = squares @ squares - (own**4).sum()
     trace = (share**2).sum()
     excess = fourth / pairs - 6.0 * through.square().mean() + 3.0 * trace**2 + 6.0 * (share**4).sum()
     return float(third / pairs / 12.0 + excess / 48.0)
