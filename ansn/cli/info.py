@@ -41,7 +41,7 @@ def _tell(run: Path | None) -> None:
         "ansn": ansn.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": _version("triton", "not installed; only a GPU needs it"),
         "numpy": _version("numpy"),
         "CPU threads": str(torch.get_num_threads()),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch sees",
@@ -104,11 +104,11 @@ def _regions(run: Run, mixture: Mixture) -> str:
     return f"{told}; {use}; shares {' '.join(shares)}"
 
 
-def _version(package: str) -> str:
+def _version(package: str, missing: str = "not installed") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return missing
 
 
 def _text(value: object) -> str:
