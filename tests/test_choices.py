@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,11 @@ REGISTRIES: dict[str, tuple[Iterable[str], str]] = {
 """Names, and the files that may list them."""
 
 
-def collections(text: str) -> Iterator[tuple[int, set[str]]]:
+@functools.cache
+def collections(text: str) -> list[tuple[int, set[str]]]:
     """Line and words of each literal list, tuple, set, keys of a dictionary or Literal[...] in a source, but for
     ``__all__``, which names functions."""
-    tree = ast.parse(text)
+    tree, found = ast.parse(text), []
     exports = [n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
     for node in ast.walk(tree):
         if node in exports:
@@ -56,7 +58,8 @@ def collections(text: str) -> Iterator[tuple[int, set[str]]]:
         elements = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
         words = {e.value for e in elements if isinstance(e, ast.Constant) and isinstance(e.value, str)}
         if words:
-            yield node.lineno, words  # type: ignore[attr-defined]
+            found.append((node.lineno, words))  # type: ignore[attr-defined]
+    return found
 
 
 def repeated(text: str, names: Iterable[str]) -> list[int]:
