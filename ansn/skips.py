@@ -77,7 +77,7 @@ def scalar(noise: NoiseModel, x: Tensor, tau: Tensor, region: Tensor | None, mea
 @skip("the best denoiser of Gaussian data")
 def wiener(noise: NoiseModel, x: Tensor, tau: Tensor, region: Tensor | None, mean: Tensor) -> Tensor:
     """``m + S (S + tau^2 R)^-1 (x~ - m)``."""
-    return mean + noise.covariance.pencil.filter(x - mean, tau, region)
+    return noise.covariance.filter(x, tau, region, center=noise.covariance.center)
 
 
 @skip("the best denoiser of a mixture of Gaussians, one for each region")

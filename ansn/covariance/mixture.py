@@ -5,6 +5,7 @@ r"""Regions found in the data: a mixture of K Gaussians, learned online (math se
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -116,9 +117,7 @@ class Mixture(nn.Module):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``E[clean | x]``, shape and dtype of ``x`` ``[B, *shape]``."""
-        logs, c, share = self._components(x, sigma)
-        weighted = logs.softmax(0).to(c.dtype).unsqueeze(2) * share * c
-        return x - self._turn(weighted, False).sum(0).to(x.dtype).reshape(x.shape)
+        return self._parts(x, sigma, True)[0].to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Log-density of the mixture under noise, nats, float64 ``[B]``."""
@@ -167,34 +166,32 @@ class Mixture(nn.Module):
         out.install(known.basis, noise, known.variances() / noise)
         return out
 
-    def _components(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``ln p_k(x)`` float64 ``[K, B]``, coordinates c and ``sigma^2 / (lambda + sigma^2)``, ``[K, B, d]``."""
+    def _parts(self, x: Tensor, sigma: float | Tensor, denoise: bool) -> tuple[Tensor, Tensor]:
+        """What :func:`ansn.ops.mixture` returns, of any structure."""
         _checks.batched("x", x)
-        self.covariance.structure.check("x", x)
-        pencil = self.covariance.pencil
+        covariance, pencil = self.covariance, self.covariance.pencil
+        covariance.structure.check("x", x)
         flat = x.flatten(1).to(torch.promote_types(x.dtype, pencil.like.dtype))
-        c = self._turn(flat - self.covariance.center.to(flat.dtype).unsqueeze(1), True)
         noise = torch.as_tensor(sigma, dtype=flat.dtype, device=x.device)
         if noise.ndim > 1 or noise.numel() not in (1, len(x)):
             raise ValueError(f"sigma: got shape {list(noise.shape)}, expected a number or [{len(x)}]")
-        noise = noise.reshape(1, -1, 1).square()
-        # Where neither data nor noise vary a row is at the mean or has no density.
-        total = (pencil.variances().to(flat.dtype).unsqueeze(1) + noise).clamp_min(torch.finfo(flat.dtype).tiny)
-        misfit = (c.square() / total).sum(2).double() + total.log().sum(2).double()
-        constant = 0.5 * self.covariance.dim * math.log(2 * math.pi)
-        return self.weights.log().unsqueeze(1) - 0.5 * misfit - constant, c, noise / total
+        noise = noise.reshape(()) if noise.numel() == 1 else noise
+        weights = self.weights.log() - 0.5 * covariance.dim * math.log(2 * math.pi)
+        known = covariance.center, pencil.variances(), weights, noise.square(), denoise
+        basis = pencil.basis
+        q = covariance.structure.by_axes(basis)
+        if q is not None:
+            return ops.mixture(flat, q, *known)
+        with uncast(flat):
+            turned = functools.partial(covariance.structure.turn_all, basis=basis)
+            return ops.mixture_by(lambda v, inverse: turned(v, inverse=inverse), flat, *known)
 
     def _by_parts(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``ln p_k(x)``, float64 ``[K, B]``, of some rows at a time."""
         step = max(1, _NUMBERS // (self.regions * self.covariance.dim))
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
         levels = sigma.split(step) if sigma.numel() > 1 else itertools.repeat(sigma)
-        return torch.cat([self._components(*part)[0] for part in zip(x.split(step), levels, strict=False)], 1)
-
-    def _turn(self, v: Tensor, inverse: bool) -> Tensor:
-        """``Q_k v`` or ``Q_k^T v`` of rows ``[K, B, d]``."""
-        with uncast(v):
-            return self.covariance.structure.turn_all(v, self.covariance.pencil.basis, inverse)
+        return torch.cat([self._parts(*part, False)[1] for part in zip(x.split(step), levels, strict=False)], 1)
 
 
 @dataclass(frozen=True)

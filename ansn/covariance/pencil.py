@@ -148,32 +148,34 @@ class Pencil(nn.Module):
 
     def coordinates(self, v: Tensor, region: Tensor | None = None) -> Tensor:
         """``Q^T v``, ``[B, d]``, at least float32."""
-        return self._turn(self._flat(v), region, True)
+        return self._product(self._flat(v), region, inward=True)
 
     def inward(self, v: Tensor, region: Tensor | None = None) -> Tensor:
         """``B^-1 v``."""
-        return self._back(self.coordinates(v, region) / self._of(self.deviation, region), v)
+        return self._product(v, region, inward=True, weights=self.deviation.reciprocal())
 
     def outward(self, c: Tensor, region: Tensor | None = None) -> Tensor:
         """``B c``."""
-        return self._back(self._out(self._flat(c) * self._of(self.deviation, region), region), c)
+        return self._product(c, region, outward=True, weights=self.deviation)
 
     def dual(self, c: Tensor, region: Tensor | None = None) -> Tensor:
         """``B^-T c``: ``dual(a) . outward(b) = a . b``."""
-        return self._back(self._out(self._flat(c) / self._of(self.deviation, region), region), c)
+        return self._product(c, region, outward=True, weights=self.deviation.reciprocal())
 
     def adjoint(self, v: Tensor, region: Tensor | None = None) -> Tensor:
         """``B^T v``."""
-        return self._back(self.coordinates(v, region) * self._of(self.deviation, region), v)
+        return self._product(v, region, inward=True, weights=self.deviation)
 
     def directions(self, c: Tensor, region: Tensor | None = None) -> Tensor:
         """``Q c``: of a unit coordinate, a direction of unit length."""
-        return self._back(self._out(self._flat(c), region), c)
+        return self._product(c, region, outward=True)
 
     def spread(self, v: Tensor, weights: Tensor, region: Tensor | None = None) -> Tensor:
         """``Q diag(weights) Q^T v``; ``weights`` ``[1 or B, d]``."""
-        turned = self.coordinates(v, region)
-        return self._back(self._out(weights.to(turned.dtype) * turned, region), v)
+        if len(weights) == 1:
+            return self._product(v, region, inward=True, outward=True, weights=weights)
+        c = self.coordinates(v, region)
+        return self._back(self.directions(weights.to(c.dtype) * c, region), v)
 
     # -- the noise ------------------------------------------------------------------------------------------------
 
@@ -182,8 +184,8 @@ class Pencil(nn.Module):
     ) -> Tensor:
         """``L z``, ``L^T z``, ``L^-1 z`` or ``L^-T z``."""
         if self.root == "symmetric":
-            s = self._of(self.deviation, region)
-            return self.spread(z, 1.0 / s if inverse else s, region)
+            s = self.deviation.reciprocal() if inverse else self.deviation
+            return self._product(z, region, inward=True, outward=True, weights=s)
         if transpose:
             return self.dual(z, region) if inverse else self.adjoint(z, region)
         return self.inward(z, region) if inverse else self.outward(z, region)
@@ -201,13 +203,12 @@ class Pencil(nn.Module):
         **counters: Any,
     ) -> Tensor:
         """``x + c (D - x) + L (a f + b z)`` (math section 3); arguments as of :func:`ansn.ops.colored_step`."""
+        q = self.structure.by_axes(self.basis)
+        terms = {"c": c, "a": a, "b": b, **counters}
+        if q is not None and self.root == "basis" and x.dtype.itemsize >= self.like.dtype.itemsize:
+            return ops.separable_step(x, denoised, f, q=q, deviation=self.deviation, region=region, **terms)
         _checks.region(region, x.shape[0], self.regions, x.device)
-        if b is None and (f is None or a is None):
-            return ops.colored_step(x, denoised, c=c)
-        zero = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        f = None if f is None else f.to(zero.dtype)
-        pushed = self.color(ops.colored_step(zero, f=f, a=a, b=b, **counters), region)
-        return ops.colored_step(x, denoised, pushed.to(x.dtype), c=c, a=1.0)
+        return ops.step_by(lambda z: self.color(z, region), x, denoised, f, **terms)
 
     def log_volume(self) -> Tensor:
         """``ln |det B| = ln |det L|``, float64 ``[K]``."""
@@ -231,13 +232,16 @@ class Pencil(nn.Module):
         """Variances of S, as it counts, in the basis, ``[K, d]``."""
         return self.l * self.noise_variances()
 
-    def filter(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None) -> Tensor:
+    def filter(
+        self, v: Tensor, tau: float | Tensor, region: Tensor | None = None, *, center: Tensor | None = None
+    ) -> Tensor:
         """The Wiener filter ``S (S + tau^2 R)^-1 v``, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
-        Gaussian."""
+        Gaussian; ``center`` m ``[K, d]``: from ``x~`` to ``E[x | x~]``."""
         _checks.batched("v", v)
-        l, tau2 = self._levels(v, tau, region)
         # What is taken away, not what is left: the last digits of v stay right at small tau, where D is close to x~.
-        return v - self.spread(v, 1.0 / (l / tau2 + 1.0), region)
+        return self._product(
+            v, region, inward=True, outward=True, weights=self.l, tau=tau, center=center, rest=True
+        )
 
     def start(self, mean: Tensor, tau: float | Tensor, region: Tensor | None = None, **counters: Any) -> Tensor:
         """``N(mean, S + tau^2 R)``, ``mean`` ``[B, d]``: ``mean + Q diag(s sqrt(l + tau^2)) Q^T z``."""
@@ -336,13 +340,15 @@ class Pencil(nn.Module):
     def _back(self, out: Tensor, v: Tensor) -> Tensor:
         return out.to(v.dtype).reshape(v.shape)
 
-    def _out(self, c: Tensor, region: Tensor | None) -> Tensor:
-        return self._turn(c, region, False)
-
-    def _turn(self, v: Tensor, region: Tensor | None, inverse: bool) -> Tensor:
+    def _product(self, v: Tensor, region: Tensor | None, *, inward: bool = False, outward: bool = False,
+                 **how: Any) -> Tensor:  # fmt: skip
+        """:meth:`Structure.apply` of rows of any shape and dtype."""
         _checks.region(region, v.shape[0], self.regions, v.device)
-        with uncast(v):
-            return self.structure.turn(v, self.basis, region, inverse)
+        flat = self._flat(v)
+        with uncast(flat):
+            return self._back(
+                self.structure.apply(flat, self.basis, region, inward=inward, outward=outward, **how), v
+            )
 
 
 def uncast(v: Tensor) -> AbstractContextManager[None]:

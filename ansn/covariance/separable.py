@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ansn import ops
 from ansn.covariance.moments import Basis, Moments, centred, summed
 from ansn.covariance.structure import Structure, by_region, eigh, register
+from ansn.ops.reference import along
 
 LONG = 1024
 """An axis of more points has the cosine basis."""
@@ -34,6 +36,7 @@ class Separable(Structure):
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)
         self.learned = [a for a, n in enumerate(self.shape) if 1 < n <= LONG]
+        self.long = [a for a, n in enumerate(self.shape) if n > LONG]
         self.oriented = bool(self.learned)
 
     def points(self) -> int:
@@ -49,23 +52,18 @@ class Separable(Structure):
         sizes = self.parts(regions).items()
         return {name: torch.eye(size[1], dtype=torch.float64).repeat(regions, 1, 1) for name, size in sizes}
 
+    def by_axes(self, basis: Basis) -> ops.Axes | None:
+        return None if self.long else self._learned(basis)
+
+    def _learned(self, basis: Basis) -> ops.Axes:
+        return ops.Axes([basis[f"basis{a}"] for a in self.learned], self.learned, self.shape)
+
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
-        rows = {name: q[0] if region is None or len(q) == 1 else q[region] for name, q in basis.items()}
-        return self._turned(v.reshape(-1, *self.shape), rows, inverse).reshape(v.shape)
-
-    def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
-        return self._turned(v.reshape(*v.shape[:2], *self.shape), basis, inverse).reshape(v.shape)
-
-    def _turned(self, out: Tensor, basis: Basis, inverse: bool) -> Tensor:
-        """Of ``[..., *shape]``, bases ``[n, n]`` or one for each of the first axis."""
-        first = out.ndim - len(self.shape)
-        for a, n in enumerate(self.shape):
-            if a in self.learned:
-                q = basis[f"basis{a}"].to(out.dtype)
-                out = along(out, first + a - 1, q.mT if inverse else q)
-            elif n > 1:
-                out = cosines(out, first + a, inverse)
-        return out
+        flat = v.reshape(len(v), -1)
+        out = ops.separable_apply(flat, self._learned(basis), inward=inverse, outward=not inverse, region=region)
+        for a in self.long:
+            out = cosines(out.reshape(-1, *self.shape), a + 1, inverse)
+        return out.reshape(v.shape)
 
     def squares(self, values: Tensor, basis: Basis) -> Tensor:
         out = values.reshape(-1, *self.shape)
@@ -83,6 +81,15 @@ class Separable(Structure):
     def scatter(self, rows: Tensor, owner: Tensor | None, regions: int, basis: Basis) -> dict[str, Tensor]:
         axes = {f"axis{a}": self._axis(rows, a, owner, regions) for a in self.learned}
         return axes | super().scatter(rows, owner, regions, basis)
+
+    def update(self, moments: Moments, x: Tensor, region: Tensor | None, decay: float) -> None:
+        q = self.by_axes(moments.basis)
+        if q is None:
+            return moments.gather(x, region, decay)
+        axes = [getattr(moments, f"axis{a}") for a in self.learned]
+        state = moments.weight, moments.weight2, moments.mean, moments.scatters["scatter"], axes
+        ops.separable_update_(*state, x, q, region, decay=decay)
+        moments.pseudo *= decay
 
     def _axis(self, rows: Tensor, a: int, owner: Tensor | None, regions: int) -> Tensor:
         n = self.shape[a]
@@ -117,17 +124,6 @@ class Separable(Structure):
         for a in self.learned:
             out = along(out, a, (after[f"basis{a}"].mT @ before[f"basis{a}"]).square())
         return scatters | {"scatter": out.reshape(scatters["scatter"].shape)}
-
-
-def along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """The matrix ``[n, n]``, or one for each row ``[B, n, n]``, applied along an axis of ``[B, *shape]``, counted
-    without B."""
-    n, after = x.shape[axis + 1], math.prod(x.shape[axis + 2 :])
-    if after == 1:
-        flat = x.reshape(len(x), -1, n)
-        return (flat @ matrix.mT).reshape(x.shape)
-    flat = x.reshape(len(x), -1, n, after)
-    return ((matrix if matrix.ndim == 2 else matrix.unsqueeze(1)) @ flat).reshape(x.shape)
 
 
 def eigenvectors(matrices: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ansn import ops
 from ansn.covariance.moments import Basis, Moments, owners, summed
 from ansn.covariance.pencil import Pencil
 from ansn.machine import available_memory
@@ -54,6 +55,40 @@ class Structure(abc.ABC):
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         """``Q v``, with ``inverse`` ``Q^T v``, row by row, ``[B, d]``, float32 or float64; ``region`` int64 ``[B]`` or
         None."""
+
+    def by_axes(self, basis: Basis) -> ops.Axes | None:
+        """Q as a product of one matrix an axis, where it is one: what the kernels of :mod:`ansn.ops.separable` take."""
+        return None
+
+    def apply(
+        self,
+        v: Tensor,
+        basis: Basis,
+        region: Tensor | None,
+        *,
+        inward: bool = True,
+        outward: bool = True,
+        weights: Tensor | None = None,
+        tau: float | Tensor | None = None,
+        center: Tensor | None = None,
+        rest: bool = False,
+    ) -> Tensor:
+        """``y = [Q] (w * [Q^T] (v - center))`` or ``v - y``, of rows ``[B, d]``; arguments as of
+        :func:`ansn.ops.separable_apply`."""
+        q = self.by_axes(basis)
+        if q is not None:
+            return ops.separable_apply(
+                v, q, inward=inward, outward=outward, weights=weights, tau=tau, center=center, region=region, rest=rest
+            )
+        w, out = of_region(weights, region, v), v if center is None else v - of_region(center, region, v)
+        if inward:
+            out = self.turn(out, basis, region, True)
+        if w is not None:
+            tau2 = None if tau is None else torch.as_tensor(tau, dtype=v.dtype, device=v.device).square().reshape(-1, 1)
+            out = out * w if tau2 is None else out / (w / tau2 + 1.0)
+        if outward:
+            out = self.turn(out, basis, region, False)
+        return v - out if rest else out
 
     def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
         """:meth:`turn` of rows ``[K, B, d]``, B of each region; a batched product replaces this."""
@@ -158,6 +193,13 @@ class Structure(abc.ABC):
         return kept * (7 * state.itemsize + snapshot.itemsize) + 4 * regions * self.dim * snapshot.itemsize
 
 
+def of_region(value: Tensor | None, region: Tensor | None, v: Tensor) -> Any:
+    """The row of ``[K or 1, d]`` of each row's region, in v's dtype."""
+    if value is None or region is None or len(value) == 1:
+        return value if value is None else value.to(v.dtype)
+    return value[region].to(v.dtype)
+
+
 def by_region(rows: Tensor, owner: Tensor | None, regions: int) -> tuple[Tensor, ...]:
     """The rows of each region; a GPU is waited for where there are several."""
     if owner is None:
@@ -169,8 +211,7 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, rising, and eigenvectors of symmetric ``[..., n, n]``; NaN and the identity where a matrix is not
     finite, since a decomposition would raise before anybody can say what is wrong."""
     finite = torch.isfinite(matrices).all(-1).all(-1)
-    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], matrices, eye))
+    values, vectors = torch.linalg.eigh(matrices.masked_fill(~finite[..., None, None], 0.0))
     return torch.where(finite.unsqueeze(-1), values, torch.nan), vectors
 
 

@@ -8,7 +8,7 @@ from ansn.ops import triton as _triton  # noqa: F401 - offers its kernels, impor
 from ansn.ops._dispatch import BACKENDS, backend, current_backend, operations, registered
 from ansn.ops.apply_factor import apply_factor
 from ansn.ops.cholesky import cholesky
-from ansn.ops.colored_step import colored_step
+from ansn.ops.colored_step import colored_step, step_by
 from ansn.ops.covariance_update import covariance_update_
 from ansn.ops.dsm_loss import dsm_loss
 from ansn.ops.reference import (
@@ -23,7 +23,9 @@ from ansn.ops.reference import (
     PROBES,
     REGIONS,
     REVERSE,
+    mixture_by,
 )
+from ansn.ops.separable import Axes, mixture, separable_apply, separable_step, separable_update_
 
 __all__ = [
     "BACKENDS",
@@ -38,6 +40,7 @@ __all__ = [
     "PROBES",
     "REGIONS",
     "REVERSE",
+    "Axes",
     "apply_factor",
     "backend",
     "cholesky",
@@ -45,6 +48,12 @@ __all__ = [
     "covariance_update_",
     "current_backend",
     "dsm_loss",
+    "mixture",
+    "mixture_by",
     "operations",
     "registered",
+    "separable_apply",
+    "separable_step",
+    "separable_update_",
+    "step_by",
 ]

@@ -20,6 +20,11 @@ def needs_grad(*values: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
 
 
+def followed(*values: Tensor | None) -> bool:
+    """Whether autograd or a transform of torch.func has to see this call."""
+    return needs_grad(*values) or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def without_gradient(**values: object) -> None:
     """Raises ValueError for a tensor that autograd would follow into an argument that has no gradient."""
     for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -118,3 +119,23 @@ def colored_step(
         stream,
     )
     return out if x.ndim == 2 else out.reshape(x.shape)
+
+
+def step_by(
+    color: Callable[[Tensor], Tensor],
+    x: Tensor,
+    denoised: Tensor | None = None,
+    f: Tensor | None = None,
+    *,
+    c: float | Tensor | None = None,
+    a: float | Tensor | None = None,
+    b: float | Tensor | None = None,
+    **counters: Any,
+) -> Tensor:
+    """:func:`colored_step` with any root of R, ``color(z) = L z``, of operations that autograd follows."""
+    if b is None and (f is None or a is None):
+        return colored_step(x, denoised, c=c)
+    zero = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    f = None if f is None else f.to(zero.dtype)
+    pushed = color(colored_step(zero, f=f, a=a, b=b, **counters))
+    return colored_step(x, denoised, pushed.to(x.dtype), c=c, a=1.0)

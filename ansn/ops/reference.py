@@ -7,6 +7,7 @@ flat ``[B, d]`` tensors; the shapes were checked by the public functions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -186,3 +187,169 @@ def dsm_loss(
     scaled = _per_row(weight, dtype) / max(cols, 1) * residual
     loss = (scaled * residual).sum(1)
     return loss, (2.0 * scaled).to(prediction.dtype)
+
+
+def product(sizes: Sequence[int]) -> int:
+    """Of sizes that may be symbols of a traced graph."""
+    out = 1
+    for size in sizes:
+        out = out * size
+    return out
+
+
+def along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """The matrix ``[n, n]``, or one for each row ``[B, n, n]``, applied along an axis of ``[B, *shape]``, counted
+    without B."""
+    n, after = x.shape[axis + 1], product(x.shape[axis + 2 :])
+    if after == 1:
+        flat = x.reshape(x.shape[0], -1, n)
+        return (flat @ matrix.mT).reshape(x.shape)
+    flat = x.reshape(x.shape[0], -1, n, after)
+    return ((matrix if matrix.ndim == 2 else matrix.unsqueeze(1)) @ flat).reshape(x.shape)
+
+
+def turn(
+    v: Tensor, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int], region: Tensor | None, inverse: bool
+) -> Tensor:
+    """``Q v``, with ``inverse`` ``Q^T v``, of rows ``[B, d]``; Q has one basis ``[K or 1, n, n]`` an axis."""
+    out = v.reshape(-1, *shape)
+    for axis, basis in zip(axes, bases, strict=True):
+        q = basis.to(v.dtype)
+        q = q[0] if region is None or q.shape[0] == 1 else q[region]
+        out = along(out, axis, q.mT if inverse else q)
+    return out.reshape(v.shape)
+
+
+def _of(value: Tensor, region: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (value if region is None or value.shape[0] == 1 else value[region]).to(dtype)
+
+
+def separable_apply(
+    v: Tensor,
+    center: Tensor | None,
+    weights: Tensor | None,
+    tau2: Tensor | None,
+    region: Tensor | None,
+    inward: bool,
+    outward: bool,
+    rest: bool,
+    bases: Sequence[Tensor],
+    axes: Sequence[int],
+    shape: Sequence[int],
+) -> Tensor:
+    """``y = [Q] (w * [Q^T] (v - m))`` or ``v - y`` (math sections 10 and 11)."""
+    dtype = compute_dtype(v)
+    wide = v.to(dtype)
+    out = wide if center is None else wide - _of(center, region, dtype)
+    if inward:
+        out = turn(out, bases, axes, shape, region, True)
+    if weights is not None:
+        w = _of(weights, region, dtype)
+        out = out * w if tau2 is None else out / (w / _per_row(tau2, dtype) + 1.0)
+    if outward:
+        out = turn(out, bases, axes, shape, region, False)
+    out = (wide - out if rest else out).to(v.dtype)
+    return out.clone() if out.data_ptr() == v.data_ptr() else out
+
+
+def separable_step(
+    x: Tensor,
+    denoised: Tensor | None,
+    f: Tensor | None,
+    c: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    deviation: Tensor,
+    region: Tensor | None,
+    bases: Sequence[Tensor],
+    axes: Sequence[int],
+    shape: Sequence[int],
+    *counters: int,
+) -> Tensor:
+    """``out = x + c (D - x) + Q (s * (a f + b z))`` (math sections 3 and 11)."""
+    zero = torch.zeros_like(x, dtype=compute_dtype(x, denoised, f))
+    inner = colored_step(zero, None, f, None, a, b, None, None, False, *counters)
+    pushed = separable_apply(inner, None, deviation, None, region, False, True, False, bases, axes, shape)
+    one = torch.ones((), dtype=zero.dtype, device=x.device)
+    return colored_step(x, denoised, pushed, c, one, None, None, None, False, 0, 0, 0, 0)
+
+
+def separable_update_(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    axis_scatters: Sequence[Tensor],
+    x: Tensor,
+    region: Tensor | None,
+    bases: Sequence[Tensor],
+    axes: Sequence[int],
+    shape: Sequence[int],
+    decay: float,
+) -> None:
+    """Pebay/Chan merge of a batch into moments in a separable basis (math section 11), in place."""
+    for sums in (*axis_scatters, scatter, weight, weight2):
+        sums *= decay * decay if sums is weight2 else decay
+    x = x.to(mean.dtype)
+    if x.shape[0] == 0:
+        return
+    groups = [(0, None)] if region is None else _regions_present(region, mean.shape[0])
+    for k, rows in groups:
+        part = x if rows is None else x[rows]
+        b, n = part.shape[0], weight[k].clone()
+        batch_mean = part.mean(0)
+        delta = batch_mean - mean[k]
+        correction = (torch.sqrt(n * b / (n + b)) * delta).unsqueeze(0)
+        rows_of_a = torch.cat((part - batch_mean, correction.to(mean.dtype)))
+        scatter[k] += turn(rows_of_a, [q[k % len(q)][None] for q in bases], axes, shape, None, True).square().sum(0)
+        for axis, sums in zip(axes, axis_scatters, strict=False):
+            unfolded = rows_of_a.reshape(-1, *shape).movedim(axis + 1, 0).flatten(1)
+            sums[k] += unfolded @ unfolded.mT * (shape[axis] / x.shape[1])
+        mean[k] += (b / (n + b)) * delta
+        weight[k] += b
+        weight2[k] += b
+
+
+def mixture(
+    x: Tensor,
+    center: Tensor,
+    variances: Tensor,
+    log_weights: Tensor,
+    sigma2: Tensor,
+    denoise: bool,
+    bases: Sequence[Tensor],
+    axes: Sequence[int],
+    shape: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """:func:`mixture_by` in a basis of one matrix an axis."""
+    owner = torch.arange(center.shape[0], device=x.device).repeat_interleave(x.shape[0])
+
+    def turned(v: Tensor, inverse: bool) -> Tensor:
+        return turn(v.flatten(0, 1), bases, axes, shape, owner, inverse).reshape(v.shape)
+
+    return mixture_by(turned, x, center, variances, log_weights, sigma2, denoise)
+
+
+def mixture_by(
+    turned: Callable[[Tensor, bool], Tensor],
+    x: Tensor,
+    center: Tensor,
+    variances: Tensor,
+    log_weights: Tensor,
+    sigma2: Tensor,
+    denoise: bool,
+) -> tuple[Tensor, Tensor]:
+    """The denoiser of K Gaussians under isotropic noise, and the logarithm of each one's part (math section 12);
+    ``turned(v, inverse)``: ``Q_k v`` or ``Q_k^T v`` of ``[K, B, d]``."""
+    dtype = compute_dtype(x)
+    wide = x.to(dtype)
+    c = turned(wide - center.to(dtype).unsqueeze(1), True)
+    noise = sigma2.to(dtype).reshape(1, -1, 1)
+    # Where neither data nor noise vary a row is at the mean or has no density.
+    total = (variances.to(dtype).unsqueeze(1) + noise).clamp_min(torch.finfo(dtype).tiny)
+    misfit = (c.square() / total).sum(2).double() + total.log().sum(2).double()
+    logs = log_weights.unsqueeze(1) - 0.5 * misfit
+    if not denoise:
+        return x.new_empty(0), logs
+    weighted = logs.softmax(0).to(dtype).unsqueeze(2) * (noise / total) * c
+    return (wide - turned(weighted, False).sum(0)).to(x.dtype), logs

@@ -51,7 +51,8 @@ inline void misfit(float* __restrict__ c, const float* __restrict__ l, float s, 
 // Beside what every plan has, a row's sum, its coordinates in all bases, and its shares.
 inline Plan<float> plan_of(const cpu::Mixture& p) {
   const Unit<float> unit(p.axes, 1);
-  const int64_t further = 64 + (unit.numbers() + p.regions * p.cols) * (int64_t)sizeof(float) + p.regions * (int64_t)sizeof(double);
+  const int64_t floats = unit.numbers() + p.regions * p.cols;  // twice rounded up to whole cache lines
+  const int64_t further = 128 + floats * (int64_t)sizeof(float) + p.regions * (int64_t)sizeof(double);
   return Plan<float>(p.axes, p.rows, further, 2 * p.regions, p.threads, p.scratch);
 }
 

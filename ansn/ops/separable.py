@@ -1,0 +1,322 @@
+"""Products with a basis that has one small matrix an axis, and what is made of them: the separable structure's step,
+filter and moments, and the denoiser of a mixture (math sections 3, 10, 11 and 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ansn.ops import _checks, _dispatch, reference
+from ansn.ops.colored_step import step_by
+
+_BASIS = "Tensor[] bases, int[] axes, SymInt[] shape"
+_dispatch.library.define(
+    "separable_apply(Tensor v, Tensor? center, Tensor? weights, Tensor? tau2, Tensor? region,"
+    f" bool inward, bool outward, bool rest, {_BASIS}) -> Tensor"
+)
+_dispatch.library.define(
+    "separable_step(Tensor x, Tensor? denoised, Tensor? f, Tensor? c, Tensor? a, Tensor? b, Tensor deviation,"
+    f" Tensor? region, {_BASIS}, SymInt seed, SymInt row, SymInt step, SymInt stream) -> Tensor"
+)
+_dispatch.library.define(
+    "separable_update_(Tensor(a!) weight, Tensor(b!) weight2, Tensor(c!) mean, Tensor(d!) scatter,"
+    f" Tensor(e!)[] axis_scatters, Tensor x, Tensor? region, {_BASIS}, float decay) -> ()"
+)
+_dispatch.library.define(
+    "mixture(Tensor x, Tensor center, Tensor variances, Tensor log_weights, Tensor sigma2, bool denoise,"
+    f" {_BASIS}) -> (Tensor, Tensor)"
+)
+_dispatch.register("separable_apply", "reference", reference.separable_apply)
+_dispatch.register("separable_step", "reference", reference.separable_step)
+_dispatch.register("mixture", "reference", reference.mixture)
+
+
+class Axes(NamedTuple):
+    """``Q = Q_1 (x) ... (x) Q_A``, orthonormal: ``bases[i]`` ``[K or 1, n, n]`` of axis ``axes[i]`` of rows of
+    ``shape``; the identity along an axis that is not named."""
+
+    bases: Sequence[Tensor]
+    axes: Sequence[int]
+    shape: Sequence[int]
+
+
+def _apply(v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Tensor | None, region: Tensor | None,
+           *args: Any) -> Tensor:  # fmt: skip
+    count = max((len(t) for t in (center, weights, *args[3]) if t is not None), default=1)
+    _checks.region_values(region, count)
+    return _dispatch.call("separable_apply", v.device, v, center, weights, tau2, region, *args)
+
+
+def _step(x: Tensor, *args: Any) -> Tensor:
+    _checks.region_values(args[6], max(len(args[5]), *(len(basis) for basis in args[7]), 1))
+    return _dispatch.call("separable_step", x.device, x, *args)
+
+
+def _update(weight: Tensor, *args: Any) -> None:
+    _dispatch.call("separable_update_", weight.device, weight, *args)
+
+
+def _reference_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, axis_scatters: list[Tensor],
+                      x: Tensor, region: Tensor | None, *args: Any) -> None:  # fmt: skip
+    _checks.update_values(x, region, len(mean))
+    reference.separable_update_(weight, weight2, mean, scatter, axis_scatters, x, region, *args)
+
+
+def _mixture(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _dispatch.call("mixture", x.device, x, *args)
+
+
+_dispatch.register("separable_update_", "reference", _reference_update)
+for _name, _function in (
+    ("separable_apply", _apply), ("separable_step", _step), ("separable_update_", _update), ("mixture", _mixture),
+):  # fmt: skip
+    _dispatch.library.impl(_name, _function, "CPU")
+    _dispatch.library.impl(_name, _function, "CUDA")
+
+
+@torch.library.register_fake("ansn::separable_apply")
+@torch.library.register_fake("ansn::separable_step")
+def _(v: Tensor, *_args: Any) -> Tensor:
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("ansn::separable_update_")
+def _(*_args: Any) -> None:
+    return None
+
+
+@torch.library.register_fake("ansn::mixture")
+def _(x: Tensor, center: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    logs = x.new_empty((center.shape[0], x.shape[0]), dtype=torch.float64)
+    return (torch.empty_like(x, memory_format=torch.contiguous_format) if args[3] else x.new_empty(0)), logs
+
+
+class _Apply(torch.autograd.Function):
+    """Affine in v: the adjoint is the same operation from the other side, without the center."""
+
+    @staticmethod
+    def forward(v: Tensor, center: Tensor | None, *args: Any) -> Tensor:
+        return torch.ops.ansn.separable_apply(v, center, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights, tau2, region, inward, outward, rest, bases, axes, shape = inputs[2:]
+        ctx.save_for_backward(weights, tau2, region, *bases)
+        ctx.how = inward, outward, rest, axes, shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        weights, tau2, region, *bases = ctx.saved_tensors
+        inward, outward, rest, axes, shape = ctx.how
+        way = weights, tau2, region, outward, inward, rest, bases, axes, shape
+        # What is compiled has no second derivative, and dynamo traces no Function inside a backward.
+        run = torch.ops.ansn.separable_apply.default if torch.compiler.is_compiling() else _applied
+        return run(grads[0].contiguous(), None, *way), *([None] * 10)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], v: Tensor, center: Tensor | None, *args: Any) -> tuple[Tensor, int]:
+        """Rows of all copies are rows of one call."""
+        weights, tau2, region, *way = args
+        rows = info.batch_size, v.shape[1 if in_dims[0] == 0 else 0]
+
+        def flat(value: Tensor | None, at: int | None) -> Tensor | None:
+            if value is None or (at is None and value.ndim == 0):
+                return value
+            value = value.unsqueeze(0) if at is None else value.movedim(at, 0)
+            return value.reshape(len(value), -1, *value.shape[2:]).expand(*rows, *value.shape[2:]).flatten(0, 1)
+
+        if any(at is not None for at in (in_dims[1], in_dims[2])):
+            raise ValueError("center, weights: got one for each copy under vmap, expected one for all")
+        moved = (flat(tensor, at) for tensor, at in ((tau2, in_dims[3]), (region, in_dims[4])))
+        wide = flat(v, in_dims[0])
+        assert wide is not None
+        return _applied(wide.contiguous(), center, weights, *moved, *way).unflatten(0, rows), 0
+
+
+class _ApplyForward(_Apply):
+    """With a forward derivative, which compiled code cannot have."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Apply.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[2:5], *inputs[8])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        weights, tau2, region, *bases = ctx.saved_tensors
+        inward, outward, rest, axes, shape = ctx.how
+        return _applied(tangents[0], None, weights, tau2, region, inward, outward, rest, bases, axes, shape)
+
+
+def _applied(v: Tensor, *args: Any) -> Tensor:
+    if not _checks.followed(v):
+        return torch.ops.ansn.separable_apply.default(v, *args)
+    return (_Apply if torch.compiler.is_compiling() else _ApplyForward).apply(v, *args)
+
+
+def separable_apply(
+    v: Tensor,
+    q: Axes,
+    *,
+    inward: bool = True,
+    outward: bool = True,
+    weights: Tensor | None = None,
+    tau: float | Tensor | None = None,
+    center: Tensor | None = None,
+    region: Tensor | None = None,
+    rest: bool = False,
+) -> Tensor:
+    """``y = [Q] (w * [Q^T] (v - center))``, or with ``rest`` ``v - y``, row by row.
+
+    Args:
+        v: ``[B, d]``, any float dtype.
+        q: the basis. ``inward``: with ``Q^T``; ``outward``: with ``Q``.
+        weights: w, ``[K or 1, d]``. tau: a number or a tensor ``[]`` or ``[B]``: then ``w = 1 / (weights / tau^2 +
+            1)``, which with ``rest`` and both sides of Q is the Wiener filter of ``l = weights``.
+        center: ``[K or 1, d]``, taken away first. region: int64 ``[B]``; may be None when K = 1.
+
+    Returns v's shape and dtype; arithmetic is float64 for float64 rows, else float32. Differentiable in v alone. Raises
+    TypeError or ValueError naming the argument.
+    """
+    _checks.batched("v", v)
+    count = _known(v, q, region, weights, center)
+    _checks.without_gradient(weights=weights, tau=tau, center=center)
+    tau2 = None
+    if tau is not None:
+        if weights is None:
+            raise ValueError("weights: got None, expected l where there is a tau")
+        at = _checks.coefficient("tau", tau, v.shape[0], v)
+        tau2 = torch.zeros((), dtype=reference.compute_dtype(v)) if at is None else at * at
+    region = None if count == 1 else region
+    return _applied(_checks.flat(v), center, weights, tau2, region, inward, outward, rest, *map(list, q))
+
+
+def separable_step(
+    x: Tensor,
+    denoised: Tensor | None = None,
+    f: Tensor | None = None,
+    *,
+    q: Axes,
+    deviation: Tensor,
+    c: float | Tensor | None = None,
+    a: float | Tensor | None = None,
+    b: float | Tensor | None = None,
+    region: Tensor | None = None,
+    **counters: int,
+) -> Tensor:
+    """``out = x + c (D - x) + Q (s * (a f + b z))``, row by row (math section 3): :func:`colored_step` with the factor
+    ``Q diag(s)``, ``deviation`` s ``[K or 1, d]``; the other arguments are its."""
+    if (b is None and (f is None or a is None)) or _checks.followed(x, denoised, f):
+
+        def color(z: Tensor) -> Tensor:
+            flat = _checks.flat(z)
+            return separable_apply(flat, q, inward=False, weights=deviation, region=region).reshape(z.shape)
+
+        return step_by(color, x, denoised, f, c=c, a=a, b=b, **counters)
+    _checks.batched("x", x)
+    count = _known(x, q, region, deviation)
+    rows = x.shape[0]
+    for name, value in (("denoised", denoised), ("f", f)):
+        if value is not None:
+            _checks.like(name, value, x)
+    seed, row, step, stream = (counters.get(name, 0) for name in ("seed", "row", "step", "stream"))
+    _checks.counter(seed, row, step, stream)
+    _checks.without_gradient(c=c, a=a, b=b, deviation=deviation)
+    out = torch.ops.ansn.separable_step.default(
+        _checks.flat(x), None if denoised is None else _checks.flat(denoised), None if f is None else _checks.flat(f),
+        *(_checks.coefficient(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))),
+        deviation, None if count == 1 else region, *map(list, q), seed, row, step, stream,
+    )  # fmt: skip
+    return out if x.ndim == 2 else out.reshape(x.shape)
+
+
+def separable_update_(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    axis_scatters: Sequence[Tensor],
+    x: Tensor,
+    q: Axes,
+    region: Tensor | None = None,
+    *,
+    decay: float = 1.0,
+) -> None:
+    """Merge a batch into moments in the basis Q, in place (math section 11): with ``A = [x - bm; sqrt(n b / (n + b))
+    delta]`` as of :func:`covariance_update_`::
+
+        scatter          <- decay scatter + sum_r (Q^T A_r)^2
+        axis_scatters[i] <- decay axis_scatters[i] + n / d sum_r unfold(A_r) unfold(A_r)^T
+
+    ``scatter`` ``[K, d]``; ``axis_scatters`` of the axes in ``q.axes``, ``[K, n, n]``, or empty; the rest as of
+    :func:`covariance_update_`. On the CPU ValueError where x is not finite, the state untouched.
+    """
+    _checks.batched("x", x)
+    flat = _checks.flat(x.detach())
+    _known(flat, q, region, mean, scatter)
+    _checks.region(region, len(x), len(mean), x.device)
+    axes = ((f"axis_scatters[{i}]", value) for i, value in enumerate(axis_scatters))
+    for name, value in (("mean", mean), ("scatter", scatter), *axes):
+        if value.dtype != mean.dtype or not value.is_contiguous() or value.device != x.device:
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous {mean.dtype} on {x.device}")
+    if axis_scatters and [s.shape[1:] for s in axis_scatters] != [(q.shape[a],) * 2 for a in q.axes]:
+        given = ", ".join(str(list(s.shape)) for s in axis_scatters)
+        raise ValueError(f"axis_scatters: got {given}, expected [K, n, n] of each axis")
+    if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
+        raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
+    torch.ops.ansn.separable_update_.default(
+        weight, weight2, mean, scatter, list(axis_scatters), flat, region, *map(list, q), decay
+    )
+
+
+def mixture(
+    x: Tensor,
+    q: Axes,
+    center: Tensor,
+    variances: Tensor,
+    log_weights: Tensor,
+    sigma2: Tensor,
+    denoise: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The denoiser of K Gaussians under noise ``sigma^2 I``, and each one's part in it (math section 12)::
+
+        logs_k = ln w_k + ln N(x; m_k, Q_k diag(variances_k + sigma^2) Q_k^T) + d/2 ln 2 pi,     p = softmax(logs)
+        D = x - sum_k p_k Q_k (sigma^2 / (variances_k + sigma^2)) Q_k^T (x - m_k)
+
+    ``x`` ``[B, d]``, ``center`` and ``variances`` ``[K, d]``, ``log_weights`` float64 ``[K]``, ``sigma2`` ``[]`` or
+    ``[B]``. Returns D, x's shape and dtype (empty unless ``denoise``), and ``logs`` float64 ``[K, B]``. Differentiable
+    in x, then in plain torch. Raises TypeError or ValueError naming the argument.
+    """
+    _checks.batched("x", x)
+    _known(x, q, None, center, variances, several=True)
+    _checks.without_gradient(center=center, variances=variances, log_weights=log_weights, sigma2=sigma2)
+    run = reference.mixture if _checks.followed(x) else torch.ops.ansn.mixture.default
+    basis = list(q.bases), list(q.axes), list(q.shape)
+    return run(_checks.flat(x), center, variances, log_weights, sigma2, denoise, *basis)
+
+
+def _known(v: Tensor, q: Axes, region: Tensor | None, *rows: Tensor | None, several: bool = False) -> int:
+    """Raises TypeError or ValueError unless rows, basis and what there is one of a region go together; returns K."""
+    dim = reference.product(q.shape)
+    if reference.product(v.shape[1:]) != dim:
+        raise ValueError(f"v: got shape {list(v.shape)}, expected [B, d] of the axes {list(q.shape)}")
+    count = 1
+    for t in (*rows, *q.bases):
+        if t is not None and t.shape[0] != 1:
+            if count not in (1, t.shape[0]):
+                raise ValueError(f"region: got {count} regions and {t.shape[0]}, expected one number of them")
+            count = t.shape[0]
+    for t in rows:
+        if t is not None and (t.ndim != 2 or t.shape[1] != dim or t.device != v.device):
+            raise ValueError(f"weights: got {_checks.describe(t)}, expected [K, {dim}] on {v.device}")
+    for a, basis in zip(q.axes, q.bases, strict=True):
+        if basis.shape[1:] != (q.shape[a], q.shape[a]) or basis.device != v.device:
+            raise ValueError(
+                f"bases: got {_checks.describe(basis)}, expected [K, {q.shape[a]}, {q.shape[a]}] on {v.device}"
+            )
+    if not several:
+        _checks.region(region, v.shape[0], count, v.device)
+    return count
