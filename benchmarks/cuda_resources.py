@@ -25,7 +25,11 @@ class Kernel:
 
     name: str
     arch: int
-    arguments: tuple[int, ...]
+    size: int
+    """Bytes of a number: 4 or 8."""
+    lanes: int
+    """Of a team, and the largest d."""
+    teams: int
     registers: int
     spilled: int
     stack: int
@@ -35,12 +39,7 @@ class Kernel:
     @property
     def threads(self) -> int:
         """Of a block: lanes of a team times teams."""
-        return self.arguments[0] * self.arguments[2]
-
-    @property
-    def largest(self) -> int:
-        """The largest d: lanes times rows a lane."""
-        return self.arguments[0] * self.arguments[1]
+        return self.lanes * self.teams
 
 
 def nvcc() -> str | None:
@@ -68,8 +67,8 @@ def parsed(messages: str, arch: int) -> list[Kernel]:
     found = []
     for part in messages.split("Compiling entry function '")[1:]:
         symbol = part.split("'", 1)[0]
-        name = re.findall(r"\d+([a-z_]+_kernel)I", symbol)[0]
-        arguments = tuple(int(v) for v in re.findall(r"Li(\d+)E", symbol))
+        name, dtype = re.findall(r"\d+([a-z_]+_kernel)I([fd])", symbol)[0]
+        lanes, teams = (int(v) for v in re.findall(r"Li(\d+)E", symbol)[:2])
 
         def number(pattern: str, text: str = part) -> int:
             match = re.search(pattern, text)
@@ -78,12 +77,13 @@ def parsed(messages: str, arch: int) -> list[Kernel]:
         spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
         registers, barriers = number(r"Used (\d+) registers"), number(r"used (\d+) barriers")
         stack, shared = number(r"(\d+) bytes stack frame"), number(r"(\d+) bytes smem")
-        found.append(Kernel(name, arch, arguments, registers, spilled, stack, shared, barriers))
-    return sorted(found, key=lambda kernel: kernel.largest)
+        size = 4 if dtype == "f" else 8
+        found.append(Kernel(name, arch, size, lanes, teams, registers, spilled, stack, shared, barriers))
+    return sorted(found, key=lambda kernel: (kernel.size, kernel.lanes))
 
 
 def kernels(arch: int) -> list[Kernel]:
-    """The small Cholesky kernels compiled for one architecture, smallest d first."""
+    """The small Cholesky kernels compiled for one architecture: float32, then float64, smallest d first."""
     return parsed(compiled(CUDA / "cholesky.cu", arch, "-Xptxas", "-v"), arch)
 
 
@@ -101,18 +101,18 @@ def rows(arch: int) -> list[dict[str, str | int]]:
 
     out: list[dict[str, str | int]] = []
     for kernel in kernels(arch):
-        shared = kernel.static_shared + kernel.arguments[2] * module.small_cholesky_shared_bytes(kernel.largest)
+        shared = kernel.static_shared + kernel.teams * module.small_cholesky_shared_bytes(kernel.lanes, kernel.size)
         blocks = blocks_resident(kernel, shared)
         out.append(
             {
-                "kernel": f"{kernel.name} d <= {kernel.largest}",
+                "kernel": f"{kernel.name} float{8 * kernel.size} d <= {kernel.lanes}",
                 "arch": f"sm_{arch}",
                 "threads": kernel.threads,
                 "registers": kernel.registers,
                 "spilled bytes": kernel.spilled,
                 "shared bytes": shared,
                 "blocks resident": blocks,
-                "matrices resident": blocks * kernel.arguments[2],
+                "matrices resident": blocks * kernel.teams,
             }
         )
     return out

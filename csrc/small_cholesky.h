@@ -1,4 +1,4 @@
-// Cholesky factor of one small matrix (d <= 128, float32).
+// Cholesky factor of one small matrix (d <= 128, float32 or float64).
 //
 // A team of lanes works on one matrix in shared memory. The work is a sequence of phases: within a phase each lane reads
 // what earlier phases wrote and writes words that no other lane touches; team.sync() ends every phase. On a GPU the lanes
@@ -6,11 +6,12 @@
 // result bit for bit. So the tests of that loop check the text that the device runs, its races included.
 //
 // Shared memory holds the lower triangle as panels of four columns: panel q is columns 4q .. 4q+3 of rows 4q .. n-1, each
-// row of it one 16-byte word, and one word of padding, with which eight neighbouring panels of a row lie in eight different
+// row of it one word of four numbers, and one word of padding, with which eight neighbouring panels of a row lie in eight different
 // groups of banks. n is d rounded up to a multiple of 4; the rows and columns added are those of the identity.
-// The factorisation is left-looking by panels: a lane holds up to ROWS rows of the panel in registers and subtracts the
-// products with all finished panels (a finished word of the diagonal rows is read by all lanes at once: a broadcast). Then
-// every lane factors the 4 x 4 corner for itself and solves its own rows. Two syncs for four columns, no row exchanged.
+// The factorisation is left-looking by panels: a lane holds its row of the panel in registers and subtracts the products
+// with all finished panels (a finished word of the diagonal rows is read by all lanes at once: a broadcast). Then every
+// lane factors the 4 x 4 corner for itself and solves its own row. Two syncs for four columns, no row exchanged. A team
+// has a lane for each row: regions are tens, not thousands, and what counts is how long one matrix takes.
 #pragma once
 
 #include "small_cholesky_work.h"
@@ -35,8 +36,9 @@
 namespace ansn {
 namespace small_cholesky {
 
+template <class T>
 struct alignas(16) Four {
-  float v[4];
+  T v[4];
 };
 
 #if !defined(__CUDACC__)
@@ -45,11 +47,11 @@ struct alignas(16) Four {
 template <int LANES>
 struct SerialTeam {
   static constexpr int kLanes = LANES;
-  template <class T>
+  template <class V>
   struct PerLane {  // what a lane keeps in registers from one phase to the next
-    T values[LANES];
-    T& of(int lane) { return values[lane]; }
-    const T& any() const { return values[0]; }  // of a value that all lanes agree on
+    V values[LANES];
+    V& of(int lane) { return values[lane]; }
+    const V& any() const { return values[0]; }  // of a value that all lanes agree on
   };
   int visit;
   mutable int64_t unsynced = 0;
@@ -62,12 +64,17 @@ struct SerialTeam {
   int last() const { return LANES; }
   int lane(int turn) const { return (turn * (2 * visit + 1) + visit) & (LANES - 1); }
   void sync() const { open = false; }
-  void copy_quad(Four* to, const float* from, bool) const {
+  template <class T>
+  void copy_quad(Four<T>* to, const T* from, bool) const {
     for (int c = 0; c < 4; ++c) to->v[c] = from[c];
   }
-  void copy_one(float* to, const float* from) const { *to = *from; }
+  template <class T>
+  void copy_one(T* to, const T* from) const {
+    *to = *from;
+  }
   void wait_for_copies() const {}
-  void store_quad(float* to, const Four& from, bool) const {
+  template <class T>
+  void store_quad(T* to, const Four<T>& from, bool) const {
     for (int c = 0; c < 4; ++c) to[c] = from.v[c];
   }
 };
@@ -83,7 +90,7 @@ ANSN_BOTH int triangle_words(int d) {
   return m * (4 * m + 1) - 2 * m * (m - 1);
 }
 
-// Shared memory of one matrix in words of 16 bytes: triangle and corner; odd, against bank conflicts between the
+// Shared memory of one matrix in words of four numbers: triangle and corner; odd, against bank conflicts between the
 // matrices of a block.
 ANSN_BOTH int team_words(int d) { return (triangle_words(d) + 4) | 1; }
 
@@ -94,17 +101,25 @@ ANSN_TEAM float square_root(float x) {
   return __builtin_sqrtf(x);
 #endif
 }
+ANSN_TEAM double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+  return sqrt(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
 
-ANSN_TEAM float subtract_dot(float sum, Four p, Four q) {
+template <class T>
+ANSN_TEAM T subtract_dot(T sum, Four<T> p, Four<T> q) {
   ANSN_UNROLL
   for (int c = 0; c < 4; ++c) sum -= p.v[c] * q.v[c];
   return sum;
 }
 
 // The lower triangle of matrix k from device memory, in words where its rows are aligned to them.
-template <class Team>
-ANSN_TEAM void load(const Team& team, const Work& w, int64_t k, Four* triangle) {
-  const float* matrix = w.matrix + k * w.d * w.d;
+template <class T, class Team>
+ANSN_TEAM void load(const Team& team, const Work<T>& w, int64_t k, Four<T>* triangle) {
+  const T* matrix = w.matrix + k * w.d * w.d;
   const int m = panels(w.d), n = 4 * m;
   const bool aligned = w.d % 4 == 0 && ((uintptr_t)w.matrix & 15) == 0;
   ANSN_EACH_LANE(team, lane) {
@@ -112,8 +127,8 @@ ANSN_TEAM void load(const Team& team, const Work& w, int64_t k, Four* triangle) 
     const int rows_on = Team::kLanes / m, panels_on = Team::kLanes % m;
     while (i < n) {
       if (4 * q <= i) {
-        Four* word = triangle + panel_base(q, n) + i;
-        const float* from = matrix + i * w.d + 4 * q;
+        Four<T>* word = triangle + panel_base(q, n) + i;
+        const T* from = matrix + i * w.d + 4 * q;
         if (i < w.d && 4 * q + 3 < w.d) {
           team.copy_quad(word, from, aligned);
         } else {
@@ -121,7 +136,7 @@ ANSN_TEAM void load(const Team& team, const Work& w, int64_t k, Four* triangle) 
             if (i < w.d && 4 * q + c < w.d)
               team.copy_one(&word->v[c], from + c);
             else
-              word->v[c] = i == 4 * q + c ? 1.0f : 0.0f;
+              word->v[c] = i == 4 * q + c ? T(1) : T(0);
           }
         }
       }
@@ -137,55 +152,40 @@ ANSN_TEAM void load(const Team& team, const Work& w, int64_t k, Four* triangle) 
   team.sync();
 }
 
-// Rows of a lane: lane, lane + kLanes, ... ; ROWS of them, those from block FIRST on still have work in this panel.
-template <int ROWS>
-struct Panel {
-  Four row[ROWS];
-};
-
-// Panel p less its products with the panels before it. Rows past either end repeat a row inside; nothing keeps them.
-template <int FIRST, int ROWS, class Team>
-ANSN_TEAM void reduce(const Team&, int lane, int p, int n, const Four* triangle, Panel<ROWS>& panel) {
-  int row[ROWS];
-  ANSN_UNROLL
-  for (int j = FIRST; j < ROWS; ++j) {
-    const int i = lane + Team::kLanes * j;
-    row[j] = i < 4 * p ? 4 * p : i < n ? i : n - 1;
-    panel.row[j] = triangle[panel_base(p, n) + row[j]];
-  }
+// Row i of panel p less its products with the panels before it.
+template <class T>
+ANSN_TEAM Four<T> reduce(int i, int p, int n, const Four<T>* triangle) {
+  Four<T> row = triangle[panel_base(p, n) + i];
   for (int q = 0; q < p; ++q) {
-    const Four* words = triangle + panel_base(q, n);
-    Four own[ROWS];
+    const Four<T>* words = triangle + panel_base(q, n);
+    const Four<T> own = words[i];
     ANSN_UNROLL
-    for (int j = FIRST; j < ROWS; ++j) own[j] = words[row[j]];
-    ANSN_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      const Four other = words[4 * p + c];
-      ANSN_UNROLL
-      for (int j = FIRST; j < ROWS; ++j) panel.row[j].v[c] = subtract_dot(panel.row[j].v[c], own[j], other);
-    }
+    for (int c = 0; c < 4; ++c) row.v[c] = subtract_dot(row.v[c], own, words[4 * p + c]);
   }
+  return row;
 }
 
 // Factor of the 4 x 4 corner, the reciprocals of its diagonal, and 0 or the order of the minor that is not positive.
+template <class T>
 struct Corner {
-  Four g[4];
-  float inverse[4];
+  Four<T> g[4];
+  T inverse[4];
   int bad;
 };
 
-ANSN_TEAM Corner factor_corner(const Four* a) {
-  Corner f;
+template <class T>
+ANSN_TEAM Corner<T> factor_corner(const Four<T>* a) {
+  Corner<T> f;
   f.bad = 0;
   ANSN_UNROLL
   for (int r = 0; r < 4; ++r) f.g[r] = a[r];
   ANSN_UNROLL
   for (int c = 0; c < 4; ++c) {
-    const float pivot = f.g[c].v[c];
-    if (f.bad == 0 && !(pivot > 0.0f)) f.bad = c + 1;  // NaN is not positive
-    const float root = square_root(pivot);
+    const T pivot = f.g[c].v[c];
+    if (f.bad == 0 && !(pivot > T(0))) f.bad = c + 1;  // NaN is not positive
+    const T root = square_root(pivot);
     f.g[c].v[c] = root;
-    f.inverse[c] = 1.0f / root;
+    f.inverse[c] = T(1) / root;
     ANSN_UNROLL
     for (int r = c + 1; r < 4; ++r) {
       f.g[r].v[c] *= f.inverse[c];
@@ -198,44 +198,33 @@ ANSN_TEAM Corner factor_corner(const Four* a) {
 
 // A row of the panel times the corner's inverse transpose. `offset` is the row's place below the panel's first: the corner's
 // own rows end at their diagonal.
-ANSN_TEAM Four solve_row(Four a, const Corner& f, int offset) {
-  Four y = a;
+template <class T>
+ANSN_TEAM Four<T> solve_row(Four<T> y, const Corner<T>& f, int offset) {
   ANSN_UNROLL
   for (int c = 0; c < 4; ++c) {
     ANSN_UNROLL
     for (int s = 0; s < c; ++s) y.v[c] -= y.v[s] * f.g[c].v[s];
-    y.v[c] = offset > c ? y.v[c] * f.inverse[c] : offset == c ? f.g[c].v[c] : 0.0f;
+    y.v[c] = offset > c ? y.v[c] * f.inverse[c] : offset == c ? f.g[c].v[c] : T(0);
   }
   return y;
 }
 
 // Factors the triangle in place; returns info. After a failure the triangle is meaningless.
-template <int ROWS, class Team>
-ANSN_TEAM int factor(const Team& team, int n, Four* triangle, Four* corner) {
-  typename Team::template PerLane<Panel<ROWS>> held;
+template <class T, class Team>
+ANSN_TEAM int factor(const Team& team, int n, Four<T>* triangle, Four<T>* corner) {
+  typename Team::template PerLane<Four<T>> held;
   typename Team::template PerLane<int> info;
   for (int p = 0; 4 * p < n; ++p) {
     ANSN_EACH_LANE(team, lane) {
-      Panel<ROWS>& panel = held.of(lane);
-      if (4 * p < Team::kLanes)
-        reduce<0>(team, lane, p, n, triangle, panel);
-      else
-        reduce<ROWS / 2>(team, lane, p, n, triangle, panel);  // the first rows are finished
-      ANSN_UNROLL
-      for (int j = 0; j < ROWS; ++j) {
-        const int offset = lane + Team::kLanes * j - 4 * p;
-        if (offset >= 0 && offset < 4) corner[offset] = panel.row[j];
-      }
+      if (lane < 4 * p || lane >= n) continue;
+      held.of(lane) = reduce(lane, p, n, triangle);
+      if (lane < 4 * p + 4) corner[lane - 4 * p] = held.of(lane);
     }
     team.sync();
     ANSN_EACH_LANE(team, lane) {
-      const Corner f = factor_corner(corner);
+      const Corner<T> f = factor_corner(corner);
       info.of(lane) = f.bad == 0 ? 0 : 4 * p + f.bad;
-      ANSN_UNROLL
-      for (int j = 0; j < ROWS; ++j) {
-        const int i = lane + Team::kLanes * j;
-        if (i >= 4 * p && i < n) triangle[panel_base(p, n) + i] = solve_row(held.of(lane).row[j], f, i - 4 * p);
-      }
+      if (lane >= 4 * p && lane < n) triangle[panel_base(p, n) + lane] = solve_row(held.of(lane), f, lane - 4 * p);
     }
     team.sync();
     if (info.any() != 0) return info.any();
@@ -243,17 +232,17 @@ ANSN_TEAM int factor(const Team& team, int n, Four* triangle, Four* corner) {
   return 0;
 }
 
-template <class Team>
-ANSN_TEAM void store_factor(const Team& team, const Work& w, int64_t k, const Four* triangle) {
-  float* out = w.factor + k * w.d * w.d;
+template <class T, class Team>
+ANSN_TEAM void store_factor(const Team& team, const Work<T>& w, int64_t k, const Four<T>* triangle) {
+  T* out = w.factor + k * w.d * w.d;
   const int m = panels(w.d), n = 4 * m;
   const bool aligned = w.d % 4 == 0 && ((uintptr_t)w.factor & 15) == 0;
   ANSN_EACH_LANE(team, lane) {
     for (int t = lane; t < w.d * m; t += Team::kLanes) {
       const int i = t / m, q = t % m;
-      Four word = {{0.0f, 0.0f, 0.0f, 0.0f}};
+      Four<T> word = {};
       if (4 * q <= i) word = triangle[panel_base(q, n) + i];
-      float* to = out + i * w.d + 4 * q;
+      T* to = out + i * w.d + 4 * q;
       if (4 * q + 3 < w.d) {
         team.store_quad(to, word, aligned);
       } else {
@@ -267,12 +256,12 @@ ANSN_TEAM void store_factor(const Team& team, const Work& w, int64_t k, const Fo
 }
 
 // All of matrix k: factor and status. `memory` is team_words(d) words.
-template <int ROWS, class Team>
-ANSN_TEAM void run(const Team& team, const Work& w, int64_t k, Four* memory) {
-  Four* const triangle = memory;
-  Four* const corner = triangle + triangle_words(w.d);
+template <class T, class Team>
+ANSN_TEAM void run(const Team& team, const Work<T>& w, int64_t k, Four<T>* memory) {
+  Four<T>* const triangle = memory;
+  Four<T>* const corner = triangle + triangle_words(w.d);
   load(team, w, k, triangle);
-  const int info = factor<ROWS>(team, 4 * panels(w.d), triangle, corner);
+  const int info = factor(team, 4 * panels(w.d), triangle, corner);
   ANSN_EACH_LANE(team, lane) {
     if (lane == 0) w.info[k] = info;
   }

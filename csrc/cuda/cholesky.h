@@ -11,7 +11,8 @@ namespace cuda {
 const char* problem(int device);
 
 // Queues the work on a stream of the device and returns; the text of the error, or null.
-const char* cholesky(const small_cholesky::Work& work, int device, uintptr_t stream);
+const char* cholesky(const small_cholesky::Work<float>& work, int device, uintptr_t stream);
+const char* cholesky(const small_cholesky::Work<double>& work, int device, uintptr_t stream);
 
 int runtime_version();  // 13000: the CUDA 13.0 that this was built with
 

@@ -19,15 +19,16 @@ pytestmark = [
 ]
 
 
-def covariances(count: int, dim: int) -> torch.Tensor:
+def covariances(count: int, dim: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     factor = known(count, dim)
-    return (factor @ factor.mT).float()
+    return (factor @ factor.mT).to(dtype)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 4, 7, 16, 17, 31, 32, 33, 50, 64, 65, 100, 127, 128])
 @pytest.mark.parametrize("count", [1, 37, 301])
-def test_device_equals_serial(dim, count):
-    matrix = covariances(count, dim)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_device_equals_serial(dim, count, dtype):
+    matrix = covariances(count, dim, dtype)
     if count > 1:
         matrix[1, dim // 2, dim // 2] = -1.0
     factor, info = cuda_cholesky.cholesky(matrix)
@@ -35,7 +36,7 @@ def test_device_equals_serial(dim, count):
         found, status = ops.cholesky(matrix.cuda())
     assert torch.equal(status.cpu(), info)
     good = info == 0
-    assert rms_ratio(found.cpu()[good], factor[good]) <= 10 * RATIO["cholesky"][torch.float32]
+    assert rms_ratio(found.cpu()[good], factor[good]) <= 10 * RATIO["cholesky"][dtype]
 
 
 def test_no_synchronisation_and_other_streams():

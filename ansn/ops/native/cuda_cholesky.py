@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ansn.ops.native._module import missing, module
+from ansn.ops.native._module import DTYPE, missing, module
 
 LARGEST = 128
 """The largest d; cuSOLVER, through the reference, has the rest."""
@@ -24,8 +24,6 @@ def why_not(matrix: Tensor) -> str | None:
         return missing
     if not module.build_info()["cuda"]:
         return "the native module was built without CUDA (needs nvcc; `ANSN_CUDA=ON pip install -e .` says what misses)"
-    if matrix.dtype != torch.float32:
-        return f"matrix is {matrix.dtype}; the CUDA kernel takes float32"
     if matrix.shape[1] > LARGEST:
         return f"d is {matrix.shape[1]}; the CUDA kernel takes matrices of at most {LARGEST}"
     problem = _problem(matrix.device.index)
@@ -37,7 +35,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     matrix, device = matrix.contiguous(), matrix.device
     count, dim = matrix.shape[:2]
     factor, info = torch.empty_like(matrix), torch.zeros(count, dtype=torch.int32, device=device)
-    work = matrix.data_ptr(), count, dim, factor.data_ptr(), info.data_ptr()
+    work = DTYPE[matrix.dtype], matrix.data_ptr(), count, dim, factor.data_ptr(), info.data_ptr()
     if matrix.is_cuda:
         module.small_cholesky_cuda(*work, device.index, torch.cuda.current_stream(device).cuda_stream)
     else:
