@@ -7,8 +7,8 @@ above it are skipped, which is half of the work. x, D and c come in where the bl
 
 The noise is made in one of two ways, of the same normals: in the product, per block of k, so that z never is in memory
 but is made again for every block of columns; or once, ``a f + b z`` in float32 by a kernel before. A normal costs some
-40 instructions, and in the product serves as many multiply-adds as the block has columns: the default makes it there
-when there is one block of columns, and once where there are more.
+40 instructions, and in the product serves as many multiply-adds as the block has columns: it is made there when there
+is one block of columns, and once where there are more.
 
 Several regions: the rows are sorted by region on the device (``row_map``), a block of rows is of one region, and the
 grid has the size that the host can know; programs without a block return at once. Heavy blocks (large i) start first.
@@ -163,7 +163,6 @@ def _product(
     region: Tensor | None,
     flags: tuple[bool, bool],
     counter: tuple[int, int, int, int],
-    recompute: bool | None,
 ) -> Tensor:
     rows, dim = out.shape
     if rows == 0 or dim == 0:
@@ -184,7 +183,7 @@ def _product(
     words = philox.counters(*counter)
     has = {"HAS_F": f is not None, "HAS_A": a is not None, "HAS_NOISE": b is not None}
     # A term by itself is read as it is: only noise, or a factor a, is worth a pass before the product.
-    ready = (a is not None or b is not None) and (column_blocks > 1 if recompute is None else not recompute)
+    ready = (a is not None or b is not None) and column_blocks > 1
     if ready:
         push = torch.empty(rows, dim, dtype=torch.float32, device=out.device)
         strips = triton.cdiv(dim, 256)
@@ -218,23 +217,21 @@ def colored_step(
     row: int,
     step: int,
     stream: int,
-    recompute: bool | None = None,
 ) -> Tensor:
     """The arguments of ``ansn::colored_step`` with a dense factor ``[K, d, d]``, already checked; a new tensor.
 
     x, D and f are contiguous float32, bfloat16 or float16 ``[B, d]``, coefficients float32 ``[]`` or ``[B]``, the
-    factor of any float dtype. ``recompute`` makes the noise in the product (True), before it (False), or as the shape
-    suggests (None). Raises ValueError where there is nothing to colour.
+    factor of any float dtype. Raises ValueError where there is nothing to colour.
     """
     if f is None or a is None:
         f = a = None
     counter = (seed, row, step, stream)
     if f is None and b is None:
         raise ValueError("colored_step: got neither a f nor b z, expected a term for the factor to colour")
-    return _product(torch.empty_like(x), x, denoised, f, (c, a, b), factor, region, (lower, False), counter, recompute)
+    return _product(torch.empty_like(x), x, denoised, f, (c, a, b), factor, region, (lower, False), counter)
 
 
 def apply_factor(v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, lower: bool) -> Tensor:
     """``L_k v`` or ``L_k^T v`` for each row; contiguous v ``[B, d]``, dense factors ``[K, d, d]``; a new tensor."""
     nothing = (None, None, None)
-    return _product(torch.empty_like(v), None, None, v, nothing, factor, region, (lower, transpose), (0, 0, 0, 0), None)
+    return _product(torch.empty_like(v), None, None, v, nothing, factor, region, (lower, transpose), (0, 0, 0, 0))

@@ -36,14 +36,12 @@ def _update(
     covariance_update_(*weights, _t(regions, dim, dtype=state), scatter, _t(rows, dim), region, decay)
 
 
-def _dense(
-    rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, terms: str = "b", recompute: bool | None = None
-) -> None:
+def _dense(rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, terms: str = "b") -> None:
     """The coloured step with triangular factors: the terms c, a, b that are named, a coefficient for each row."""
     x = _t(rows, dim, dtype=dtype)
     c, a, b = (_t(rows) if name in terms else None for name in "cab")
     region = _region(rows) if regions > 1 else None
-    dense_step.colored_step(x, x, x, c, a, b, _t(regions, dim, dim), region, True, 0, 0, 0, 0, recompute)
+    dense_step.colored_step(x, x, x, c, a, b, _t(regions, dim, dim), region, True, 0, 0, 0, 0)
 
 
 CASES: dict[str, Callable[[], object]] = {
@@ -78,16 +76,15 @@ CASES: dict[str, Callable[[], object]] = {
     "moments, 64 regions, f32, odd rows, 64 x 785": lambda: _update(64, 785, 64),
     "moments, 8 regions, f32, 1024 x 784": lambda: _update(1024, 784, 8, decay=0.9),
     "moments, 8 diagonal regions, f32, 1024 x 3072": lambda: _update(1024, 3072, 8, diagonal=True),
+    "dense draw, f32, 128 x 64": lambda: _dense(128, 64),
     "dense draw, f32, 128 x 784": lambda: _dense(128, 784),
     "dense draw, f32, 128 x 3072": lambda: _dense(128, 3072),
-    "dense draw, z in the product, f32, 128 x 3072": lambda: _dense(128, 3072, recompute=True),
     "dense draw, f32, 4096 x 3072": lambda: _dense(4096, 3072),
     "dense draw, f32, odd rows, 128 x 785": lambda: _dense(128, 785),
+    "dense draw, 10 regions, f32, 128 x 64": lambda: _dense(128, 64, 10),
     "dense draw, 1024 regions, f32, 1024 x 64": lambda: _dense(1024, 64, 1024),
     "dense, every term, 8 regions, f32, 1024 x 784": lambda: _dense(1024, 784, 8, terms="cab"),
-    "dense, every term, 8 regions, z in the product, bf16, 4096 x 3072": lambda: _dense(
-        4096, 3072, 8, _BF16, "cab", recompute=True
-    ),
+    "dense, every term, 8 regions, bf16, 4096 x 3072": lambda: _dense(4096, 3072, 8, _BF16, "cab"),
     "L^T v, 8 regions, f32, 1024 x 784": lambda: dense_step.apply_factor(
         _t(1024, 784), _t(8, 784, 784), _region(1024), True, True
     ),

@@ -67,8 +67,8 @@ def alignment(dim: int) -> int:
 def register_limit(warps: int, align: int, grouped: bool) -> int:
     """Registers a thread may have, for the ``maxnreg`` of a tile kernel.
 
-    Left alone, ptxas spills a few registers to reach 96, a step of occupancy. At 128 four blocks of four warps still
-    fit; at 168, which the row indices of regions take in the larger tiles, three. Rows that are not aligned take an
-    address for each element, and eight warps have a larger tile.
+    Left alone, ptxas spills a few registers to reach 96, a step of occupancy, and takes all 255 of a thread in the
+    larger tiles under some versions. At 128 sixteen warps still fit; at 168, which the row indices of regions take in
+    tiles of four warps, twelve. Rows that are not aligned take an address for each element.
     """
-    return 255 if warps >= 8 or align < 4 else 168 if grouped and warps == 4 else 128
+    return 255 if align < 4 else 168 if grouped and warps == 4 else 128

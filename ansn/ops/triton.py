@@ -19,6 +19,8 @@ from ansn.ops import _checks, _dispatch
 from ansn.ops._operands import contiguous
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW_ROWS, SMALL = 16, 256
+"""Up to so many rows, or below so many dimensions, ``auto`` takes our dense product."""
 
 
 def interpreting() -> bool:
@@ -52,6 +54,13 @@ def why_not_dtype(name: str, tensor: Tensor | None) -> str | None:
     return f"{name} is {tensor.dtype}, expected float32, bfloat16 or float16; `reference` takes float64"
 
 
+def _vendors(v: Tensor, matrices: Tensor) -> bool:
+    """Whether ``auto`` leaves a dense float32 product of one region to the vendor's library: Triton's dot in IEEE
+    arithmetic is no matrix unit's work either, and which is faster was not measured (docs/gpu-status.md)."""
+    rows, dim = v.shape
+    return _dispatch.current_backend() == "auto" and len(matrices) == 1 and rows > FEW_ROWS and dim >= SMALL
+
+
 def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *_: Any) -> str | None:
     return why_not_dtype("x", x) or why_not_dtype("denoised", denoised) or why_not_dtype("f", f) or why_not(x)
 
@@ -76,11 +85,16 @@ def _colored_step(
     x, denoised, f = x.contiguous(), contiguous(denoised), contiguous(f)
     c, a, b = contiguous(c), contiguous(a), contiguous(b)
     factor, region = contiguous(factor), contiguous(region)
+    counter = (seed, row, step, stream)
     if factor is not None and factor.ndim == 3:
         if b is not None or (f is not None and a is not None):
-            return dense_step.colored_step(x, denoised, f, c, a, b, factor, region, lower, seed, row, step, stream)
-        factor = region = None  # nothing for the factor to colour
-    return colored_step.colored_step(x, denoised, f, c, a, b, factor, region, seed, row, step, stream)
+            if not _vendors(x, factor):
+                return dense_step.colored_step(x, denoised, f, c, a, b, factor, region, lower, *counter)
+            zero = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+            push = colored_step.colored_step(zero, None, f, None, a, b, None, None, *counter)
+            f, a, b = push @ factor[0].float().mT, torch.ones((), device=x.device), None
+        factor = region = None  # nothing for the factor to colour any more
+    return colored_step.colored_step(x, denoised, f, c, a, b, factor, region, *counter)
 
 
 def _why_not_dsm_loss(prediction: Tensor, target: Tensor | None, *_: Any) -> str | None:
@@ -100,6 +114,8 @@ def _why_not_apply_factor(
 ) -> str | None:
     if inverse or factor.ndim != 3:
         return "this kernel multiplies by a dense factor; it neither solves nor takes a diagonal"
+    if _vendors(v, factor):
+        return "a large product, which `auto` leaves to the vendor's library"
     return why_not_dtype("v", v) or why_not_dtype("factor", factor) or why_not(v, "v")
 
 
@@ -114,6 +130,9 @@ def _apply_factor(
 def _why_not_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *_: Any) -> str | None:
     if not scatter.is_contiguous() or not mean.is_contiguous():
         return "mean and scatter are updated in place and must be contiguous"
+    # In float64 Triton's dot is the matrix units' work, and half of the vendor's.
+    if scatter.ndim == 3 and scatter.dtype == torch.float32 and _vendors(x, scatter):
+        return "a large product in float32, which `auto` leaves to the vendor's library"
     return why_not(x)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ansn import ops
+from ansn.ops import _dispatch, reference, triton
 from tests.ops.helpers import error_ratio, numpy_step, randn, random_factor
 from tests.tolerances import RATIO
 
@@ -58,6 +59,34 @@ def test_what_it_cannot_run_is_said(case, reason):
     assert "\n" not in str(e.value)
     with ops.backend("auto"):
         case()
+
+
+@pytest.mark.parametrize("terms", ["b", "cab", "a"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_leaves_a_large_product_of_one_region_to_the_vendor(monkeypatch, terms, dtype):
+    """The push and the rest of the step are Triton's; a product or an update by itself is the reference's, of torch."""
+    from ansn.kernels import dense_step
+
+    def never(*_):
+        raise AssertionError("our own product ran")
+
+    monkeypatch.setattr(triton, "SMALL", 5)
+    monkeypatch.setitem(_dispatch._PREFERENCE, "cpu", ("triton", "reference"))
+    rows = triton.FEW_ROWS + 1
+    x, denoised, f = (randn(rows, 7, seed=i).to(dtype) for i in range(3))
+    factor = random_factor("full", 1, 7)
+    options = {name: 0.25 + torch.rand(rows) for name in terms} | {"seed": 3, "row": 4, "step": 5}
+    given = (x, denoised if "c" in terms else None, f if "a" in terms else None)
+    with monkeypatch.context() as patch:
+        patch.setattr(dense_step, "_product", never)
+        out = ops.colored_step(*given, **options, factor=factor, lower=False)
+        colored = ops.apply_factor(x, factor, lower=False)
+        with pytest.raises(AssertionError):
+            ops.colored_step(x[:-1], b=1.0, factor=factor, lower=False)  # few rows: one kernel of ours
+    numbers = {k: v.double().numpy() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    allowed = RATIO["colored_step"][dtype] * (2 if dtype == torch.bfloat16 else 1)  # the interpreter cuts
+    assert error_ratio(out, numpy_step(*given, **numbers, factor=factor)) <= allowed
+    assert torch.equal(colored, reference.apply_factor(x, factor, None, False, False, False))
 
 
 def test_the_moments_and_the_product_go_through():
