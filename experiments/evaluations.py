@@ -22,7 +22,7 @@ from torch import Tensor
 
 import ansn
 from ansn.evaluation import frechet_distance
-from ansn.evaluation.discrepancy import energy_to
+from ansn.evaluation.discrepancy import energy_distance
 from experiments.lab import figure
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_covariance
@@ -186,7 +186,7 @@ def _distances(x: Tensor, learned: Problem) -> dict[str, float]:
     data = reference(learned)
     return {
         "fd": frechet_distance(learned.features(x), learned.features(data)),
-        "energy": energy_to(learned.columns(data[:4000]))(learned.columns(x)),
+        "energy": energy_distance(learned.columns(x), learned.columns(data[:4000])),
     }
 
 

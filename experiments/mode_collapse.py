@@ -26,7 +26,8 @@ from torch import Tensor
 
 import ansn
 from ansn.evaluation import PixelFeatures
-from ansn.evaluation.discrepancy import Distance, sliced_to
+from ansn.evaluation.discrepancy import sliced_to
+from ansn.evaluation.resampling import Statistic, of_all
 from experiments.lab import figure
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_covariance
@@ -217,7 +218,7 @@ def flow_share(half: float, width: float, r: float, top: float, share: float) ->
 
 
 @cache
-def _yardstick(modes: str, half: float, ratio: float, share: float) -> tuple[Distance, Tensor, Tensor]:
+def _yardstick(modes: str, half: float, ratio: float, share: float) -> tuple[Statistic, Tensor, Tensor]:
     """Sliced distance to 20,000 exact points in whitened coordinates, the whitening, and the shares of the bins."""
     density = scene(modes, half, ratio, share).density
     inverse = torch.linalg.inv(torch.linalg.cholesky(density.covariance()))
@@ -267,7 +268,7 @@ def judge(x: Tensor, modes: str, half: float, ratio: float, share: float) -> dic
         "weights": 0.5 * float((nearest - density.weights).abs().sum()),
         "outside": float(shares[-1]),
         "cov": sum(errors) / len(errors),
-        "sw2": distance((x @ inverse.T).numpy()),
+        "sw2": float(of_all(distance, (x @ inverse.T).numpy())[0]),
     }
 
 

@@ -15,9 +15,7 @@ from ansn.evaluation.features import Array, Features
 from ansn.evaluation.measurement import Measurement
 from ansn.evaluation.metrics import frechet_to
 from ansn.evaluation.neighbours import Manifold, manifold_to, memorisation
-from ansn.evaluation.resampling import deviations
-
-Statistic = Callable[[Array], Sequence[float]]
+from ansn.evaluation.resampling import Statistic, each, of_all, resampled
 
 LEAST = 16  # rows that halves and neighbourhoods can be made of
 FID_SAMPLES = 50_000
@@ -47,19 +45,11 @@ class Kind:
     even: bool = False
 
 
-def _single(to: Callable[[Array], Callable[[Array], float]]) -> Callable[[Array], Statistic]:
-    def against(reference: Array) -> Statistic:
-        distance = to(reference)
-        return lambda rows: [distance(rows)]
-
-    return against
-
-
 KINDS = {
-    "frechet": Kind((Number("Frechet distance"),), _single(frechet_to), pairs=False),
-    "kernel": Kind((Number("kernel distance", low=-np.inf),), _single(kernel_to)),
-    "energy": Kind((Number("energy distance", low=-np.inf),), _single(energy_to)),
-    "sliced": Kind((Number("sliced Wasserstein-2 distance"),), _single(sliced_to), pairs=False),
+    "frechet": Kind((Number("Frechet distance"),), frechet_to, pairs=False),
+    "kernel": Kind((Number("kernel distance", low=-np.inf),), kernel_to),
+    "energy": Kind((Number("energy distance", low=-np.inf),), energy_to),
+    "sliced": Kind((Number("sliced Wasserstein-2 distance"),), sliced_to, pairs=False),
     "manifold": Kind(
         tuple(
             Number("density", "closer to 1") if name == "density" else Number(name, "higher", high=1.0)
@@ -74,7 +64,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Resampling:
     """How intervals are made: by ``halves`` random halves of the rows under ``seed``; see
-    :func:`ansn.evaluation.resampling.deviations`."""
+    :func:`ansn.evaluation.resampling.resampled`."""
 
     halves: int = 40
     seed: int = 0
@@ -102,7 +92,7 @@ def measure(
     that also steadies it, like ``1 / sqrt(blocks)``. ``whole``: they are not, and the floor has another n.
 
     The interval is about the mean over draws of n samples, with the reference held fixed; it knows nothing of another
-    training run. Near the floor it is wider than need be (:func:`ansn.evaluation.resampling.deviations`). A share that
+    training run. Near the floor it is wider than need be (:func:`ansn.evaluation.resampling.resampled`). A share that
     is 0 or 1 in every half has ``3 / n`` for its reach, n all the rows (Hanley and Lippman-Hand 1983).
 
     ``about``: ``features``, ``reference``, ``reference_n`` of the measurements.
@@ -110,18 +100,17 @@ def measure(
     held = None if held_out is None or len(held_out) < LEAST else held_out[: len(rows)]
     size = len(rows) if held is None or whole else len(held)
     parts = [slice(first, first + size) for first in range(0, len(rows) - size + 1, size)]
-    blocks = [rows[part] for part in parts]
-    values = np.mean([statistic(block) for block in blocks], axis=0)
-    simpler = None if baseline is None else np.mean([statistic(baseline[part]) for part in parts], axis=0)
-    errors = [deviations(statistic, block, resampling.halves, resampling.seed) for block in blocks]
-    reach = _NORMAL * np.sqrt(np.mean(np.square(errors), axis=0) / len(blocks))
+    found = [resampled(statistic, rows[part], resampling.halves, resampling.seed) for part in parts]
+    values, errors = np.mean([v for v, _ in found], axis=0), np.sqrt(np.mean([e * e for _, e in found], axis=0))
+    simpler = None if baseline is None else np.mean([of_all(statistic, baseline[part]) for part in parts], axis=0)
+    reach = _NORMAL * errors / np.sqrt(len(parts))
     # A share of none, or of all, is the same in every half, which says nothing: within 3 / n at 95 %.
     shares = np.array([number.high == 1.0 for number in numbers])
-    reach = np.where(shares & (reach == 0.0), 3.0 / (size * len(blocks)), reach)
-    floors = None if held is None else statistic(held)
+    reach = np.where(shares & (reach == 0.0), 3.0 / (size * len(parts)), reach)
+    floors = None if held is None else of_all(statistic, held)
     told = [note, str(resampling)]
-    if len(blocks) > 1:
-        told.append(f"mean over {len(blocks)} blocks of {size} samples, as many as the floor has")
+    if len(parts) > 1:
+        told.append(f"mean over {len(parts)} blocks of {size} samples, as many as the floor has")
     if held is not None and len(held) != size:
         told.append(f"the floor is of {len(held)} rows only")
     return [
@@ -180,7 +169,7 @@ def repetition(
     )
     note = f"share below the held-out rows' {quantile:.0%} quantile; ratio of the medians"
     return measure(
-        numbers, memorisation(usual[:, 0], quantile), distance, usual, resampling, note=note,
+        numbers, each(memorisation(usual[:, 0], quantile)), distance, usual, resampling, note=note,
         features=space, reference="train", reference_n=train_n,
     )  # fmt: skip
 
@@ -196,8 +185,9 @@ def modes(
 
     held = None if held_out is None else decided(judge, held_out, len(shares))
     return measure(
-        (Number("mode weights, total variation", high=1.0),), variation, decided(judge, samples, len(shares)), held,
-        resampling, note=f"classes told by {judge}", features=judge.name, reference="train", reference_n=train_n,
+        (Number("mode weights, total variation", high=1.0),), each(variation),
+        decided(judge, samples, len(shares)), held, resampling,
+        note=f"classes told by {judge}", features=judge.name, reference="train", reference_n=train_n,
     )  # fmt: skip
 
 
@@ -211,6 +201,7 @@ def obedience(
 
     held = None if held_out is None or labels is None else (judge.decide(held_out) == labels)[:, None].astype(float)
     return measure(
-        (Number("class accuracy", "higher", high=1.0),), share, (judge.decide(samples) == asked)[:, None].astype(float),
-        held, resampling, note=f"classes told by {judge}", features=judge.name,
+        (Number("class accuracy", "higher", high=1.0),), each(share),
+        (judge.decide(samples) == asked)[:, None].astype(float), held, resampling,
+        note=f"classes told by {judge}", features=judge.name,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Distances between two sets of rows that see more than two moments: kernel, energy, sliced Wasserstein.
 
-Sets are float64 ``[n, p]``. Pairs are made a block at a time, so that memory does not grow with n squared.
+Sets are float32 or float64 ``[n, p]``, numbers are made in float64. Pairs are made a block at a time, so that memory
+does not grow with n squared, and once for all subsets that a statistic is asked for.
 """
 
 from __future__ import annotations
@@ -9,32 +10,27 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ansn.evaluation.features import Array, checked, checked_pair
+from ansn.evaluation.features import Array, checked, checked_pair, parted
+from ansn.evaluation.resampling import Parts, Statistic, of_all
 
-_BLOCK = 2048
-
-Distance = Callable[[Array], float]
+_BLOCK = 1024
 
 
-def kernel_to(b: Array) -> Distance:
+def kernel_to(b: Array) -> Statistic:
     """``E k(a, a') + E k(b, b') - 2 E k(a, b)``, ``k(u, v) = (u.v / p + 1)^3`` (Binkowski et al. 2018), to one
     reference ``b``, whose own pairs are gone through once: the unbiased estimate of a squared maximum mean discrepancy.
     It may be below 0, and is 0 in the mean for equal distributions, whatever n.
 
     Features are used as they are; their scale matters. Raises ValueError as :func:`frechet_distance` does.
     """
-    b = checked("b", b)
 
     def kernel(u: Array, v: Array) -> Array:
-        return np.asarray((u @ v.T / b.shape[1] + 1.0) ** 3)
+        root = u @ v.T
+        root /= u.shape[1]
+        root += 1.0
+        return np.asarray(root * root * root)
 
-    own = _within(kernel, b)
-
-    def distance(a: Array) -> float:
-        a = checked_pair(a, b)
-        return _within(kernel, a) + own - 2.0 * _mean(kernel, a, b)
-
-    return distance
+    return _discrepancy(kernel, b)
 
 
 def energy_distance(a: Array, b: Array) -> float:
@@ -43,24 +39,42 @@ def energy_distance(a: Array, b: Array) -> float:
 
     Raises ValueError as :func:`frechet_distance` does.
     """
-    return energy_to(b)(a)
+    return float(of_all(energy_to(b), a)[0])
 
 
-def energy_to(b: Array) -> Distance:
+def energy_to(b: Array) -> Statistic:
     """:func:`energy_distance` to one reference, whose own pairs are gone through once."""
     from sklearn.metrics.pairwise import euclidean_distances  # slow to import: only when used
 
-    b = checked("b", b)
-    own = _within(euclidean_distances, b)
+    return _discrepancy(lambda u, v: -euclidean_distances(u, v), b)
 
-    def distance(a: Array) -> float:
+
+def _discrepancy(kernel: Callable[[Array, Array], Array], b: Array) -> Statistic:
+    """``E k(a, a') + E k(b, b') - 2 E k(a, b)`` over pairs of different rows."""
+    b = checked("b", b)
+
+    def within(a: Array, parts: Parts) -> Array:
+        counts, total = parts.sum(1), np.zeros(len(parts))
+        for first, u in parted(a, _BLOCK):
+            for second, v in parted(a[first:], _BLOCK):
+                pairs = kernel(u, v)
+                if second == 0:
+                    np.fill_diagonal(pairs, 0.0)
+                left, right = parts[:, first : first + len(u)], parts[:, first + second :][:, : len(v)]
+                total += (2.0 if second else 1.0) * ((left.astype(np.float64) @ pairs) * right).sum(1)
+        return np.asarray(total / (counts * (counts - 1.0)))
+
+    own = within(b, np.ones((1, len(b)), dtype=bool))
+
+    def distance(a: Array, parts: Parts) -> Array:
         a = checked_pair(a, b)
-        return 2.0 * _mean(euclidean_distances, a, b) - _within(euclidean_distances, a) - own
+        across = np.concatenate([sum(kernel(u, v).sum(1) for _, v in parted(b, _BLOCK)) for _, u in parted(a, _BLOCK)])
+        return (within(a, parts) + own - 2.0 * (parts @ across) / (parts.sum(1) * len(b)))[:, None]
 
     return distance
 
 
-def sliced_to(b: Array, projections: int = 256, seed: int = 0) -> Distance:
+def sliced_to(b: Array, projections: int = 256, seed: int = 0) -> Statistic:
     """Sliced 2-Wasserstein distance to one reference ``b``, whose projections are sorted once: the root of ``W2^2`` of
     one-dimensional projections, averaged over random directions (Bonneel et al. 2015). Of equal distributions it falls
     like ``n^-1/2``, so compare equal n only.
@@ -73,42 +87,37 @@ def sliced_to(b: Array, projections: int = 256, seed: int = 0) -> Distance:
         raise ValueError(f"projections: got {projections}, expected at least 1")
     directions = np.random.default_rng(seed).normal(size=(b.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
-    projected = np.sort(b @ directions, axis=0)
 
-    def distance(a: Array) -> float:
-        a = checked_pair(a, b)
-        n = min(len(a), len(b))
-        at = (np.arange(n) + 0.5) / n
-        total = 0.0
-        for first in range(0, projections, 32):
-            some = slice(first, first + 32)
-            x = _quantiles(np.sort(a @ directions[:, some], axis=0), at)
-            total += float(np.square(x - _quantiles(projected[:, some], at)).mean(0).sum())
-        return float(np.sqrt(total / projections))
+    def projected(rows: Array) -> Array:
+        made = np.empty((projections, len(rows)))
+        for first, block in parted(rows):
+            made[:, first : first + len(block)] = (block @ directions).T
+        return made
+
+    reference = projected(b)
+    reference.sort()
+
+    def distance(a: Array, parts: Parts) -> Array:
+        x = projected(checked_pair(a, b))
+        order = x.argsort()
+        x, found, target = np.take_along_axis(x, order, 1), [], reference
+        for part in parts:
+            count = int(part.sum())
+            some, n = x[part[order]].reshape(projections, count), min(count, len(b))
+            if target.shape[1] != n:
+                target = _quantiles(reference, n)
+            found.append(np.sqrt(np.square(_quantiles(some, n) - target).mean()))
+        return np.array(found)[:, None]
 
     return distance
 
 
-def _quantiles(ordered: Array, at: Array) -> Array:
-    """Quantiles of sorted columns, the i-th row of N being that of ``(i + 1/2) / N`` (Hazen)."""
-    if len(ordered) == len(at):
+def _quantiles(ordered: Array, n: int) -> Array:
+    """Quantiles of sorted rows at ``(i + 1/2) / n``, the i-th of N being that of ``(i + 1/2) / N`` (Hazen)."""
+    count = ordered.shape[1]
+    if count == n:
         return ordered
-    place = np.clip(at * len(ordered) - 0.5, 0.0, len(ordered) - 1.0)
+    place = np.clip((np.arange(n) + 0.5) / n * count - 0.5, 0.0, count - 1.0)
     below = np.floor(place).astype(np.int64)
-    above = np.minimum(below + 1, len(ordered) - 1)
-    return np.asarray(ordered[below] + (place - below)[:, None] * (ordered[above] - ordered[below]))
-
-
-def _within(pairs: Callable[[Array, Array], Array], a: Array) -> float:
-    """Mean over pairs of different rows of one set."""
-    diagonal = sum(float(np.trace(pairs(part, part))) for part in _blocks(a))
-    return (len(a) * _mean(pairs, a, a) - diagonal / len(a)) / (len(a) - 1)
-
-
-def _mean(pairs: Callable[[Array, Array], Array], a: Array, b: Array) -> float:
-    """Mean over all pairs of a row of each set, also where both are one."""
-    return sum(float(pairs(u, v).sum()) for u in _blocks(a) for v in _blocks(b)) / (len(a) * len(b))
-
-
-def _blocks(rows: Array) -> list[Array]:
-    return [rows[first : first + _BLOCK] for first in range(0, len(rows), _BLOCK)]
+    low = ordered[:, below]
+    return np.asarray(low + (place - below) * (ordered[:, np.minimum(below + 1, count - 1)] - low))

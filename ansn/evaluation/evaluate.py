@@ -209,7 +209,7 @@ class _Work:
         k = min(_NEIGHBOURS, len(self.train))
         rows = pixels(samples[:most])
         both = rows if held is None else np.concatenate((rows, pixels(held[0][:most])))
-        distance, index = nearest(both, (pixels(x) for x in blocks(self.train)), k)
+        distance, index = nearest(both, (pixels(x) for x in blocks(self.train, 16384)), k)
         if held is not None and len(both) - len(rows) >= LEAST:
             self.numbers += repetition(
                 distance[: len(rows), :1], distance[len(rows) :, :1], len(self.train), pixels.name, self.resampling

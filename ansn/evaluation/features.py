@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ansn.data import Dataset
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 
 class Features(Protocol):
@@ -188,8 +188,8 @@ def blocks(dataset: Dataset, block: int = 4096) -> Iterator[Tensor]:
 
 
 def features_of(space: Features, dataset: Dataset) -> Array:
-    """Features ``[N, p]`` of all rows; the rows are floats a block at a time."""
-    return np.concatenate([space(x) for x in blocks(dataset)])
+    """Features ``[N, p]`` of all rows, float32 as these are; the rows are floats a block at a time."""
+    return np.concatenate([space(x).astype(np.float32) for x in blocks(dataset)])
 
 
 def labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -225,13 +225,20 @@ def rows(x: Tensor, shape: tuple[int, ...]) -> Array:
 
 
 def checked(name: str, value: Array) -> Array:
-    """Finite float64 ``[n, p]`` with at least two rows, or ValueError."""
-    value = np.asarray(value, dtype=np.float64)
+    """Finite float32 or float64 ``[n, p]`` with at least two rows, or ValueError."""
+    value = np.asarray(value)
+    value = value if value.dtype == np.float32 else value.astype(np.float64, copy=False)
     if value.ndim != 2 or len(value) < 2 or value.shape[1] < 1:
         raise ValueError(f"{name}: got shape {list(value.shape)}, expected [n, p] with at least two rows")
     if not np.isfinite(value).all():
         raise ValueError(f"{name}: got values that are not finite")
     return value
+
+
+def parted(value: Array, block: int = 4096) -> Iterator[tuple[int, Array]]:
+    """Rows in float64, at most ``block`` at a time, and where each block begins."""
+    for first in range(0, len(value), block):
+        yield first, value[first : first + block].astype(np.float64, copy=False)
 
 
 def checked_pair(a: Array, b: Array) -> Array:

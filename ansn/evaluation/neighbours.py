@@ -1,6 +1,6 @@
 """Measures made of nearest neighbours: precision, recall, density, coverage, and repetition of the training data.
 
-Sets are float64 ``[n, p]``; searches are scikit-learn's, a block of rows at a time.
+Sets are ``[n, p]``, and gone through a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ansn.evaluation.features import Array, checked
+from ansn.evaluation.features import Array, checked, parted
+from ansn.evaluation.resampling import Parts, Statistic
+
+_BLOCK, _SPARE = 1024, 4
 
 
 class Manifold(NamedTuple):
@@ -23,7 +27,7 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold_to(reference: Array, k: int = 5) -> Callable[[Array], Manifold]:
+def manifold_to(reference: Array, k: int = 5) -> Statistic:
     """Numbers of samples against one reference, whose balls are made once. With the ball of a row reaching to its k-th
     neighbour in its own set:
 
@@ -33,27 +37,29 @@ def manifold_to(reference: Array, k: int = 5) -> Callable[[Array], Manifold]:
 
     They depend on n and k: compare equal ones. Raises ValueError for sets of at most k rows.
     """
-    from sklearn.metrics import pairwise_distances_chunked  # slow to import: only when used
+    from sklearn.metrics.pairwise import euclidean_distances  # slow to import: only when used
 
-    reference = checked("reference", reference)
-    _check_k(reference, k)
-    radius = _radius(reference, k)
+    reference = checked("reference", reference).astype(np.float64, copy=False)
+    (radius,) = _radii(reference, np.ones((1, len(reference)), dtype=bool), k)
 
-    def found(samples: Array) -> Manifold:
+    def found(samples: Array, parts: Parts) -> Array:
         samples = checked("samples", samples)
-        _check_k(samples, k)
-        own = _radius(samples, k)
-        inside, nearest = np.zeros(len(samples)), np.full(len(reference), np.inf)
-        recalled = np.zeros(len(reference), dtype=bool)
-        first = 0
-        for block in pairwise_distances_chunked(samples, reference, working_memory=128):
-            last = first + len(block)
-            inside[first:last] = (block <= radius).sum(1)
-            recalled |= (block <= own[first:last, None]).any(0)
-            nearest = np.minimum(nearest, block.min(0))
-            first = last
-        precision, covered = float((inside > 0).mean()), float((nearest <= radius).mean())
-        return Manifold(precision, float(recalled.mean()), float(inside.mean() / k), covered)
+        own, inside = _radii(samples, parts, k), np.zeros(len(samples))
+        recalled, covered = np.zeros((2, len(parts), len(reference)), dtype=bool)
+        for first, block in parted(samples, _BLOCK):
+            here = slice(first, first + len(block))
+            apart = euclidean_distances(block, reference)
+            hits = (apart <= radius).astype(np.float32)
+            inside[here] = hits.sum(1)
+            covered |= parts[:, here].astype(np.float32) @ hits > 0
+            # Few pairs are near, or else all rows of the reference are soon recalled: the rest is not gone through.
+            left = np.flatnonzero(~recalled.all(0))
+            row, column = np.nonzero(apart[:, left] <= own[:, here].max(0)[:, None])
+            near, column = apart[row, left[column]], left[column]
+            for part, reach in zip(recalled, own[:, here], strict=True):
+                part[column[near <= reach[row]]] = True
+        summed, counts = parts @ np.stack((inside > 0, inside), 1), parts.sum(1)
+        return np.stack((summed[:, 0] / counts, recalled.mean(1), summed[:, 1] / counts / k, covered.mean(1)), 1)
 
     return found
 
@@ -63,13 +69,18 @@ def nearest(rows: Array, among: Array | Iterable[Array], k: int = 1) -> tuple[Ar
 
     ``among``: rows, or parts of them that need not be in memory together. Raises ValueError if they are fewer than k.
     """
-    from sklearn.neighbors import NearestNeighbors
-
     distance, index = np.zeros((len(rows), 0)), np.zeros((len(rows), 0), dtype=np.int64)
     first = 0
     for part in [among] if isinstance(among, np.ndarray) else among:
-        search = NearestNeighbors(n_neighbors=min(k, len(part)), algorithm="brute").fit(part)
-        found, at = search.kneighbors(rows)
+        # Products in float32 find a few rows more than k; their distances are float64's.
+        centre, many = part.mean(0), min(k + _SPARE, len(part))
+        low = (part - centre).astype(np.float32)
+        half = np.square(low).sum(1) / 2
+        at = np.concatenate([
+            torch.from_numpy(half - (block - centre).astype(np.float32) @ low.T).topk(many, largest=False)[1].numpy()
+            for _, block in parted(rows, 512)
+        ])  # fmt: skip
+        found = np.stack([np.linalg.norm(part[near] - row, axis=1) for near, row in zip(at, rows, strict=True)])
         distance, index = np.concatenate((distance, found), 1), np.concatenate((index, at + first), 1)
         best = np.argsort(distance, 1, kind="stable")[:, :k]
         distance, index = np.take_along_axis(distance, best, 1), np.take_along_axis(index, best, 1)
@@ -97,11 +108,20 @@ def memorisation(usual: Array, quantile: float = 0.01) -> Callable[[Array], tupl
     return found
 
 
-def _check_k(rows: Array, k: int) -> None:
-    if len(rows) <= k:
-        raise ValueError(f"k: got {k} neighbours of {len(rows)} rows, expected fewer than rows")
+def _radii(rows: Array, parts: Parts, k: int, among: int = 0) -> Array:
+    """Distances ``[m, n]`` of rows to their k-th neighbour in each part, -1 where a row is not in it.
 
-
-def _radius(rows: Array, k: int) -> Array:
-    # The row itself is its first neighbour. The k-th lies on the ball's edge, and rounding must not throw it out.
-    return nearest(rows, rows, k + 1)[0][:, k] * (1 + 1e-9)
+    ``among``: nearest rows of the whole to look for them in; where these are too few, in more.
+    """
+    if parts.sum(1).min() <= k:
+        raise ValueError(f"k: got {k} neighbours of {parts.sum(1).min()} rows, expected fewer than rows")
+    among = min(len(rows), among or (k + 1) * (1 if parts.all() else 14))
+    distance, index = nearest(rows, rows, among)
+    out = np.full(parts.shape, -1.0)
+    for part, radius in zip(parts, out, strict=True):
+        rank = part[index[part]].cumsum(1)  # the row itself is its first neighbour
+        if rank[:, -1].min() <= k:
+            return _radii(rows, parts, k, 4 * among)
+        # The k-th lies on the ball's edge, and rounding must not throw it out.
+        radius[part] = np.take_along_axis(distance[part], (rank > k).argmax(1)[:, None], 1)[:, 0] * (1 + 1e-9)
+    return out

@@ -7,12 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from ansn.evaluation.neighbours import Manifold, manifold_to, memorisation, nearest
+from ansn.evaluation.resampling import of_all
 
 Array = NDArray[np.float64]
 
 
 def manifold(samples: Array, reference: Array, k: int = 5) -> Manifold:
-    return manifold_to(reference, k)(samples)
+    return Manifold(*of_all(manifold_to(reference, k), samples))
 
 
 def memorised(samples: Array, train: Array, test: Array, quantile: float = 0.01) -> float:

@@ -7,15 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import linalg
+from scipy.spatial.distance import cdist
 
+from ansn.evaluation.compare import KINDS
 from ansn.evaluation.metrics import frechet_distance
-from ansn.evaluation.resampling import deviations
+from ansn.evaluation.neighbours import manifold_to
+from ansn.evaluation.resampling import each, resampled
 
 Array = NDArray[np.float64]
 
 
 def deviation(statistic: Callable[[Array], float], rows: Array, resamples: int = 40, seed: int = 0) -> float:
-    return float(deviations(lambda half: [statistic(half)], rows, resamples, seed)[0])
+    return float(resampled(each(lambda half: [statistic(half)]), rows, resamples, seed)[1][0])
 
 
 def test_the_deviation_of_a_mean_is_the_standard_error() -> None:
@@ -82,3 +86,57 @@ def test_a_bootstrap_with_replacement_is_biased_and_halves_are_not() -> None:
 def test_too_little_is_named(n: int, resamples: int) -> None:
     with pytest.raises(ValueError, match=f"rows, resamples: got {n}, {resamples}"):
         deviation(lambda rows: 0.0, np.zeros((n, 1)), resamples)
+
+
+def plain(kind: str, rows: Array, reference: Array, k: int = 5) -> list[float]:
+    """The numbers of a kind by their definitions, in float64 and from whole matrices."""
+    rows, reference = rows.astype(np.float64), reference.astype(np.float64)
+    n, m, p = len(rows), len(reference), rows.shape[1]
+    own, across, theirs = (cdist(u, v) for u, v in ((rows, rows), (rows, reference), (reference, reference)))
+    if kind == "frechet":
+        covariances = [np.cov(x, rowvar=False) for x in (rows, reference)]
+        root = np.sqrt(linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
+        shift = rows.mean(0) - reference.mean(0)
+        return [shift @ shift + np.trace(covariances[0] + covariances[1]) - 2 * root]
+    if kind == "energy":
+        return [2 * across.mean() - own.sum() / (n * (n - 1)) - theirs.sum() / (m * (m - 1))]
+    if kind == "kernel":
+        own, across, theirs = (
+            (u @ v.T / p + 1) ** 3 for u, v in ((rows, rows), (rows, reference), (reference, reference))
+        )
+        within = [(pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1)) for pairs in (own, theirs)]
+        return [sum(within) - 2 * across.mean()]
+    if kind == "sliced":
+        directions = np.random.default_rng(0).normal(size=(p, 256))
+        directions /= np.linalg.norm(directions, axis=0)
+        at = (np.arange(min(n, m)) + 0.5) / min(n, m)
+        u, v = (np.quantile(x @ directions, at, axis=0, method="hazen") for x in (rows, reference))
+        return [float(np.sqrt(np.square(u - v).mean()))]
+    reach, ball = (np.sort(d, 1)[:, k] * (1 + 1e-9) for d in (own, theirs))
+    inside = (across <= ball).sum(1)
+    return [(inside > 0).mean(), (across <= reach[:, None]).any(0).mean(), inside.mean() / k,
+            (across <= ball).any(0).mean()]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("far", [0.3, 30.0])
+def test_values_and_errors_are_those_of_each_half_alone(kind: str, far: float) -> None:
+    """Pairs are made once for all halves, of float32 features: what plain float64 of each half's rows has."""
+    rng = np.random.default_rng(0)
+    rows, reference = (rng.normal(size=(n, 4)).astype(np.float32) for n in (230, 210))
+    rows[::2] *= far  # with wide balls too
+    rows[7] = rows[11]
+    values, errors = resampled(KINDS[kind].against(reference), rows, 6, 3)
+    expected = resampled(each(lambda half: plain(kind, half, reference)), rows, 6, 3)
+    assert values == pytest.approx(expected[0], rel=1e-6, abs=1e-9)
+    assert errors == pytest.approx(expected[1], rel=1e-5, abs=1e-9)
+
+
+def test_a_small_part_has_its_own_neighbours() -> None:
+    """They are looked for among the nearest of all rows, and where these do not hold enough of the part, farther."""
+    rng = np.random.default_rng(0)
+    rows, reference = rng.normal(size=(400, 3)), rng.normal(size=(50, 3))
+    parts = np.zeros((2, 400), dtype=bool)
+    parts[0, rng.permutation(400)[:9]] = parts[1, :250] = True
+    found = manifold_to(reference)(rows, parts)
+    assert found == pytest.approx(np.array([plain("manifold", rows[part], reference) for part in parts]))
