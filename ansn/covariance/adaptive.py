@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ansn.covariance.moments import Moments, keep_dtypes
+from ansn import ops
+from ansn.covariance.moments import Moments, keep_dtypes, owners
 from ansn.covariance.pencil import ROOTS, Pencil, Rules
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
 from ansn.hostread import HostRead
@@ -23,6 +24,9 @@ QUANTISATION_8BIT = 1.0 / (12.0 * 255.0**2)
 BASIS_GROWTH = 1.0
 """Growth of the number of points after which the eigenbasis is remade: a dense one costs some fifteen factorisations,
 a separable one a change of basis of what was gathered."""
+
+LARGE = 1024
+"""Dimensions from which a condition number is found by iterations: eigenvalues take more."""
 
 
 class AdaptiveCovariance(nn.Module):
@@ -38,7 +42,7 @@ class AdaptiveCovariance(nn.Module):
     Every R has about the trace of S, so that a level ``tau`` counts standard deviations of the data. The snapshot, that
     is :attr:`pencil`, ``center``, ``scale`` and ``share`` (of the rows, float64 ``[K]``), is remade by :meth:`update`
     when the number of points has grown by ``refresh`` since the last one, by :meth:`refresh` and by :meth:`freeze`; its
-    basis when the points have doubled.
+    basis when the points have doubled (of a dense structure not before they are enough for S to count).
     Noise, denoiser and samplers read only the snapshot: draws through :meth:`step`, the rest through the pencil.
 
     Args:
@@ -221,7 +225,8 @@ class AdaptiveCovariance(nn.Module):
 
         A dense structure keeps only a factor of R until then; from then on its basis is remade when the points have
         doubled (for which a GPU is waited), by :meth:`refresh` and by :meth:`freeze`: until learning ends it may be of
-        an earlier S than the factor is.
+        an earlier S than the factor is. While the points are fewer than the structure needs S counts as R, which every
+        basis says alike to :meth:`filter`: none is made then but for who asks for the :attr:`pencil`.
         """
         if not self.snapshot.complete:
             known = self.pencil
@@ -232,7 +237,18 @@ class AdaptiveCovariance(nn.Module):
 
     def _refresh_if_due(self, rows: int) -> None:
         if self.due(rows=rows):
-            self._refresh(full=self._grown(self.seen_at_basis, BASIS_GROWTH, rows=rows))
+            self._refresh(full=self._grown(self.seen_at_basis, BASIS_GROWTH, rows=rows) and not self._few)
+
+    @property
+    def _few(self) -> bool:
+        """Whether points are too few for S to count, of a structure that keeps a basis apart from its factor."""
+        return self.snapshot.complete and not type(self.snapshot).complete and self.seen < self.structure.points()
+
+    @property
+    def _current(self) -> bool:
+        """Whether the snapshot has a basis, and one that was not left out at the last refresh."""
+        left_out = self._few and not self.rules.isotropic and self.seen_at_basis < self.seen_at_refresh
+        return self.snapshot.complete and not left_out
 
     def _grown(self, since: int, growth: float, pending: int = 0, rows: int = 0) -> bool:
         new = self.seen + pending - since
@@ -295,9 +311,9 @@ class AdaptiveCovariance(nn.Module):
     def pencil(self) -> Pencil:
         """S, as it counts, and R in their common basis, in ``factor_dtype``: see :class:`ansn.covariance.Pencil`.
 
-        Of a dense covariance that does not :meth:`track` it and still learns, it is of the points seen so far, up to
-        ``refresh`` more than the factor that draws has seen."""
-        if self.snapshot.complete:
+        Of a dense covariance that does not :meth:`track` it, or has few points, and still learns, it is of the points
+        seen so far, up to ``refresh`` more than the factor that draws has seen, and made for who asks."""
+        if self._current:
             return self.snapshot
         state = self.seen, self.revision, self.center.device
         if self._decomposed is None or self._decomposed[0] != state:
@@ -319,6 +335,10 @@ class AdaptiveCovariance(nn.Module):
     def whiten(self, v: Tensor, region: Tensor | None = None, *, transpose: bool = False) -> Tensor:
         """``L^-1 v``, or ``L^-T v``, ``[B, *shape]``."""
         return self.snapshot.color(v, region, transpose=transpose, inverse=True)
+
+    def filter(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None, **options: Any) -> Tensor:
+        """The pencil's :meth:`Pencil.filter`, of the snapshot where there is one."""
+        return (self.snapshot if self.snapshot.complete else self.pencil).filter(v, tau, region, **options)
 
     @property
     def count(self) -> Tensor:
@@ -354,12 +374,38 @@ class AdaptiveCovariance(nn.Module):
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of R, ascending, float64 ``[K, d]``, squared data units."""
+        if not self._current:
+            return torch.linalg.eigvalsh(self.noise_shape())
         return self.snapshot.noise_variances().double().sort(dim=1).values
 
+    @torch.no_grad()
     def condition_number(self) -> Tensor:
-        """Largest over smallest eigenvalue of R, ``[K]``."""
-        values = self.eigenvalues()
-        return values[:, -1] / values[:, 0]
+        """Largest over smallest eigenvalue of R, float64 ``[K]``. Of a factor alone, from :data:`LARGE` dimensions on,
+        by Lanczos iterations with it: to a percent."""
+        if self._current or self.dim < LARGE:
+            values = self.eigenvalues()
+            return values[:, -1] / values[:, 0]
+        return (self._largest(False) * self._largest(True)).clamp_min(1.0)
+
+    def _largest(self, inverse: bool) -> Tensor:
+        """Largest eigenvalue of R or of its inverse, from below, float64 ``[K]``: of the tridiagonal matrix of R in the
+        span of ``R^i z``, i < 40, all vectors orthonormal."""
+        owner = owners(self.regions, self.center.device)
+        new = ops.colored_step(torch.zeros_like(self.center), b=1.0)
+        span: list[Tensor] = []
+        images: list[Tensor] = []
+        for _ in range(40):
+            size = new.norm(dim=1, keepdim=True)
+            for _ in range(2 * bool(span)):  # twice is enough
+                basis = torch.stack(span, 2)
+                new = new - (basis @ (basis.mT @ new.unsqueeze(2))).squeeze(2)
+            norm = new.norm(dim=1, keepdim=True)  # of rounding alone where the span is all there is
+            span.append(torch.where(norm > 1e-5 * size, new / norm, 0.0))
+            new = self.snapshot.color(span[-1], owner, transpose=not inverse, inverse=inverse)
+            new = self.snapshot.color(new, owner, transpose=inverse, inverse=inverse)
+            images.append(new)
+        basis, image = torch.stack(span, 2).double(), torch.stack(images, 2).double()
+        return torch.linalg.eigvalsh(basis.mT @ image)[:, -1]
 
     def effective_rank(self) -> Tensor:
         """``exp(H(p))``, p the normalised eigenvalues of S as it counts (Roy and Vetterli 2007), 1 to d, ``[K]``."""

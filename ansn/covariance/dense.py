@@ -16,12 +16,15 @@ from ansn.errors import InputError
 
 class DensePencil(Pencil):
     """Keeps a factor of R, ``[K, d, d]``, remade at every refresh; Q, s and l only once :meth:`track` was called, since
-    an eigendecomposition costs some fifteen factorisations, and anew only where a refresh is full.
+    an eigendecomposition costs some fifteen factorisations, and anew only where a refresh is full. Where it is not, and
+    S does not count for want of points, ``l = 1``: S is R then, whatever Q is.
 
-    ``root``: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates).
+    ``root``: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates, kept
+    with its inverse).
     """
 
     factor: Tensor
+    inverse: Tensor
 
     complete = False
 
@@ -33,6 +36,8 @@ class DensePencil(Pencil):
     def _allocate(self, dtype: torch.dtype, device: torch.device | str | None) -> None:
         size = (self.regions, self.structure.dim, self.structure.dim)
         self.register_buffer("factor", torch.zeros(size, dtype=dtype, device=device))
+        if not self.lower:  # which a triangle does without; not persistent, since it is a function of the factor
+            self.register_buffer("inverse", torch.zeros(size, dtype=dtype, device=device), persistent=False)
 
     def track(self, on: bool = True) -> None:
         """Make room for Q, s and l, or give it back."""
@@ -51,6 +56,8 @@ class DensePencil(Pencil):
         self, z: Tensor, region: Tensor | None = None, *, transpose: bool = False, inverse: bool = False
     ) -> Tensor:
         """``L z``, ``L^T z``, ``L^-1 z`` or ``L^-T z``."""
+        if inverse and not self.lower and torch.promote_types(z.dtype, self.factor.dtype) == self.factor.dtype:
+            return ops.apply_factor(z, self.inverse, region, lower=False)  # rows of more digits than it has are solved
         return ops.apply_factor(z, self.factor, region, transpose=transpose, inverse=inverse, lower=self.lower)
 
     def step(self, x: Tensor, denoised: Tensor | None = None, f: Tensor | None = None, **options: Any) -> Tensor:
@@ -73,21 +80,27 @@ class DensePencil(Pencil):
 
     def remake(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> tuple[Tensor, Tensor]:
         warm = moments.points(rules.warmup)
-        s = self.structure.covariance(moments, warm, initial)
-        level = s.diagonal(dim1=1, dim2=2).mean(1)
+        s = lower_half(moments, warm, initial)
+        variances = s.diagonal(dim1=1, dim2=2).clone()
+        level = variances.mean(1)
         full = full and self.complete
         found = self._decomposed(s, rules) if full or rules.gamma is not None or not self.lower else None
-        factor, status = self._root(self._shape(s, level, rules, found), found)
+        factor, status = self._root(self._shape(s, level, rules, found) if self.lower else s, found)
         good = (status == 0).all()
-        self._copy("factor", factor, good)
+        self._take_factor(factor, good)
         if full and found is not None:
             self.take(*found, moments, rules, good)
+        elif self.complete:
+            idle = (warm & ~rules.enough(moments)).unsqueeze(1)
+            self._copy("l", torch.where(idle, 1.0, self.l), good)
+            if rules.isotropic:  # the same in every basis
+                self._copy("deviation", torch.where(idle, rules.noise(variances).sqrt(), self.deviation), good)
         return good, level
 
     def repair(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> Tensor:
         """Raise the ridge a little at a time: rounding can push rank-deficient + eps I below 0."""
         warm = moments.points(rules.warmup)
-        s = self.structure.covariance(moments, warm, initial)
+        s = lower_half(moments, warm, initial)
         level = s.diagonal(dim1=1, dim2=2).mean(1)
         full = full and self.complete
         found = self._decomposed(s, rules) if full or rules.gamma is not None else None
@@ -96,22 +109,33 @@ class DensePencil(Pencil):
         for _ in range(7):
             factor, status = self._root(r, None)
             if not bool((status != 0).any()):
-                self._copy("factor", factor, None)
+                self._take_factor(factor)
                 if full and found is not None:
                     self.take(*found, moments, rules)
                 return level
-            r = r + _identity(torch.where(status != 0, jitter, 0.0), self.structure.dim)
+            r.diagonal(dim1=1, dim2=2).add_(torch.where(status != 0, jitter, 0.0).unsqueeze(1))
             jitter = jitter * 10
         k = int((status != 0).nonzero()[0])
         raise InputError(refusal(k, obstacle(r[k], int(status[k]), self.lower)))
 
-    def _shape(
-        self, s: Tensor, level: Tensor, rules: Rules, decomposed: tuple[Basis, Tensor, Tensor] | None
-    ) -> Tensor:
-        """R, ``[K, d, d]``."""
+    def _take_factor(self, factor: Tensor, good: Tensor | None = None) -> None:
+        self._copy("factor", factor, good)
+        self._invert()
+
+    def _invert(self) -> None:
+        if not self.lower:
+            self.inverse.copy_(torch.linalg.inv_ex(self.factor)[0])
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._invert()
+
+    def _shape(self, s: Tensor, level: Tensor, rules: Rules, decomposed: tuple[Basis, Tensor, Tensor] | None) -> Tensor:
+        """R, ``[K, d, d]``, of which the lower triangle counts; S may turn into it."""
         if rules.gamma is None:
             a, b = rules.affine(level)
-            return a * s + _identity(b, self.structure.dim)
+            s.mul_(a).diagonal(dim1=1, dim2=2).add_(b.unsqueeze(1))
+            return s
         assert decomposed is not None
         basis, _, noise = decomposed
         return (basis["basis0"] * noise.unsqueeze(1)) @ basis["basis0"].mT
@@ -121,7 +145,11 @@ class DensePencil(Pencil):
         return basis, values, rules.noise(values)
 
     def _root(self, r: Tensor, found: tuple[Basis, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """``L`` and a status int32 ``[K]``, 0 where there is one."""
+        """``L`` and a status int32 ``[K]``, 0 where there is one; of R, or of what was ``found``."""
+        values = r.diagonal(dim1=1, dim2=2)
+        if self.lower and r.device.type == "cpu" and is_diagonal(r):
+            wrong = ~(values > 0)
+            return torch.diag_embed(values.sqrt()), wrong.any(1).to(torch.int32) * (1 + wrong.int().argmax(1)).int()
         if self.lower:
             return ops.cholesky(r)
         if found is None:
@@ -175,26 +203,42 @@ class Dense(Structure):
         moments.fused(x, region, decay)
 
     def covariance(self, moments: Moments, warm: Tensor, initial: Tensor) -> Tensor:
-        lower = moments.per_point("scatter").tril()
-        return torch.where(warm.reshape(-1, 1, 1), lower + lower.tril(-1).mT, initial)
+        lower = lower_half(moments, warm, initial).tril()
+        return lower + lower.tril(-1).mT
 
     def spectrum(
         self, moments: Moments, basis: Basis, full: bool, warm: Tensor, initial: Tensor
     ) -> tuple[Basis, Tensor]:
-        s = self.covariance(moments, warm, initial)
         if full:
-            return decomposed(s)
+            return decomposed(lower_half(moments, warm, initial))
+        s = self.covariance(moments, warm, initial)
         q = basis["basis0"].to(s.dtype)
         return basis, ((s @ q) * q).sum(1).clamp_min(0)
+
+    def bytes(self, regions: int, state: torch.dtype, snapshot: torch.dtype) -> int:
+        """At the peak of a refresh that decomposes: scatter, guess, S, two copies and the work of a decomposition (four
+        matrices) and a root in the state's dtype; what the snapshot keeps, and two of it in the making."""
+        return regions * self.dim * self.dim * (9 * state.itemsize + 6 * snapshot.itemsize)
 
     def guess(self, value: Tensor) -> Tensor:
         return value.clone() if value.ndim == 2 else torch.diag(value.expand(self.dim))
 
 
+def lower_half(moments: Moments, warm: Tensor, initial: Tensor) -> Tensor:
+    """S as :meth:`Dense.covariance`, a new tensor whose lower triangle alone counts: what factors and decompositions
+    read."""
+    return torch.where(warm.reshape(-1, 1, 1), moments.per_point("scatter"), initial)
+
+
+def is_diagonal(s: Tensor) -> bool:
+    """Whether S is so, by its lower triangle, as it is before any data: at d = 3072 a decomposition takes seconds."""
+    return not bool(s.diagonal(-1, 1, 2).any()) and not bool(s.tril(-1).any())
+
+
 def decomposed(s: Tensor) -> tuple[Basis, Tensor]:
     """Eigenvectors and eigenvalues, at least 0, of ``[K, d, d]``, as of :func:`eigh`."""
     values = s.diagonal(dim1=1, dim2=2)
-    if torch.equal(s, torch.diag_embed(values)):  # before any data: at d = 3072 the decomposition takes seconds
+    if is_diagonal(s):
         return {"basis0": torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand_as(s)}, values.clamp_min(0)
     values, vectors = eigh(s)
     return {"basis0": vectors}, values.clamp_min(0)
@@ -208,9 +252,5 @@ def obstacle(r: Tensor, status: int, lower: bool) -> str:
     # The first pivot that is not positive is the smallest so far: r_jj less what the rows before it explain.
     j = status - 1
     before, _ = torch.linalg.cholesky_ex(r[:j, :j])
-    explained = torch.linalg.solve_triangular(before, r[:j, j : j + 1], upper=False).square().sum()
+    explained = torch.linalg.solve_triangular(before, r[j : j + 1, :j].mT, upper=False).square().sum()
     return f"smallest pivot {float(r[j, j] - explained):.3g}, coordinate {j}"
-
-
-def _identity(scale: Tensor, dim: int) -> Tensor:
-    return torch.diag_embed(scale.unsqueeze(1).expand(-1, dim))

@@ -148,7 +148,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def unflatten_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """The inverse of :func:`flatten_optimizer`, into ``optimizer``. ValueError if a parameter's state is missing."""
+    """The inverse of :func:`flatten_optimizer`, into ``optimizer``, which goes on as the one that was stored: fused or
+    not. ValueError if a parameter's state is missing."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
@@ -159,7 +160,8 @@ def unflatten_optimizer(
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    # Files hold row-major tensors; a channels-last weight wants its moments in its own layout, or steps are slower.
+    # Files hold row-major tensors; a channels-last weight wants its moments in its own layout: a fused step is wrong
+    # otherwise, any other slower.
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if value.shape == parameter.shape:

@@ -95,9 +95,11 @@ class Trainer:
             share_basis(self.covariance.moments)
         network = self.model.network
         self.ema = self._average(network) if config.optim.ema else None
+        # A fused step reads moments and gradients as they lie in memory, so all have their parameter's layout.
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay
-        )
+            network.parameters(), config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay,
+            fused=True,
+        )  # fmt: skip
         if stored:
             with checkpoint.fitting(self.folder):
                 self._restore(*stored)

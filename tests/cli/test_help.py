@@ -77,11 +77,17 @@ def test_help_of_a_preset_has_its_defaults() -> None:
     assert "(default: runs/paper-mnist)" in told
 
 
-def test_help_imports_nothing_slow() -> None:
-    slow = "sklearn", "matplotlib", "tensorboard", "scipy.stats", "jinja2.environment", "triton", "ansn.kernels"
-    commands = "import sys; from ansn.cli import evaluate, info, sample, train; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", commands], capture_output=True, text=True, check=True, timeout=300)
-    assert not set(slow) & set(done.stdout.split())
+def test_imports_and_help_load_nothing_slow() -> None:
+    """`import ansn`, then the commands, whose options need tyro and who may draw a bar."""
+    slow = {"sklearn", "matplotlib", "torch.utils.tensorboard", "torch._dynamo", "jinja2.environment", "triton"}
+    slow |= {"scipy", "PIL", "psutil", "ansn.kernels", "ansn.data.folder"}
+    told = "print(*sys.modules)"
+    code = f"import sys, ansn; {told}; from ansn.cli import evaluate, info, sample, train; {told}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    package, commands = (set(line.split()) for line in done.stdout.splitlines())
+    assert "ansn.training.trainer" in package
+    assert not (slow | {"rich", "tyro"}) & package
+    assert not slow & commands
 
 
 @pytest.mark.parametrize(("command", "arguments"), [("sample", ["--help"]), ("info", [])])

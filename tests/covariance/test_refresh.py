@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load, save
 
 from ansn import AdaptiveCovariance
-from ansn.covariance import STRUCTURES
+from ansn.covariance import STRUCTURES, adaptive, dense
+from ansn.covariance.structure import eigh
 from ansn.hostread import HostRead
 from tests.covariance.test_adaptive import one_line
 from tests.oracles import randn, spd
@@ -190,6 +191,14 @@ def test_conversion_of_a_model_leaves_its_dtypes(structure):
     assert {b.dtype for b in covariance.snapshot.buffers()} == {torch.float32}
 
 
+def test_what_is_not_stored_of_a_root_is_made_of_it():
+    covariance, v = AdaptiveCovariance(4, root="symmetric").update(randn(50, 4)), randn(3, 4).float()
+    loaded = AdaptiveCovariance(4, root="symmetric")
+    loaded.load_state_dict(covariance.state_dict())
+    assert torch.equal(loaded.whiten(v), covariance.whiten(v))
+    assert rms_ratio(loaded.whiten(v), covariance.whiten(v.double())) < 1e-6
+
+
 def test_a_state_of_another_root_is_refused():
     state = AdaptiveCovariance(4, root="symmetric").state_dict()
     with pytest.raises(ValueError, match=r"root: the state holds a symmetric factor"):
@@ -287,6 +296,37 @@ def test_under_forgetting_the_spectrum_keeps_up_with_the_memory():
     late = sorted({n for n in at if n > 200})
     assert len(late) >= 7
     assert {b - a for a, b in pairwise(late)} == {80}
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_no_basis_is_made_of_too_few_points_but_for_who_asks(rho, monkeypatch):
+    """S counts as R until there are 14 + 2 d = 20, and the filter is the same in every basis; R has its own."""
+    made = []
+    monkeypatch.setattr(dense, "eigh", lambda s: made.append(len(s)) or eigh(s))
+    covariance, v, tau = AdaptiveCovariance(3, rho=rho, factor_dtype=torch.float64).track(), randn(4, 3), 0.7
+    for row in range(3):
+        covariance.update(spd(3, seed=1)[0] * randn(6, 3, seed=row))
+        assert rms_ratio(covariance.filter(v, tau), v / (1 + tau**2)) < 1e-12
+    assert (made, covariance.seen_at_basis) == ([], 0)
+    r, asked = covariance.noise_shape()[0], covariance.pencil
+    assert rms_ratio(asked.noise_shape()[0], r) < 1e-12
+    assert rms_ratio(asked.variances().sort(1).values, covariance.eigenvalues()) < 1e-12
+    assert float(covariance.condition_number()) == pytest.approx(float(torch.linalg.cond(r)))
+    assert len(made) == (rho > 0.0)  # of an isotropic R every basis is one
+    assert covariance.pencil is asked
+    covariance.update(randn(6, 3))
+    assert covariance.seen_at_basis == covariance.seen == 24
+    assert rms_ratio(covariance.snapshot.filter(v, tau), filtered(covariance, v, tau)) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [{"rho": 0.0}, {"rho": 0.5}, {"rho": 1.0}, {"gamma": 0.5}])
+@pytest.mark.parametrize(("d", "points"), [(5, 40), (150, 40), (150, 1000)])
+def test_the_condition_number_by_iterations_is_that_of_the_eigenvalues(shape, d, points, monkeypatch):
+    covariance = AdaptiveCovariance(d, 2, **shape)
+    covariance.update(randn(points, d) * torch.linspace(0.1, 2, d) ** 2, torch.arange(points) % 2)
+    exact = covariance.condition_number()
+    monkeypatch.setattr(adaptive, "LARGE", 1)
+    assert covariance.condition_number().tolist() == pytest.approx(exact.tolist(), rel=0.01)
 
 
 def test_a_frozen_covariance_tells_its_spectrum_too():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from ansn.data import iterate, load_dataset
 from ansn.errors import InputError
 from ansn.training import build, checkpoint, load_run, train
 from ansn.training.progress import Reporter, read_metrics
-from ansn.training.trainer import Trainer
+from ansn.training.trainer import Trainer, _dataset
 from tests.tolerances import EXACT
-from tests.training.helpers import metrics, small, tensors, trained, trainer
+from tests.training.helpers import assert_same_tensors, metrics, small, tensors, trained, trainer
 
 FLOAT32 = 1e-6  # relative: a few dozen roundings
 FACTOR = 1e-6  # relative: a float32 factor, squared
@@ -46,8 +47,8 @@ class Watched(Trainer):
 
 
 def watch(out: Path, **settings: Any) -> Watched:
-    plain = trainer(small(out, **settings))
-    watched = Watched(plain.config, plain.dataset, 0, 1, plain.device)
+    config = small(out, **settings)
+    watched = Watched(config, _dataset(config), 0, 1, torch.device("cpu"))
     watched.run()
     return watched
 
@@ -133,6 +134,25 @@ def test_adam_eps_and_weight_decay_reach_the_optimiser(tmp_path: Path) -> None:
     built = trainer(small(tmp_path, adam_eps=1e-5, weight_decay=0.25, lr=3e-4))
     (group,) = built.optimizer.param_groups
     assert (group["eps"], group["weight_decay"], group["lr"]) == (1e-5, 0.25, 3e-4)
+
+
+def test_the_fused_step_is_adamw_and_an_older_run_goes_on_without_it(tmp_path: Path) -> None:
+    """Of weights whose channels are last: the fused step of a CPU reads memory and asks for no layout."""
+    settings: dict[str, Any] = {"network": "unet", "width": 8, "multipliers": (1, 2), "steps": 6, "checkpoint_every": 3}
+    built = [trainer(small(tmp_path / name, **settings)) for name in ("fused", "older")]
+    built[1].optimizer.param_groups[0]["fused"] = None
+    for one in built:
+        one.run()
+        for p in one.bare.parameters():
+            assert p.grad is not None
+            assert {v.stride() for v in (p.grad, *one.optimizer.state[p].values()) if v.ndim} <= {p.stride()}
+    fused, older = (tensors(one.folder) for one in built)
+    assert any(not p.is_contiguous() for p in built[0].bare.parameters())
+    assert built[0].optimizer.param_groups[0]["fused"]
+    for name, value in fused.items():
+        assert torch.allclose(value, older[name], rtol=1e-4, atol=1e-6), name
+    shutil.rmtree(built[1].folder / "checkpoints" / "step-00000006")
+    assert_same_tensors(tensors(train(built[1].config)), older)
 
 
 # -- covariance ------------------------------------------------------------------------------------------------
