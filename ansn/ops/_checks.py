@@ -85,6 +85,45 @@ def region_values(value: Tensor | None, count: int) -> None:
         raise ValueError(f"region: got values {low}..{high}, expected 0..{count - 1}")
 
 
+def apart(weight: Tensor, weight2: Tensor) -> None:
+    """Where they are at hand: two memories."""
+    if weight.data_ptr() == weight2.data_ptr() and weight.numel():
+        raise ValueError("weight2: got weight's memory, expected its own: both are updated in place")
+
+
+def moments(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    x: Tensor,
+    owner: Tensor | None,
+    decay: float,
+    diagonal: bool = False,
+) -> None:
+    """State, rows ``[B, d]``, regions of them and forgetting of an update of running moments."""
+    (rows, dim), device = x.shape, x.device
+    for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {describe(value)}, expected a tensor, which is updated in place")
+    if mean.ndim != 2 or mean.shape[1] != dim or mean.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"mean: got {describe(mean)}, expected float32 or float64 [K, {dim}]")
+    count = mean.shape[0]
+    sizes = [(count, dim)] if diagonal else [(count, dim, dim), (count, dim)]
+    if scatter.shape not in sizes or scatter.dtype != mean.dtype:
+        shown = " or ".join(str(list(size)) for size in sizes)
+        raise ValueError(f"scatter: got {describe(scatter)}, expected {str(mean.dtype).removeprefix('torch.')} {shown}")
+    for name, value in (("weight", weight), ("weight2", weight2)):
+        if value.shape != (count,) or value.dtype != torch.float64:
+            raise ValueError(f"{name}: got {describe(value)}, expected float64 [{count}]")
+    for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
+        if value.device != device or not value.is_contiguous():
+            raise ValueError(f"{name}: got {describe(value)}, expected a contiguous tensor on {device}")
+    if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
+        raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
+    region(owner, rows, count, device)
+
+
 def update_values(x: Tensor, region: Tensor | None, count: int) -> None:
     """On the CPU, where reading values costs no synchronisation: the regions in range, x finite (one bad row would
     poison a covariance for good). The native kernel looks at both itself."""

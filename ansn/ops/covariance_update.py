@@ -32,8 +32,7 @@ _dispatch.register("covariance_update_", "reference", _reference)
 
 
 def _run(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
-    if weight.data_ptr() == weight2.data_ptr() and weight.numel():
-        raise ValueError("weight2: got weight's memory, expected its own: both are updated in place")
+    _checks.apart(weight, weight2)
     _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
 
 
@@ -79,26 +78,5 @@ def covariance_update_(
     flat = x if x.ndim == 2 else x.flatten(1)
     if flat.requires_grad:
         flat = flat.detach()
-    rows, dim = flat.shape
-    device = x.device
-    for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: got {_checks.describe(value)}, expected a tensor, which is updated in place")
-    if mean.ndim != 2 or mean.shape[1] != dim or mean.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"mean: got {_checks.describe(mean)}, expected float32 or float64 [K, {dim}]")
-    count = mean.shape[0]
-    if scatter.shape not in ((count, dim, dim), (count, dim)) or scatter.dtype != mean.dtype:
-        raise ValueError(
-            f"scatter: got {_checks.describe(scatter)}, expected {str(mean.dtype).removeprefix('torch.')}"
-            f" [{count}, {dim}, {dim}] or [{count}, {dim}]"
-        )
-    for name, value in (("weight", weight), ("weight2", weight2)):
-        if value.shape != (count,) or value.dtype != torch.float64:
-            raise ValueError(f"{name}: got {_checks.describe(value)}, expected float64 [{count}]")
-    for name, value in (("weight", weight), ("weight2", weight2), ("mean", mean), ("scatter", scatter)):
-        if value.device != device or not value.is_contiguous():
-            raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous tensor on {device}")
-    if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
-        raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
-    _checks.region(region, rows, count, device)
+    _checks.moments(weight, weight2, mean, scatter, flat, region, decay)
     torch.ops.ansn.covariance_update_.default(weight, weight2, mean, scatter, flat, region, decay)

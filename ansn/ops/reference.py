@@ -200,11 +200,10 @@ def product(sizes: Sequence[int]) -> int:
 def along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
     """The matrix ``[n, n]``, or one for each row ``[B, n, n]``, applied along an axis of ``[B, *shape]``, counted
     without B."""
-    n, after = x.shape[axis + 1], product(x.shape[axis + 2 :])
+    n, before, after = x.shape[axis + 1], product(x.shape[1 : axis + 1]), product(x.shape[axis + 2 :])
     if after == 1:
-        flat = x.reshape(x.shape[0], -1, n)
-        return (flat @ matrix.mT).reshape(x.shape)
-    flat = x.reshape(x.shape[0], -1, n, after)
+        return (x.reshape(-1, before, n) @ matrix.mT).reshape(x.shape)
+    flat = x.reshape(-1, before, n, after)
     return ((matrix if matrix.ndim == 2 else matrix.unsqueeze(1)) @ flat).reshape(x.shape)
 
 

@@ -55,8 +55,9 @@ def _step(x: Tensor, *args: Any) -> Tensor:
     return _dispatch.call("separable_step", x.device, x, *args)
 
 
-def _update(weight: Tensor, *args: Any) -> None:
-    _dispatch.call("separable_update_", weight.device, weight, *args)
+def _update(weight: Tensor, weight2: Tensor, *args: Any) -> None:
+    _checks.apart(weight, weight2)
+    _dispatch.call("separable_update_", weight.device, weight, weight2, *args)
 
 
 def _reference_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, axis_scatters: list[Tensor],
@@ -126,10 +127,11 @@ class _Apply(torch.autograd.Function):
             if value is None or (at is None and value.ndim == 0):
                 return value
             value = value.unsqueeze(0) if at is None else value.movedim(at, 0)
-            return value.reshape(len(value), -1, *value.shape[2:]).expand(*rows, *value.shape[2:]).flatten(0, 1)
+            value = value.unsqueeze(1) if value.ndim == 1 else value
+            return value.expand(*rows, *value.shape[2:]).flatten(0, 1)
 
-        if any(at is not None for at in (in_dims[1], in_dims[2])):
-            raise ValueError("center, weights: got one for each copy under vmap, expected one for all")
+        if any(at is not None for at in (*in_dims[1:3], *(in_dims[8] or ()))):
+            raise ValueError("center, weights, bases: got one for each copy under vmap, expected one for all")
         moved = (flat(tensor, at) for tensor, at in ((tau2, in_dims[3]), (region, in_dims[4])))
         wide = flat(v, in_dims[0])
         assert wide is not None
@@ -172,7 +174,7 @@ def separable_apply(
     """``y = [Q] (w * [Q^T] (v - center))``, or with ``rest`` ``v - y``, row by row.
 
     Args:
-        v: ``[B, d]``, any float dtype.
+        v: ``[B, ...]``, any float dtype.
         q: the basis. ``inward``: with ``Q^T``; ``outward``: with ``Q``.
         weights: w, ``[K or 1, d]``. tau: a number or a tensor ``[]`` or ``[B]``: then ``w = 1 / (weights / tau^2 +
             1)``, which with ``rest`` and both sides of Q is the Wiener filter of ``l = weights``.
@@ -182,16 +184,16 @@ def separable_apply(
     TypeError or ValueError naming the argument.
     """
     _checks.batched("v", v)
-    count = _known(v, q, region, weights, center)
-    _checks.without_gradient(weights=weights, tau=tau, center=center)
+    _known(v, q, region, weights=weights, center=center)
+    _checks.without_gradient(tau=tau)
     tau2 = None
     if tau is not None:
         if weights is None:
             raise ValueError("weights: got None, expected l where there is a tau")
         at = _checks.coefficient("tau", tau, v.shape[0], v)
         tau2 = torch.zeros((), dtype=reference.compute_dtype(v)) if at is None else at * at
-    region = None if count == 1 else region
-    return _applied(_checks.flat(v), center, weights, tau2, region, inward, outward, rest, *map(list, q))
+    out = _applied(_checks.flat(v), center, weights, tau2, region, inward, outward, rest, *map(list, q))
+    return out if v.ndim == 2 else out.reshape(v.shape)
 
 
 def separable_step(
@@ -209,26 +211,25 @@ def separable_step(
 ) -> Tensor:
     """``out = x + c (D - x) + Q (s * (a f + b z))``, row by row (math section 3): :func:`colored_step` with the factor
     ``Q diag(s)``, ``deviation`` s ``[K or 1, d]``; the other arguments are its."""
-    if (b is None and (f is None or a is None)) or _checks.followed(x, denoised, f):
+    _checks.batched("x", x)
+    _known(x, q, region, "x", deviation=deviation)
+    _checks.without_gradient(c=c, a=a, b=b)
+    rows = x.shape[0]
+    terms = [_checks.coefficient(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
+    if (terms[2] is None and (f is None or terms[1] is None)) or _checks.followed(x, denoised, f):
 
         def color(z: Tensor) -> Tensor:
-            flat = _checks.flat(z)
-            return separable_apply(flat, q, inward=False, weights=deviation, region=region).reshape(z.shape)
+            return separable_apply(z, q, inward=False, weights=deviation, region=region)
 
-        return step_by(color, x, denoised, f, c=c, a=a, b=b, **counters)
-    _checks.batched("x", x)
-    count = _known(x, q, region, deviation)
-    rows = x.shape[0]
+        return step_by(color, x, denoised, f, **dict(zip("cab", terms, strict=True)), **counters)
     for name, value in (("denoised", denoised), ("f", f)):
         if value is not None:
             _checks.like(name, value, x)
     seed, row, step, stream = (counters.get(name, 0) for name in ("seed", "row", "step", "stream"))
     _checks.counter(seed, row, step, stream)
-    _checks.without_gradient(c=c, a=a, b=b, deviation=deviation)
     out = torch.ops.ansn.separable_step.default(
         _checks.flat(x), None if denoised is None else _checks.flat(denoised), None if f is None else _checks.flat(f),
-        *(_checks.coefficient(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))),
-        deviation, None if count == 1 else region, *map(list, q), seed, row, step, stream,
+        *terms, deviation, region, *map(list, q), seed, row, step, stream,
     )  # fmt: skip
     return out if x.ndim == 2 else out.reshape(x.shape)
 
@@ -256,17 +257,14 @@ def separable_update_(
     """
     _checks.batched("x", x)
     flat = _checks.flat(x.detach())
-    _known(flat, q, region, mean, scatter)
-    _checks.region(region, len(x), len(mean), x.device)
-    axes = ((f"axis_scatters[{i}]", value) for i, value in enumerate(axis_scatters))
-    for name, value in (("mean", mean), ("scatter", scatter), *axes):
-        if value.dtype != mean.dtype or not value.is_contiguous() or value.device != x.device:
-            raise ValueError(f"{name}: got {_checks.describe(value)}, expected a contiguous {mean.dtype} on {x.device}")
-    if axis_scatters and [s.shape[1:] for s in axis_scatters] != [(q.shape[a],) * 2 for a in q.axes]:
-        given = ", ".join(str(list(s.shape)) for s in axis_scatters)
-        raise ValueError(f"axis_scatters: got {given}, expected [K, n, n] of each axis")
-    if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
-        raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
+    _checks.moments(weight, weight2, mean, scatter, flat, region, decay, diagonal=True)
+    _known(flat, q, None, "x", len(mean))
+    sizes = [(len(mean), q.shape[a], q.shape[a]) for a in q.axes] if axis_scatters else []
+    if [(*t.shape, t.dtype, t.device, t.is_contiguous()) for t in axis_scatters] != [
+        (*size, mean.dtype, x.device, True) for size in sizes
+    ]:
+        given = ", ".join(map(_checks.describe, axis_scatters))
+        raise ValueError(f"axis_scatters: got {given}, expected contiguous {mean.dtype} {sizes} on {x.device}")
     torch.ops.ansn.separable_update_.default(
         weight, weight2, mean, scatter, list(axis_scatters), flat, region, *map(list, q), decay
     )
@@ -291,32 +289,42 @@ def mixture(
     in x, then in plain torch. Raises TypeError or ValueError naming the argument.
     """
     _checks.batched("x", x)
-    _known(x, q, None, center, variances, several=True)
-    _checks.without_gradient(center=center, variances=variances, log_weights=log_weights, sigma2=sigma2)
+    _known(x, q, None, "x", len(center), center=center, variances=variances)
+    _checks.floating("log_weights", log_weights)
+    _checks.floating("sigma2", sigma2)
+    for name, value, sizes in (("log_weights", log_weights, [(len(center),)]), ("sigma2", sigma2, [(), (len(x),)])):
+        if value.shape not in sizes or value.device != x.device:
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected {sizes[-1]} on {x.device}")
+    _checks.without_gradient(log_weights=log_weights, sigma2=sigma2)
     run = reference.mixture if _checks.followed(x) else torch.ops.ansn.mixture.default
     basis = list(q.bases), list(q.axes), list(q.shape)
-    return run(_checks.flat(x), center, variances, log_weights, sigma2, denoise, *basis)
+    out, logs = run(_checks.flat(x), center, variances, log_weights, sigma2, denoise, *basis)
+    return out if x.ndim == 2 or not denoise else out.reshape(x.shape), logs
 
 
-def _known(v: Tensor, q: Axes, region: Tensor | None, *rows: Tensor | None, several: bool = False) -> int:
-    """Raises TypeError or ValueError unless rows, basis and what there is one of a region go together; returns K."""
-    dim = reference.product(q.shape)
+def _known(
+    v: Tensor, q: Axes, region: Tensor | None, name: str = "v", regions: int | None = None, **rows: Tensor | None
+) -> None:
+    """Raises TypeError or ValueError unless rows of data, the basis and ``rows`` ``[K or 1, d]`` go together, and
+    ``region`` with K; with ``regions`` K is that, ``rows`` are ``[K, d]`` and each row of data is of all regions."""
+    bases, axes, shape = q
+    dim = reference.product(shape)
     if reference.product(v.shape[1:]) != dim:
-        raise ValueError(f"v: got shape {list(v.shape)}, expected [B, d] of the axes {list(q.shape)}")
-    count = 1
-    for t in (*rows, *q.bases):
-        if t is not None and t.shape[0] != 1:
-            if count not in (1, t.shape[0]):
-                raise ValueError(f"region: got {count} regions and {t.shape[0]}, expected one number of them")
-            count = t.shape[0]
-    for t in rows:
-        if t is not None and (t.ndim != 2 or t.shape[1] != dim or t.device != v.device):
-            raise ValueError(f"weights: got {_checks.describe(t)}, expected [K, {dim}] on {v.device}")
-    for a, basis in zip(q.axes, q.bases, strict=True):
-        if basis.shape[1:] != (q.shape[a], q.shape[a]) or basis.device != v.device:
-            raise ValueError(
-                f"bases: got {_checks.describe(basis)}, expected [K, {q.shape[a]}, {q.shape[a]}] on {v.device}"
-            )
-    if not several:
+        raise ValueError(f"{name}: got shape {list(v.shape)}, expected [B, d] of the axes {list(shape)}")
+    if len(bases) != len(axes) or list(axes) != [a for a in range(len(shape)) if a in axes]:
+        raise ValueError(f"axes: got {list(axes)}, expected rising ones of {list(shape)}, one for each of {len(bases)}")
+    known: list[tuple[str, Tensor, tuple[int, ...]]]
+    known = [(name, value, (dim,)) for name, value in rows.items() if value is not None]
+    known += [(f"bases[{i}]", basis, (shape[a],) * 2) for i, (a, basis) in enumerate(zip(axes, bases, strict=True))]
+    count = regions or 1
+    for name, value, size in known:
+        _checks.floating(name, value)
+        if value.shape[1:] != size or value.device != v.device:
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected {['K', *size]} on {v.device}")
+        if regions is None and count == 1:
+            count = value.shape[0]
+        elif value.shape[0] != count and (value.shape[0] != 1 or (regions is not None and len(size) == 1)):
+            raise ValueError(f"{name}: got {value.shape[0]} regions, expected {count}")
+        _checks.without_gradient(**{name: value})
+    if regions is None:
         _checks.region(region, v.shape[0], count, v.device)
-    return count

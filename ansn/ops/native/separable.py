@@ -29,7 +29,7 @@ def _axes(bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int]) ->
 
 
 def _why_not_axes(bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int]) -> str | None:
-    if len(shape) > module.most_axes and sum(n > 1 for n in shape) > module.most_axes:
+    if len(shape) > module.most_axes and sum(n > 1 or a in axes for a, n in enumerate(shape)) > module.most_axes:
         return f"rows have {len(shape)} axes; this kernel takes {module.most_axes}"
     for a, basis in zip(axes, bases, strict=True):
         if shape[a] > module.longest_axis:
