@@ -2,7 +2,7 @@
 
 Each case of :mod:`ansn.kernels.production` calls a launcher with meta tensors. Its launches are recorded instead of
 run, and every kernel is compiled for the architecture with the types, constants and alignment that its launch had.
-``python -m ansn.kernels.aot`` prints the table of ``docs/kernel-table.md``.
+``python -m ansn.kernels.aot --into docs/kernel-table.md`` writes the table of the Triton that it runs with.
 """
 
 from __future__ import annotations
@@ -167,16 +167,21 @@ def table(found: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def document(found: list[Row]) -> str:
-    """The whole of ``docs/kernel-table.md``."""
-    return f"""# What the compiler made of the Triton kernels
+def sections(text: str) -> dict[str, str]:
+    """The tables of ``docs/kernel-table.md`` by Triton's version."""
+    return dict(re.findall(r"^## Triton (\S+)\n\n(.*?\n)(?=\n##|\Z)", text, re.MULTILINE | re.DOTALL))
 
-Written by `python -m ansn.kernels.aot > docs/kernel-table.md` with Triton {triton.__version__}; a test compares.
+
+def document(found: list[Row], text: str = "") -> str:
+    """The whole of ``docs/kernel-table.md``: this version's table anew, of ``text`` those of other versions."""
+    tables = sorted((sections(text) | {triton.__version__: table(found)}).items())
+    return """# What the compiler made of the Triton kernels
+
+Written by `python -m ansn.kernels.aot --into docs/kernel-table.md`, run once with each Triton; a test compares.
 Nothing here was run on a GPU. Every case is a launch at production sizes (`kernels/production.py`). Spills are loads
 and stores of local memory; instructions are those of the whole program; loads and stores are a thread's instructions
 on global memory, number x width in bits.
-
-{table(found)}"""
+""" + "".join(f"\n## Triton {version}\n\n{rows}" for version, rows in tables)
 
 
 def _launches(call: Callable[[], object], text: str) -> bool:
@@ -187,19 +192,26 @@ def _launches(call: Callable[[], object], text: str) -> bool:
 
 
 def main() -> None:
-    """Print the document, or the rows of the cases or kernels whose name contains a text."""
+    """Print the table, or the rows of the cases or kernels whose name contains a text; or put it into the document."""
     from ansn.kernels.production import CASES
 
     parser = argparse.ArgumentParser(description="Registers, spills and widths of the Triton kernels, without a GPU.")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="a bare table of the cases or kernels whose name contains TEXT"
+        "--only", default="", metavar="TEXT", help="of the cases or kernels whose name contains TEXT"
     )
-    only = parser.parse_args().only
+    parser.add_argument("--into", type=Path, metavar="FILE", help="the document whose table is written anew")
+    arguments = parser.parse_args()
+    only, into = arguments.only, arguments.into
+    if only and into:
+        parser.error("--into: the document has every case, so it does not go with --only")
     chosen = {case: call for case, call in CASES.items() if only in case or _launches(call, only)}
     if not chosen:
         parser.error(f"--only: got {only!r}, which no case and no kernel has in its name")
     found = [row for case, call in chosen.items() for arch in ARCHITECTURES for row in rows(case, call, arch)]
-    print(table(found) if only else document(found), end="")
+    if into is None:
+        print(table(found), end="")
+    else:
+        into.write_text(document(found, into.read_text() if into.exists() else ""))
 
 
 if __name__ == "__main__":
