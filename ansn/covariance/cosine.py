@@ -8,9 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ansn import ops
 from ansn.covariance.moments import Basis, Moments, owners, summed
-from ansn.covariance.separable import cosines, squared_cosines
+from ansn.covariance.separable import cosine_matrix, cosines, squared_cosines
 from ansn.covariance.structure import Structure, by_region, eigh, register
+
+LONG = 128
+"""Where all axes have at most so many points, cosines are a product with a matrix; else an FFT."""
 
 CHANNELS = 16
 """A first axis of at most so many points, before others, is the channels'."""
@@ -33,6 +37,10 @@ class Cosine(Structure):
         self.channels = self.shape[0] if len(self.shape) > 1 and self.shape[0] <= CHANNELS else 1
         self.axes = self.shape[1:] if len(self.shape) > 1 and self.shape[0] <= CHANNELS else self.shape
         self.frequencies = math.prod(self.axes)
+        first = len(self.shape) - len(self.axes)
+        long = max(self.axes) > LONG
+        self.waved = [] if long else [first + a for a, n in enumerate(self.axes) if n > 1]
+        self._matrices = {torch.device("cpu"): [cosine_matrix(self.shape[a]) for a in self.waved]}
 
     def points(self) -> int:
         """Two a channel, as of a dense structure of one frequency."""
@@ -47,12 +55,26 @@ class Cosine(Structure):
         eye = torch.eye(self.channels, dtype=torch.float64)
         return {name: eye.repeat(*size[:2], 1, 1) for name, size in self.parts(regions).items()}
 
+    def by_axes(self, basis: Basis, like: Tensor) -> ops.Axes | None:
+        return self._by_matrix(like) if self.channels == 1 else None
+
+    def _by_matrix(self, like: Tensor) -> ops.Axes | None:
+        """The cosines as matrices, of which a product takes less than an FFT up to LONG points."""
+        if not self.waved:
+            return None
+        if like.device not in self._matrices:
+            self._matrices[like.device] = [matrix.to(like.device) for matrix in self._matrices[torch.device("cpu")]]
+        return ops.Axes(self._matrices[like.device], self.waved, self.shape)
+
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         if inverse:
             return self._mixed(self._waves(v, True), basis, region, True)
         return self._waves(self._mixed(v, basis, region, False), False)
 
     def _waves(self, v: Tensor, inverse: bool) -> Tensor:
+        q = self._by_matrix(v)
+        if q is not None:
+            return ops.separable_apply(v, q, inward=inverse, outward=not inverse)
         out = v.reshape(len(v), self.channels, *self.axes)
         for a, n in enumerate(self.axes):
             out = cosines(out, a + 2, inverse) if n > 1 else out

@@ -38,7 +38,7 @@ class Diagonal(Structure):
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         return v
 
-    def by_axes(self, basis: Basis) -> ops.Axes:
+    def by_axes(self, basis: Basis, like: Tensor) -> ops.Axes:
         return ops.Axes((), (), self.shape)
 
     def squares(self, values: Tensor, basis: Basis) -> Tensor:

@@ -179,7 +179,7 @@ class Mixture(nn.Module):
         weights = self.weights.log() - 0.5 * covariance.dim * math.log(2 * math.pi)
         known = covariance.center, pencil.variances(), weights, noise.square(), denoise
         basis = pencil.basis
-        q = covariance.structure.by_axes(basis)
+        q = covariance.structure.by_axes(basis, x)
         if q is not None:
             return ops.mixture(flat, q, *known)
         with uncast(flat):

@@ -203,7 +203,7 @@ class Pencil(nn.Module):
         **counters: Any,
     ) -> Tensor:
         """``x + c (D - x) + L (a f + b z)`` (math section 3); arguments as of :func:`ansn.ops.colored_step`."""
-        q = self.structure.by_axes(self.basis)
+        q = self.structure.by_axes(self.basis, x)
         terms = {"c": c, "a": a, "b": b, **counters}
         if q is not None and self.root == "basis" and x.dtype.itemsize >= self.like.dtype.itemsize:
             return ops.separable_step(x, denoised, f, q=q, deviation=self.deviation, region=region, **terms)

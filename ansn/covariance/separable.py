@@ -52,7 +52,7 @@ class Separable(Structure):
         sizes = self.parts(regions).items()
         return {name: torch.eye(size[1], dtype=torch.float64).repeat(regions, 1, 1) for name, size in sizes}
 
-    def by_axes(self, basis: Basis) -> ops.Axes | None:
+    def by_axes(self, basis: Basis, like: Tensor) -> ops.Axes | None:
         return None if self.long else self._learned(basis)
 
     def _learned(self, basis: Basis) -> ops.Axes:
@@ -82,14 +82,8 @@ class Separable(Structure):
         axes = {f"axis{a}": self._axis(rows, a, owner, regions) for a in self.learned}
         return axes | super().scatter(rows, owner, regions, basis)
 
-    def update(self, moments: Moments, x: Tensor, region: Tensor | None, decay: float) -> None:
-        q = self.by_axes(moments.basis)
-        if q is None:
-            return moments.gather(x, region, decay)
-        axes = [getattr(moments, f"axis{a}") for a in self.learned]
-        state = moments.weight, moments.weight2, moments.mean, moments.scatters["scatter"], axes
-        ops.separable_update_(*state, x, q, region, decay=decay)
-        moments.pseudo *= decay
+    def axis_scatters(self, moments: Moments) -> list[Tensor]:
+        return [getattr(moments, f"axis{a}") for a in self.learned]
 
     def _axis(self, rows: Tensor, a: int, owner: Tensor | None, regions: int) -> Tensor:
         n = self.shape[a]
@@ -131,6 +125,11 @@ def eigenvectors(matrices: Tensor) -> Tensor:
     vectors = eigh(matrices)[1].flip(2)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def cosine_matrix(n: int) -> Tensor:
+    """Orthonormal cosines as columns, ``[1, n, n]`` float64: Q of :func:`cosines`."""
+    return cosines(torch.eye(n, dtype=torch.float64), 0, False).unsqueeze(0).contiguous()
 
 
 def cosines(x: Tensor, axis: int, inverse: bool) -> Tensor:

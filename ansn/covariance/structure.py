@@ -56,8 +56,9 @@ class Structure(abc.ABC):
         """``Q v``, with ``inverse`` ``Q^T v``, row by row, ``[B, d]``, float32 or float64; ``region`` int64 ``[B]`` or
         None."""
 
-    def by_axes(self, basis: Basis) -> ops.Axes | None:
-        """Q as a product of one matrix an axis, where it is one: what the kernels of :mod:`ansn.ops.separable` take."""
+    def by_axes(self, basis: Basis, like: Tensor) -> ops.Axes | None:
+        """Q as a product of one matrix an axis, where it is one, on the device of ``like``: what the kernels of
+        :mod:`ansn.ops.separable` take."""
         return None
 
     def apply(
@@ -75,7 +76,7 @@ class Structure(abc.ABC):
     ) -> Tensor:
         """``y = [Q] (w * [Q^T] (v - center))`` or ``v - y``, of rows ``[B, d]``; arguments as of
         :func:`ansn.ops.separable_apply`."""
-        q = self.by_axes(basis)
+        q = self.by_axes(basis, v)
         if q is not None:
             return ops.separable_apply(
                 v, q, inward=inward, outward=outward, weights=weights, tau=tau, center=center, region=region, rest=rest
@@ -139,8 +140,18 @@ class Structure(abc.ABC):
         return {"scatter": summed(self.turn(rows, basis, owner, True).square(), owner, regions)}
 
     def update(self, moments: Moments, x: Tensor, region: Tensor | None, decay: float) -> None:
-        """Merge the rows of ``x``; a kernel that does it in one call replaces this."""
-        moments.gather(x, region, decay)
+        """Merge the rows of ``x``. A structure by axes that sums more than the squares of the coordinates and
+        :meth:`axis_scatters` replaces this, as does one with a kernel of its own."""
+        q = self.by_axes(moments.basis, moments.mean)
+        if q is None:
+            return moments.gather(x, region, decay)
+        state = moments.weight, moments.weight2, moments.mean, moments.scatters["scatter"]
+        ops.separable_update_(*state, self.axis_scatters(moments), x, q, region, decay=decay)
+        moments.pseudo *= decay
+
+    def axis_scatters(self, moments: Moments) -> list[Tensor]:
+        """The second moments along each axis of :meth:`by_axes`, ``[K, n, n]``; none where no basis is learned."""
+        return []
 
     def spectrum(
         self, moments: Moments, basis: Basis, full: bool, warm: Tensor, initial: Tensor

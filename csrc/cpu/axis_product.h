@@ -2,9 +2,10 @@
 //
 //     Q = Q_1 (x) ... (x) Q_A,     Q v: one small matrix product an axis, Q^T v the same with the transposes
 //
-// The row lies in the first-level cache as lines along its last axis, each padded with zeros to whole vectors. Along the
-// last axis the lines are the left factor of a product, along any other the basis is. A sum runs over one axis in the order
-// of its points whatever tile it falls in, so a row's bits do not depend on the batch or on threads.
+// The row lies in the first-level cache as it does in memory. Along the last axis its lines are the left factor of a
+// product, along any other the basis is. Vectors are stored whole: what one writes beyond the end of a line is the start of
+// the next, which is written later; beyond the last line the memory has kSlack numbers to spare. A sum runs over one axis
+// in the order of its points whatever tile it falls in, so a row's bits do not depend on the batch or on threads.
 #pragma once
 
 #include "kernels.h"
@@ -23,7 +24,10 @@ struct Lanes {
   static constexpr int kCount = ANSN_VECTOR_BYTES / (int)sizeof(T);
   static constexpr int kRows = ANSN_VECTOR_BYTES == 64 ? 12 : 6;  // times two vectors of sums: as the registers allow
   typedef T Vector __attribute__((vector_size(ANSN_VECTOR_BYTES)));
+  typedef T Unaligned __attribute__((vector_size(ANSN_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 };
+
+constexpr int64_t kSlack = 16;  // of the widest vector
 
 template <class T>
 inline int64_t padded(int64_t n) {
@@ -31,7 +35,7 @@ inline int64_t padded(int64_t n) {
   return (n + count - 1) / count * count;
 }
 
-// C[i, :] = sum_k A[i, k] B[k, :], kV vectors of kR rows. B and C are aligned.
+// C[i, :] = sum_k A[i, k] B[k, :], kV vectors of kR rows.
 template <class T, int kR, int kV>
 void tile(const T* A, int64_t ld_a, const T* B, int64_t ld_b, int64_t depth, T* C, int64_t ld_c) {
   using Vector = typename Lanes<T>::Vector;
@@ -40,7 +44,7 @@ void tile(const T* A, int64_t ld_a, const T* B, int64_t ld_b, int64_t depth, T* 
   for (int64_t k = 0; k < depth; ++k, B += ld_b) {
     Vector b[kV];
 #pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v) b[v] = *(const Vector*)(B + v * kLanes);
+    for (int v = 0; v < kV; ++v) b[v] = *(const typename Lanes<T>::Unaligned*)(B + v * kLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kR; ++i) {
       const T a = A[i * ld_a + k];
@@ -51,7 +55,7 @@ void tile(const T* A, int64_t ld_a, const T* B, int64_t ld_b, int64_t depth, T* 
 #pragma GCC unroll 12
   for (int i = 0; i < kR; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v) *(Vector*)(C + i * ld_c + v * kLanes) = sum[i][v];
+    for (int v = 0; v < kV; ++v) *(typename Lanes<T>::Unaligned*)(C + i * ld_c + v * kLanes) = sum[i][v];
   }
 }
 
@@ -63,16 +67,18 @@ void tile_of(int64_t rows, const T* A, int64_t ld_a, const T* B, int64_t ld_b, i
   tile<T, kR, kV>(A, ld_a, B, ld_b, depth, C, ld_c);
 }
 
-// C = A B, A [rows, depth], B [depth, cols], cols whole vectors.
+// C = A B, A [rows, depth], B [depth, cols]: columns from the last to the first, rows from the first to the last, so that
+// what a vector writes too much is written again.
 template <class T>
 void product(const T* A, int64_t ld_a, const T* B, int64_t ld_b, T* C, int64_t ld_c, int64_t rows, int64_t cols,
              int64_t depth) {
   constexpr int64_t kLanes = Lanes<T>::kCount;
-  const int64_t tiles = (rows + Lanes<T>::kRows - 1) / Lanes<T>::kRows;
-  for (int64_t j = 0; j < cols; j += 2 * kLanes) {
+  const int64_t tiles = (rows + Lanes<T>::kRows - 1) / Lanes<T>::kRows, vectors = (cols + kLanes - 1) / kLanes;
+  for (int64_t v = (vectors - 1) / 2 * 2; v >= 0; v -= 2) {
+    const int64_t j = v * kLanes;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t i = rows * t / tiles, count = rows * (t + 1) / tiles - i;
-      if (j + kLanes < cols) {
+      if (v + 1 < vectors) {
         tile_of<T, 2>(count, A + i * ld_a, ld_a, B + j, ld_b, depth, C + i * ld_c + j, ld_c);
       } else {
         tile_of<T, 1>(count, A + i * ld_a, ld_a, B + j, ld_b, depth, C + i * ld_c + j, ld_c);
@@ -81,24 +87,21 @@ void product(const T* A, int64_t ld_a, const T* B, int64_t ld_b, T* C, int64_t l
   }
 }
 
-// Sizes of a unit: `rows` rows of data side by side, as lines of the last axis.
-template <class T>
+// `rows` rows of data side by side.
 struct Unit {
-  int64_t rows, lines, last, width;  // width: of a line with its padding
-  explicit Unit(const cpu::Axes& q, int64_t rows_of_unit) : rows(rows_of_unit), lines(rows_of_unit) {
-    for (int a = 0; a + 1 < q.count; ++a) lines *= q.size[a];
-    last = q.size[q.count - 1];
-    width = padded<T>(last);
+  int64_t rows, cols, last;  // last: of a line, along the last axis
+  Unit(const cpu::Axes& q, int64_t rows_of_unit) : rows(rows_of_unit), cols(1), last(q.size[q.count - 1]) {
+    for (int a = 0; a < q.count; ++a) cols *= q.size[a];
   }
-  int64_t numbers() const { return lines * width; }
+  int64_t numbers() const { return rows * cols; }
 };
 
 // Rows of data in a unit: short rows of one axis would leave the tiles empty.
 template <class T>
 int64_t unit_rows(const cpu::Axes& q, int64_t rows) {
-  const int64_t lines = Unit<T>(q, 1).lines, wanted = (Lanes<T>::kRows + lines - 1) / lines;
-  const bool one = q.region == nullptr;
-  return !one || rows < 1 ? 1 : wanted < rows ? wanted : rows;
+  const Unit one(q, 1);
+  const int64_t lines = one.cols / one.last, wanted = (Lanes<T>::kRows + lines - 1) / lines;
+  return q.region || rows < 1 ? 1 : wanted < rows ? wanted : rows;
 }
 
 // The bases of the regions in use, as they are and transposed, in T, rows padded to whole vectors.
@@ -145,29 +148,41 @@ struct Packed {
   }
 };
 
-// Q v, or Q^T v where `inverse`, of the unit in `from`; `other` is as large. Returns which of the two holds the result.
+// Q v, or Q^T v where `inverse`, of a unit in `from`, which is read only, or in one of the buffers; they have kSlack numbers
+// beyond it. Returns the buffer that holds the result.
 template <class T>
-T* turn(const cpu::Axes& q, const Packed<T>& packed, int64_t region, const Unit<T>& unit, bool inverse, T* from, T* other) {
-  int64_t after = unit.width;
+T* turn(const cpu::Axes& q, const Packed<T>& packed, int64_t region, const Unit& unit, bool inverse, const T* from,
+        T* buffer, T* other) {
+  int64_t after = 1;
+  T* to = from == buffer ? other : buffer;
+  bool moved = from == buffer || from == other;
   for (int a = q.count - 1; a >= 0; --a) {
     const int64_t n = q.size[a];
     if (q.basis[a]) {
       const int64_t width = padded<T>(n);
       if (a == q.count - 1) {
-        const T* B = packed.at(q, region, a, !inverse);
-        product(from, width, B, width, other, width, unit.lines, width, n);
+        product(from, n, packed.at(q, region, a, !inverse), width, to, n, unit.numbers() / n, n, n);
       } else {
+        if (!moved) {  // a vector of the right factor may read beyond the last line
+          __builtin_memcpy(to, from, unit.numbers() * sizeof(T));
+          from = to;
+          to = to == buffer ? other : buffer;
+        }
         const T* A = packed.at(q, region, a, inverse);
         for (int64_t at = 0; at < unit.numbers(); at += n * after)
-          product(A, width, from + at, after, other + at, after, n, after, n);
+          product(A, width, from + at, after, to + at, after, n, after, n);
       }
-      T* const result = other;
-      other = from;
-      from = result;
+      moved = true;
+      from = to;
+      to = to == buffer ? other : buffer;
     }
-    if (a < q.count - 1) after *= n;
+    after *= n;
   }
-  return from;
+  if (!moved) {
+    __builtin_memcpy(to, from, unit.numbers() * sizeof(T));
+    from = to;
+  }
+  return from == buffer ? buffer : other;
 }
 
 }  // namespace axes

@@ -50,34 +50,31 @@ inline void misfit(float* __restrict__ c, const float* __restrict__ l, float s, 
 
 // Beside what every plan has, a row's sum, its coordinates in all bases, and its shares.
 inline Plan<float> plan_of(const cpu::Mixture& p) {
-  const Unit<float> unit(p.axes, 1);
-  const int64_t floats = unit.numbers() + p.regions * p.cols;  // twice rounded up to whole cache lines
+  const int64_t floats = (1 + p.regions) * p.cols;  // twice rounded up to whole cache lines
   const int64_t further = 128 + floats * (int64_t)sizeof(float) + p.regions * (int64_t)sizeof(double);
   return Plan<float>(p.axes, p.rows, further, 2 * p.regions, p.threads, p.scratch);
 }
 
 template <class S>
 void mixture_unit(const cpu::Mixture& p, const Plan<float>& plan, char* memory, int64_t first, int64_t rows) {
-  const Unit<float> unit(p.axes, rows);
-  const int64_t lines = unit.lines / rows, last = unit.last, K = p.regions;
-  float *sum = (float*)(memory + 2 * plan.buffer), *coordinates = (float*)(memory + 3 * plan.buffer);  // [K, rows, cols]
-  double* shares = (double*)(memory + 3 * plan.buffer + whole_lines(K * rows * p.cols * (int64_t)sizeof(float)));
-  const typename S::Memory* x = (const typename S::Memory*)p.x + first * p.cols;
+  using M = typename S::Memory;
+  const Unit unit(p.axes, rows);
+  const int64_t K = p.regions, cols = p.cols, numbers = unit.numbers();
+  float *const buffer = (float*)memory, *const other = (float*)(memory + plan.buffer);
+  float* __restrict__ sum = (float*)(memory + 2 * plan.buffer);
+  float* const coordinates = (float*)(memory + 2 * plan.buffer + whole_lines(numbers * (int64_t)sizeof(float)));  // [K, rows, cols]
+  double* shares = (double*)((char*)coordinates + whole_lines(K * numbers * (int64_t)sizeof(float)));  // [K, rows]
+  const M* x = (const M*)p.x + first * cols;
   for (int64_t k = 0; k < K; ++k) {
-    float *buffer = (float*)memory, *other = (float*)(memory + plan.buffer);
-    const float* center = p.center + k * p.cols;
-    for (int64_t l = 0; l < unit.lines; ++l) {
-      float* __restrict__ line = buffer + l * unit.width;
-      const float* m = center + l % lines * last;
-      for (int64_t j = 0; j < last; ++j) line[j] = S::load(x[l * last + j]) - m[j];
-      pad(line, last, unit.width);
-    }
-    const float* turned = turn(p.axes, plan.packed, k, unit, true, buffer, other);
-    float* c = coordinates + k * rows * p.cols;
-    for (int64_t l = 0; l < unit.lines; ++l) __builtin_memcpy(c + l * last, turned + l * unit.width, last * sizeof(float));
+    const float* center = p.center + k * cols;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < cols; ++j) buffer[r * cols + j] = S::load(x[r * cols + j]) - center[j];
+    float* c = coordinates + k * numbers;
+    const float* turned = turn<float>(p.axes, plan.packed, k, unit, true, buffer, buffer, other);
+    __builtin_memcpy(c, turned, numbers * sizeof(float));
     for (int64_t r = 0; r < rows; ++r) {
       double squares, logs;
-      misfit(c + r * p.cols, p.variances + k * p.cols, p.sigma2[(first + r) * p.sigma2_stride], p.cols, squares, logs);
+      misfit(c + r * cols, p.variances + k * cols, p.sigma2[(first + r) * p.sigma2_stride], cols, squares, logs);
       shares[k * rows + r] = p.logs[k * p.rows + first + r] = p.log_weights[k] - 0.5 * (squares + logs);
     }
   }
@@ -91,25 +88,21 @@ void mixture_unit(const cpu::Mixture& p, const Plan<float>& plan, char* memory, 
       shares[k * rows + r] = share < kNothing ? 0 : share;
     }
   }
-  for (int64_t i = 0; i < unit.numbers(); ++i) sum[i] = 0;
+  for (int64_t i = 0; i < numbers; ++i) sum[i] = 0;
   for (int64_t k = 0; k < K; ++k) {
     bool any = false;
     for (int64_t r = 0; r < rows; ++r) any = any || shares[k * rows + r] != 0;
     if (!any) continue;
-    float *buffer = (float*)memory, *other = (float*)(memory + plan.buffer);
-    const float* c = coordinates + k * rows * p.cols;
-    for (int64_t l = 0; l < unit.lines; ++l) {
-      float* __restrict__ line = buffer + l * unit.width;
-      const float share = (float)shares[k * rows + l / lines];
-      for (int64_t j = 0; j < last; ++j) line[j] = share * c[l * last + j];
-      pad(line, last, unit.width);
+    const float* c = coordinates + k * numbers;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float share = (float)shares[k * rows + r];
+      for (int64_t j = 0; j < cols; ++j) buffer[r * cols + j] = share * c[r * cols + j];
     }
-    const float* turned = turn(p.axes, plan.packed, k, unit, false, buffer, other);
-    for (int64_t i = 0; i < unit.numbers(); ++i) sum[i] += turned[i];
+    const float* turned = turn<float>(p.axes, plan.packed, k, unit, false, buffer, buffer, other);
+    for (int64_t i = 0; i < numbers; ++i) sum[i] += turned[i];
   }
-  typename S::Memory* out = (typename S::Memory*)p.out + first * p.cols;
-  for (int64_t l = 0; l < unit.lines; ++l)
-    for (int64_t j = 0; j < last; ++j) out[l * last + j] = S::store(S::load(x[l * last + j]) - sum[l * unit.width + j]);
+  M* __restrict__ out = (M*)p.out + first * cols;
+  for (int64_t i = 0; i < numbers; ++i) out[i] = S::store(S::load(x[i]) - sum[i]);
 }
 
 }  // namespace axes

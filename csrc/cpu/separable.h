@@ -32,11 +32,11 @@ struct Plan {
   // further: bytes a row of the unit; turns: products with Q a row.
   Plan(const cpu::Axes& q, int64_t rows, int64_t further, int64_t turns, int wanted, void* scratch)
       : packed(q, scratch), unit_rows(axes::unit_rows<T>(q, rows)), units((rows + unit_rows - 1) / unit_rows) {
-    int64_t cols = 1, products = 0;
-    for (int a = 0; a < q.count; ++a) cols *= q.size[a];
-    for (int a = 0; a < q.count; ++a) products += q.basis[a] ? turns * rows * cols * q.size[a] : 0;
+    const Unit unit(q, unit_rows);
+    int64_t products = 0;
+    for (int a = 0; a < q.count; ++a) products += q.basis[a] ? turns * rows * unit.cols * q.size[a] : 0;
     threads = products < kSerialProducts ? 1 : wanted;
-    buffer = whole_lines(Unit<T>(q, unit_rows).numbers() * (int64_t)sizeof(T));
+    buffer = whole_lines((unit.numbers() + kSlack) * (int64_t)sizeof(T));
     bytes_of_thread = 2 * buffer + whole_lines(unit_rows * further);
     const int64_t head = whole_lines(packed.numbers(q) * (int64_t)sizeof(T));
     memory = (char*)scratch + head;
@@ -54,6 +54,7 @@ void for_units(const cpu::Axes& q, const Plan<T>& plan, int64_t rows, const Work
     thread = omp_get_thread_num();
 #endif
     char* const memory = plan.memory + thread * plan.bytes_of_thread;
+    for (int64_t i = 0; i < 2 * plan.buffer / (int64_t)sizeof(T); ++i) ((T*)memory)[i] = 0;  // the slack is read, too
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < q.used; ++k) plan.packed.fill(q, k);
 #pragma omp for schedule(static)
@@ -62,12 +63,6 @@ void for_units(const cpu::Axes& q, const Plan<T>& plan, int64_t rows, const Work
       work(memory, first, left < plan.unit_rows ? left : plan.unit_rows);
     }
   }
-}
-
-// A line's padding must hold finite numbers that the products ignore: zeros.
-template <class T>
-inline void pad(T* line, int64_t last, int64_t width) {
-  for (int64_t j = last; j < width; ++j) line[j] = 0;
 }
 
 template <class T>
@@ -82,52 +77,50 @@ inline Plan<float> plan_of(const cpu::SeparableStep& p) {
 
 template <class S, class T>
 void apply_unit(const cpu::SeparableApply& p, const Plan<T>& plan, char* memory, int64_t first, int64_t rows) {
-  const Unit<T> unit(p.axes, rows);
-  T *buffer = (T*)memory, *other = (T*)(memory + plan.buffer);
-  const int64_t k = p.axes.region ? p.axes.region[first] : 0, lines = unit.lines / rows, last = unit.last;
-  const typename S::Memory* v = (const typename S::Memory*)p.v + first * p.cols;
-  typename S::Memory* out = (typename S::Memory*)p.out + first * p.cols;
-  const T* center = p.center ? (const T*)p.center + k * p.center_stride : nullptr;
-  const T* weights = p.weights ? (const T*)p.weights + k * p.weight_stride : nullptr;
-  for (int64_t l = 0; l < unit.lines; ++l) {
-    T* __restrict__ line = buffer + l * unit.width;
-    const typename S::Memory* from = v + l * last;
-    if (center) {
-      const T* m = center + l % lines * last;
-      for (int64_t j = 0; j < last; ++j) line[j] = S::load(from[j]) - m[j];
-    } else {
-      for (int64_t j = 0; j < last; ++j) line[j] = S::load(from[j]);
-    }
-    pad(line, last, unit.width);
-  }
-  if (p.inward) {
-    T* const turned = turn(p.axes, plan.packed, k, unit, true, buffer, other);
-    other = turned == buffer ? other : buffer;
-    buffer = turned;
-  }
-  if (weights) {
-    for (int64_t l = 0; l < unit.lines; ++l) {
-      T* __restrict__ line = buffer + l * unit.width;
-      const T* w = weights + l % lines * last;
-      if (p.tau2) {
-        const T over = 1 / ((const T*)p.tau2)[(first + l / lines) * p.tau2_stride];
-        for (int64_t j = 0; j < last; ++j) line[j] /= w[j] * over + 1;
+  using M = typename S::Memory;
+  const Unit unit(p.axes, rows);
+  T *const buffer = (T*)memory, *const other = (T*)(memory + plan.buffer);
+  const int64_t k = p.axes.region ? p.axes.region[first] : 0, cols = p.cols;
+  const M* v = (const M*)p.v + first * cols;
+  const T* from = nullptr;
+  if constexpr (sizeof(T) == sizeof(M)) from = p.center ? nullptr : (const T*)v;  // the row as it lies in memory
+  if (!from) {
+    const T* center = p.center ? (const T*)p.center + k * p.center_stride : nullptr;
+    for (int64_t r = 0; r < rows; ++r) {
+      T* __restrict__ row = buffer + r * cols;
+      const M* source = v + r * cols;
+      if (center) {
+        for (int64_t j = 0; j < cols; ++j) row[j] = S::load(source[j]) - center[j];
       } else {
-        for (int64_t j = 0; j < last; ++j) line[j] *= w[j];
+        for (int64_t j = 0; j < cols; ++j) row[j] = S::load(source[j]);
       }
     }
+    from = buffer;
   }
-  if (p.outward) buffer = turn(p.axes, plan.packed, k, unit, false, buffer, other);
-  for (int64_t l = 0; l < unit.lines; ++l) {
-    const T* line = buffer + l * unit.width;
-    const typename S::Memory* from = v + l * last;
-    typename S::Memory* to = out + l * last;
-    if (p.rest) {
-      ANSN_INDEPENDENT
-      for (int64_t j = 0; j < last; ++j) to[j] = S::store(S::load(from[j]) - line[j]);
-    } else {
-      for (int64_t j = 0; j < last; ++j) to[j] = S::store(line[j]);
+  if (p.inward) from = turn(p.axes, plan.packed, k, unit, true, from, buffer, other);
+  if (p.weights) {
+    const T* weights = (const T*)p.weights + k * p.weight_stride;
+    T* const to = from == other ? other : buffer;
+    for (int64_t r = 0; r < rows; ++r) {
+      T* row = to + r * cols;
+      const T* source = from + r * cols;
+      if (p.tau2) {
+        const T over = 1 / ((const T*)p.tau2)[(first + r) * p.tau2_stride];
+        ANSN_INDEPENDENT
+        for (int64_t j = 0; j < cols; ++j) row[j] = source[j] / (weights[j] * over + 1);
+      } else {
+        ANSN_INDEPENDENT
+        for (int64_t j = 0; j < cols; ++j) row[j] = source[j] * weights[j];
+      }
     }
+    from = to;
+  }
+  if (p.outward) from = turn(p.axes, plan.packed, k, unit, false, from, buffer, other);
+  M* __restrict__ out = (M*)p.out + first * cols;
+  if (p.rest) {
+    for (int64_t j = 0; j < unit.numbers(); ++j) out[j] = S::store(S::load(v[j]) - from[j]);
+  } else {
+    for (int64_t j = 0; j < unit.numbers(); ++j) out[j] = S::store(from[j]);
   }
 }
 
@@ -142,44 +135,39 @@ template <class S>
 void step_unit(const cpu::SeparableStep& p, const Plan<float>& plan, char* memory, int64_t first, int64_t rows) {
   using M = typename S::Memory;
   const cpu::ColoredStep& s = p.step;
-  const Unit<float> unit(p.axes, rows);
+  const Unit unit(p.axes, rows);
   float *buffer = (float*)memory, *other = (float*)(memory + plan.buffer), *z = (float*)(memory + 2 * plan.buffer);
-  const int64_t k = p.axes.region ? p.axes.region[first] : 0, lines = unit.lines / rows, last = unit.last;
-  const float* deviation = s.diag + k * p.deviation_stride;
+  const int64_t k = p.axes.region ? p.axes.region[first] : 0, cols = s.cols;
+  const float* scale = s.diag + k * p.deviation_stride;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = first + r;
     const float a = s.a ? s.a[row * s.a_stride] : 0, b = s.b ? s.b[row * s.b_stride] : 0;
-    if (s.b) normals(s.seed, s.row0 + (uint32_t)row, s.step, s.stream, (s.cols + 3) / 4, z);
-    for (int64_t l = 0; l < lines; ++l) {
-      float* __restrict__ line = buffer + (r * lines + l) * unit.width;
-      const float *noise = z + l * last, *scale = deviation + l * last;
-      const M* f = s.f && s.a ? (const M*)s.f + row * s.cols + l * last : nullptr;
-      if (f && s.b) {
-        for (int64_t j = 0; j < last; ++j) line[j] = scale[j] * (a * S::load(f[j]) + b * noise[j]);
-      } else if (f) {
-        for (int64_t j = 0; j < last; ++j) line[j] = scale[j] * (a * S::load(f[j]));
-      } else {
-        for (int64_t j = 0; j < last; ++j) line[j] = scale[j] * (b * noise[j]);
-      }
-      pad(line, last, unit.width);
+    const M* f = s.f && s.a ? (const M*)s.f + row * cols : nullptr;
+    float* __restrict__ to = buffer + r * cols;
+    if (s.b) normals(s.seed, s.row0 + (uint32_t)row, s.step, s.stream, (cols + 3) / 4, z);
+    if (f && s.b) {
+      for (int64_t j = 0; j < cols; ++j) to[j] = scale[j] * (a * S::load(f[j]) + b * z[j]);
+    } else if (f) {
+      for (int64_t j = 0; j < cols; ++j) to[j] = scale[j] * (a * S::load(f[j]));
+    } else {
+      for (int64_t j = 0; j < cols; ++j) to[j] = scale[j] * (b * z[j]);
     }
   }
-  const float* push = turn(p.axes, plan.packed, k, unit, false, buffer, other);
-  for (int64_t l = 0; l < unit.lines; ++l) {
-    const int64_t row = first + l / lines, at = row * s.cols + l % lines * last;
-    const float* line = push + l * unit.width;
+  const float* push = turn<float>(p.axes, plan.packed, k, unit, false, buffer, buffer, other);
+  for (int64_t r = 0; r < rows; ++r, push += cols) {
+    const int64_t row = first + r, at = row * cols;
     const M *x = (const M*)s.x + at, *D = (const M*)s.D + at;
     M* out = (M*)s.out + at;
     if (s.D && s.c) {
       const float c = s.c[row * s.c_stride];
       ANSN_INDEPENDENT
-      for (int64_t j = 0; j < last; ++j) {
+      for (int64_t j = 0; j < cols; ++j) {
         const float here = S::load(x[j]);
-        out[j] = S::store(here + c * (S::load(D[j]) - here) + line[j]);
+        out[j] = S::store(here + c * (S::load(D[j]) - here) + push[j]);
       }
     } else {
       ANSN_INDEPENDENT
-      for (int64_t j = 0; j < last; ++j) out[j] = S::store(S::load(x[j]) + line[j]);
+      for (int64_t j = 0; j < cols; ++j) out[j] = S::store(S::load(x[j]) + push[j]);
     }
   }
 }

@@ -18,13 +18,13 @@ namespace axes {
 
 constexpr int64_t kMostChunks = 16;  // of one region: enough for the threads, few enough to add up
 
-// C += A^T A of `lines` rows of A, [n, width]: kR rows of C, a vector wide.
+// C += A^T A of `lines` rows of A, [lines, n]: kR rows of C [n, width], a vector wide.
 template <class T, int kR>
-void scatter_tile(const T* left, const T* right, int64_t width, int64_t lines, T* C) {
+void scatter_tile(const T* left, const T* right, int64_t n, int64_t width, int64_t lines, T* C) {
   using Vector = typename Lanes<T>::Vector;
   Vector sum[kR] = {};
-  for (int64_t l = 0; l < lines; ++l, left += width, right += width) {
-    const Vector b = *(const Vector*)right;
+  for (int64_t l = 0; l < lines; ++l, left += n, right += n) {
+    const Vector b = *(const typename Lanes<T>::Unaligned*)right;
 #pragma GCC unroll 8
     for (int i = 0; i < kR; ++i) sum[i] += left[i] * b;
   }
@@ -33,21 +33,21 @@ void scatter_tile(const T* left, const T* right, int64_t width, int64_t lines, T
 }
 
 template <class T, int kR = 8>
-void scatter_tile_of(int64_t rows, const T* left, const T* right, int64_t width, int64_t lines, T* C) {
+void scatter_tile_of(int64_t rows, const T* left, const T* right, int64_t n, int64_t width, int64_t lines, T* C) {
   if constexpr (kR > 1) {
-    if (rows < kR) return scatter_tile_of<T, kR - 1>(rows, left, right, width, lines, C);
+    if (rows < kR) return scatter_tile_of<T, kR - 1>(rows, left, right, n, width, lines, C);
   }
-  scatter_tile<T, kR>(left, right, width, lines, C);
+  scatter_tile<T, kR>(left, right, n, width, lines, C);
 }
 
-// As far as the diagonal, and a little beyond it.
+// As far as the diagonal, and a little beyond it; what C holds beyond its n columns is not defined.
 template <class T>
 void scatter_lines(const T* A, int64_t n, int64_t width, int64_t lines, T* C) {
   const int64_t tiles = (n + 7) / 8;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t i = n * t / tiles, end = n * (t + 1) / tiles;
     for (int64_t j = 0; j < end; j += Lanes<T>::kCount)
-      scatter_tile_of<T>(end - i, A + i, A + j, width, lines, C + i * width + j);
+      scatter_tile_of<T>(end - i, A + i, A + j, n, width, lines, C + i * width + j);
   }
 }
 
@@ -71,13 +71,17 @@ void scatter_dots(const T* A, int64_t n, int64_t after, int64_t outer, int64_t w
         const T *left[kI], *right[kJ];
         for (int i = 0; i < kI; ++i) left[i] = block + least(i0 + i, n - 1) * after;
         for (int j = 0; j < kJ; ++j) right[j] = block + least(j0 + j, n - 1) * after;
-        for (int64_t t = 0; t < after; t += kLanes) {
+        const int64_t whole = after / kLanes * kLanes;
+        for (int64_t t = whole; t < after; ++t)
+          for (int i = 0; i < kI; ++i)
+            for (int j = 0; j < kJ; ++j) sum[i][j][0] += left[i][t] * right[j][t];
+        for (int64_t t = 0; t < whole; t += kLanes) {
           Vector l[kI];
 #pragma GCC unroll 3
-          for (int i = 0; i < kI; ++i) l[i] = *(const Vector*)(left[i] + t);
+          for (int i = 0; i < kI; ++i) l[i] = *(const typename Lanes<T>::Unaligned*)(left[i] + t);
 #pragma GCC unroll 4
           for (int j = 0; j < kJ; ++j) {
-            const Vector r = *(const Vector*)(right[j] + t);
+            const Vector r = *(const typename Lanes<T>::Unaligned*)(right[j] + t);
 #pragma GCC unroll 3
             for (int i = 0; i < kI; ++i) sum[i][j] += l[i] * r;
           }
@@ -96,7 +100,7 @@ struct Chunk {
 template <class T>
 struct UpdatePlan {
   const cpu::SeparableUpdate& p;
-  Unit<T> unit;
+  Unit unit;
   Packed<T> packed;
   int64_t most_chunks = 0, part, buffer, axis[cpu::kMostAxes];  // part: numbers of a chunk's sums
   T *parts, *buffers;
@@ -116,7 +120,7 @@ struct UpdatePlan {
     int64_t work = 0;
     for (int a = 0; a < p.axes.count; ++a) work += (r.rows + 1) * r.cols * p.axes.size[a];
     threads = work < kSerialProducts ? 1 : r.threads;
-    buffer = unit.numbers();
+    buffer = padded<T>(unit.numbers() + kSlack);
     char* at = (char*)r.scratch;
     const auto take = [&](int64_t size) {
       char* const here = at;
@@ -164,36 +168,29 @@ template <class T, class X>
 void sum_chunk(const UpdatePlan<T>& plan, const Chunk& chunk, T* part, T* buffers) {
   const cpu::SeparableUpdate& p = plan.p;
   const cpu::CovarianceUpdate& r = p.rows;
-  const int64_t k = chunk.region, rows = r.starts[k + 1] - r.starts[k], last = plan.unit.last, width = plan.unit.width;
+  const int64_t k = chunk.region, rows = r.starts[k + 1] - r.starts[k], cols = r.cols;
   const Region g = {0, rows, r.order ? r.order + r.starts[k] : nullptr, nullptr, nullptr};
-  const double *mean = plan.mean + k * r.cols, *correction = plan.correction + k * r.cols;
+  const double *mean = plan.mean + k * cols, *correction = plan.correction + k * cols;
   for (int64_t i = 0; i < plan.part; ++i) part[i] = 0;
+  for (int64_t i = 0; i < 2 * plan.buffer; ++i) buffers[i] = 0;
   for (int64_t row = chunk.first; row < chunk.last; ++row) {
-    T *from = buffers, *other = buffers + plan.buffer;
-    const typename X::Memory* x = row < rows ? row_of<X>(r, g, row) : nullptr;
-    for (int64_t l = 0; l < plan.unit.lines; ++l) {
-      T* __restrict__ line = from + l * width;
-      if (x) {
-        for (int64_t j = 0; j < last; ++j) line[j] = (T)((double)X::load(x[l * last + j]) - mean[l * last + j]);
-      } else {
-        for (int64_t j = 0; j < last; ++j) line[j] = (T)correction[l * last + j];
-      }
-      pad(line, last, width);
+    T *const from = buffers, *const other = buffers + plan.buffer;
+    if (row < rows) {
+      const typename X::Memory* __restrict__ x = row_of<X>(r, g, row);
+      for (int64_t j = 0; j < cols; ++j) from[j] = (T)((double)X::load(x[j]) - mean[j]);
+    } else {
+      for (int64_t j = 0; j < cols; ++j) from[j] = (T)correction[j];
     }
-    int64_t after = width;
+    int64_t after = 1;
     for (int a = p.axes.count - 1; a >= 0; --a) {
       const int64_t n = p.axes.size[a];
       T* C = part + plan.axis[a];
-      if (p.scatter[a] && a == p.axes.count - 1) scatter_lines(from, n, width, plan.unit.lines, C);
-      if (p.scatter[a] && a < p.axes.count - 1) scatter_dots(from, n, after, plan.buffer / (n * after), padded<T>(n), C);
-      if (a < p.axes.count - 1) after *= n;
+      if (p.scatter[a] && a == p.axes.count - 1) scatter_lines(from, n, padded<T>(n), cols / n, C);
+      if (p.scatter[a] && a < p.axes.count - 1) scatter_dots(from, n, after, cols / (n * after), padded<T>(n), C);
+      after *= n;
     }
-    const T* turned = turn(p.axes, plan.packed, k, plan.unit, true, from, other);
-    for (int64_t l = 0; l < plan.unit.lines; ++l) {
-      T* __restrict__ squares = part + l * last;
-      const T* line = turned + l * width;
-      for (int64_t j = 0; j < last; ++j) squares[j] += line[j] * line[j];
-    }
+    const T* turned = turn<T>(p.axes, plan.packed, k, plan.unit, true, from, from, other);
+    for (int64_t j = 0; j < cols; ++j) part[j] += turned[j] * turned[j];
   }
 }
 
