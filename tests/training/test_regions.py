@@ -77,8 +77,9 @@ def test_a_run_is_loaded_as_it_was_trained(use: str, tmp_path: Path, capsys: pyt
     ],
 )
 def test_the_skip_that_is_not_given_follows_the_kind_of_data(
-    skip: str, settings: dict[str, Any], tmp_path: Path
+    skip: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ansn.covariance.mixture.CANDIDATES", (1, 2))
     settings = {"skip": None} | settings
     model = trainer(small(tmp_path, **settings)).model
     seen = ("estimate",) if skip == "mixture" and settings.get("preset") != "toy2d" else ()
@@ -96,7 +97,10 @@ def test_what_was_not_measured_begins_as_it_did(tmp_path: Path) -> None:
         assert (settled == config) == bool(changes), changes
 
 
-def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_path: Path) -> None:
+def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ansn.covariance.mixture.CANDIDATES", (1, 2))
     one, other = (trained(tmp_path / name, preset="toy2d", steps=10, skip=skip)
                   for name, skip in (("a", None), ("b", "wiener")))  # fmt: skip
     assert json.loads((one / "config.json").read_text())["network"]["skip"] == "mixture"
