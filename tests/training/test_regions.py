@@ -29,6 +29,12 @@ USES = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def few_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen regions of the digits take seconds to find; that they are is for the tests of mixtures."""
+    monkeypatch.setattr("ansn.covariance.mixture.CANDIDATES", (1, 2, 4))
+
+
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("noise"), label_dropout=0.2, steps=10, **NOISE)
@@ -77,9 +83,8 @@ def test_a_run_is_loaded_as_it_was_trained(use: str, tmp_path: Path, capsys: pyt
     ],
 )
 def test_the_skip_that_is_not_given_follows_the_kind_of_data(
-    skip: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    skip: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ansn.covariance.mixture.CANDIDATES", (1, 2))
     settings = {"skip": None} | settings
     model = trainer(small(tmp_path, **settings)).model
     seen = ("estimate",) if skip == "mixture" and settings.get("preset") != "toy2d" else ()
@@ -97,10 +102,7 @@ def test_what_was_not_measured_begins_as_it_did(tmp_path: Path) -> None:
         assert (settled == config) == bool(changes), changes
 
 
-def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ansn.covariance.mixture.CANDIDATES", (1, 2))
+def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_path: Path) -> None:
     one, other = (trained(tmp_path / name, preset="toy2d", steps=10, skip=skip)
                   for name, skip in (("a", None), ("b", "wiener")))  # fmt: skip
     assert json.loads((one / "config.json").read_text())["network"]["skip"] == "mixture"
