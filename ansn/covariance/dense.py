@@ -161,6 +161,10 @@ class DensePencil(Pencil):
         return (q * noise.clamp_min(0).sqrt().unsqueeze(1)) @ q.mT, status
 
 
+SMALL = 128
+"""Up to so many numbers a row, filter and mixture are one kernel; above, matrix products."""
+
+
 @register
 class Dense(Structure):
     """``S = M / (n - 1)``, scatter ``[K, d, d]``, of which the lower triangle alone counts."""
@@ -169,6 +173,10 @@ class Dense(Structure):
     summary = "full matrices, d^2 numbers; small data of many rows"
     roots = ("cholesky", "symmetric")
     pencil = DensePencil
+
+    def by_axes(self, basis: Basis, like: Tensor) -> ops.Axes | None:
+        """Rows of at most SMALL numbers are their one axis."""
+        return ops.Axes([basis["basis0"]], [0], [self.dim]) if self.dim <= SMALL else None
 
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:
         return ops.apply_factor(v, basis["basis0"], region, transpose=inverse, lower=False)

@@ -321,10 +321,15 @@ def mixture(
     shape: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """:func:`mixture_by` in a basis of one matrix an axis."""
-    owner = torch.arange(center.shape[0], device=x.device).repeat_interleave(x.shape[0])
 
     def turned(v: Tensor, inverse: bool) -> Tensor:
-        return turn(v.flatten(0, 1), bases, axes, shape, owner, inverse).reshape(v.shape)
+        out = v
+        for axis, basis in zip(axes, bases, strict=True):
+            q = basis.to(v.dtype).mT if inverse else basis.to(v.dtype)
+            after = product(shape[axis + 1 :])
+            out = out.reshape(v.shape[0], -1, shape[axis], after)
+            out = out.squeeze(3) @ q.mT if after == 1 else q.unsqueeze(1) @ out
+        return out.reshape(v.shape)
 
     return mixture_by(turned, x, center, variances, log_weights, sigma2, denoise)
 

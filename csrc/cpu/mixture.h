@@ -39,11 +39,13 @@ inline void misfit(float* __restrict__ c, const float* __restrict__ l, float s, 
     for (int64_t j = first; j < first + whole; j += kAbreastLogs)
       for (int i = 0; i < kAbreastLogs; ++i) take(j + i, i);
     for (int64_t j = first + whole; j < first + count; ++j) take(j, (int)(j - first - whole));
+    double of_half[2] = {1, 1};  // below 2^512 each
     for (int i = 0; i < kAbreastLogs; ++i) {
       squares += (double)sum[i];
-      logs += __builtin_log((double)product[i]);
+      of_half[i / (kAbreastLogs / 2)] *= (double)product[i];
       exponents += exponent[i];
     }
+    logs += __builtin_log(of_half[0]) + __builtin_log(of_half[1]);
   }
   logs += (double)exponents * 0.69314718055994530942;
 }
@@ -52,7 +54,7 @@ inline void misfit(float* __restrict__ c, const float* __restrict__ l, float s, 
 inline Plan<float> plan_of(const cpu::Mixture& p) {
   const int64_t floats = (1 + p.regions) * p.cols;  // twice rounded up to whole cache lines
   const int64_t further = 128 + floats * (int64_t)sizeof(float) + p.regions * (int64_t)sizeof(double);
-  return Plan<float>(p.axes, p.rows, further, 2 * p.regions, p.threads, p.scratch);
+  return Plan<float>(p.axes, true, p.out != nullptr, p.rows, further, 2 * p.regions, p.threads, p.scratch);
 }
 
 template <class S>
@@ -70,7 +72,7 @@ void mixture_unit(const cpu::Mixture& p, const Plan<float>& plan, char* memory, 
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < cols; ++j) buffer[r * cols + j] = S::load(x[r * cols + j]) - center[j];
     float* c = coordinates + k * numbers;
-    const float* turned = turn<float>(p.axes, plan.packed, k, unit, true, buffer, buffer, other);
+    const float* turned = turn<float>(plan.packed, k, unit, true, buffer, buffer, other);
     __builtin_memcpy(c, turned, numbers * sizeof(float));
     for (int64_t r = 0; r < rows; ++r) {
       double squares, logs;
@@ -98,7 +100,7 @@ void mixture_unit(const cpu::Mixture& p, const Plan<float>& plan, char* memory, 
       const float share = (float)shares[k * rows + r];
       for (int64_t j = 0; j < cols; ++j) buffer[r * cols + j] = share * c[r * cols + j];
     }
-    const float* turned = turn<float>(p.axes, plan.packed, k, unit, false, buffer, buffer, other);
+    const float* turned = turn<float>(plan.packed, k, unit, false, buffer, buffer, other);
     for (int64_t i = 0; i < numbers; ++i) sum[i] += turned[i];
   }
   M* __restrict__ out = (M*)p.out + first * cols;

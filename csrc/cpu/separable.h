@@ -30,15 +30,15 @@ struct Plan {
   char* memory;
   int threads;
   // further: bytes a row of the unit; turns: products with Q a row.
-  Plan(const cpu::Axes& q, int64_t rows, int64_t further, int64_t turns, int wanted, void* scratch)
-      : packed(q, scratch), unit_rows(axes::unit_rows<T>(q, rows)), units((rows + unit_rows - 1) / unit_rows) {
+  Plan(const cpu::Axes& q, bool inward, bool outward, int64_t rows, int64_t further, int64_t turns, int wanted, void* scratch)
+      : packed(q, inward, outward, scratch), unit_rows(axes::unit_rows<T>(q, rows)), units((rows + unit_rows - 1) / unit_rows) {
     const Unit unit(q, unit_rows);
     int64_t products = 0;
     for (int a = 0; a < q.count; ++a) products += q.basis[a] ? turns * rows * unit.cols * q.size[a] : 0;
     threads = products < kSerialProducts ? 1 : wanted;
     buffer = whole_lines((unit.numbers() + kSlack) * (int64_t)sizeof(T));
     bytes_of_thread = 2 * buffer + whole_lines(unit_rows * further);
-    const int64_t head = whole_lines(packed.numbers(q) * (int64_t)sizeof(T));
+    const int64_t head = whole_lines(packed.numbers() * (int64_t)sizeof(T));
     memory = (char*)scratch + head;
     bytes = head + threads * bytes_of_thread;
   }
@@ -56,7 +56,7 @@ void for_units(const cpu::Axes& q, const Plan<T>& plan, int64_t rows, const Work
     char* const memory = plan.memory + thread * plan.bytes_of_thread;
     for (int64_t i = 0; i < 2 * plan.buffer / (int64_t)sizeof(T); ++i) ((T*)memory)[i] = 0;  // the slack is read, too
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < q.used; ++k) plan.packed.fill(q, k);
+    for (int64_t k = 0; k < q.used; ++k) plan.packed.fill(k);
 #pragma omp for schedule(static)
     for (int64_t u = 0; u < plan.units; ++u) {
       const int64_t first = u * plan.unit_rows, left = rows - first;
@@ -67,12 +67,12 @@ void for_units(const cpu::Axes& q, const Plan<T>& plan, int64_t rows, const Work
 
 template <class T>
 Plan<T> plan_of(const cpu::SeparableApply& p) {
-  return Plan<T>(p.axes, p.rows, 0, (p.inward ? 1 : 0) + (p.outward ? 1 : 0), p.threads, p.scratch);
+  return Plan<T>(p.axes, p.inward, p.outward, p.rows, 0, (p.inward ? 1 : 0) + (p.outward ? 1 : 0), p.threads, p.scratch);
 }
 
 inline Plan<float> plan_of(const cpu::SeparableStep& p) {
   const int64_t noise = p.step.b ? (p.step.cols + 3) / 4 * 4 * (int64_t)sizeof(float) : 0;
-  return Plan<float>(p.axes, p.step.rows, noise, 1, p.step.threads, p.scratch);
+  return Plan<float>(p.axes, false, true, p.step.rows, noise, 1, p.step.threads, p.scratch);
 }
 
 template <class S, class T>
@@ -97,7 +97,7 @@ void apply_unit(const cpu::SeparableApply& p, const Plan<T>& plan, char* memory,
     }
     from = buffer;
   }
-  if (p.inward) from = turn(p.axes, plan.packed, k, unit, true, from, buffer, other);
+  if (p.inward) from = turn(plan.packed, k, unit, true, from, buffer, other);
   if (p.weights) {
     const T* weights = (const T*)p.weights + k * p.weight_stride;
     T* const to = from == other ? other : buffer;
@@ -115,7 +115,7 @@ void apply_unit(const cpu::SeparableApply& p, const Plan<T>& plan, char* memory,
     }
     from = to;
   }
-  if (p.outward) from = turn(p.axes, plan.packed, k, unit, false, from, buffer, other);
+  if (p.outward) from = turn(plan.packed, k, unit, false, from, buffer, other);
   M* __restrict__ out = (M*)p.out + first * cols;
   if (p.rest) {
     for (int64_t j = 0; j < unit.numbers(); ++j) out[j] = S::store(S::load(v[j]) - from[j]);
@@ -153,7 +153,7 @@ void step_unit(const cpu::SeparableStep& p, const Plan<float>& plan, char* memor
       for (int64_t j = 0; j < cols; ++j) to[j] = scale[j] * (b * z[j]);
     }
   }
-  const float* push = turn<float>(p.axes, plan.packed, k, unit, false, buffer, buffer, other);
+  const float* push = turn<float>(plan.packed, k, unit, false, buffer, buffer, other);
   for (int64_t r = 0; r < rows; ++r, push += cols) {
     const int64_t row = first + r, at = row * cols;
     const M *x = (const M*)s.x + at, *D = (const M*)s.D + at;

@@ -109,7 +109,7 @@ struct UpdatePlan {
   int64_t bytes;
   int threads;
   explicit UpdatePlan(const cpu::SeparableUpdate& update)
-      : p(update), unit(p.axes, 1), packed(p.axes, p.rows.scratch) {
+      : p(update), unit(p.axes, 1), packed(p.axes, true, false, p.rows.scratch) {
     const auto& r = p.rows;
     for (int64_t k = 0; k < r.regions; ++k) most_chunks += chunks_of(r.starts[k + 1] - r.starts[k] + 1);
     part = padded<T>(r.cols);
@@ -127,7 +127,7 @@ struct UpdatePlan {
       at += whole_lines(size);
       return here;
     };
-    take(packed.numbers(p.axes) * (int64_t)sizeof(T));
+    take(packed.numbers() * (int64_t)sizeof(T));
     parts = (T*)take(most_chunks * part * (int64_t)sizeof(T));
     buffers = (T*)take(2 * threads * buffer * (int64_t)sizeof(T));
     mean = (double*)take(r.regions * r.cols * (int64_t)sizeof(double));
@@ -189,7 +189,7 @@ void sum_chunk(const UpdatePlan<T>& plan, const Chunk& chunk, T* part, T* buffer
       if (p.scatter[a] && a < p.axes.count - 1) scatter_dots(from, n, after, cols / (n * after), padded<T>(n), C);
       after *= n;
     }
-    const T* turned = turn<T>(p.axes, plan.packed, k, plan.unit, true, from, from, other);
+    const T* turned = turn<T>(plan.packed, k, plan.unit, true, from, from, other);
     for (int64_t j = 0; j < cols; ++j) part[j] += turned[j] * turned[j];
   }
 }
@@ -239,7 +239,7 @@ void update_of(const cpu::SeparableUpdate& p) {
     thread = omp_get_thread_num();
 #endif
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < p.axes.used; ++k) plan.packed.fill(p.axes, k);
+    for (int64_t k = 0; k < p.axes.used; ++k) plan.packed.fill(k);
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < r.cols; j += kColumns) move_means<T, X>(plan, j, least(j + kColumns, r.cols));
 #pragma omp for schedule(dynamic)
