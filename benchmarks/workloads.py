@@ -7,6 +7,7 @@ Counts are the least possible: each input read once, each output written once, a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -173,13 +174,86 @@ def update(device: str, rows: int, dim: int, regions: int = 1, kind: str = "dens
     )  # fmt: skip
 
 
-def factorise(device: str, regions: int, dim: int) -> Workload:
+def _by_axes(v: Tensor, bases: tuple[Tensor, ...], inward: bool) -> Tensor:
+    """``Q v``, or with ``inward`` ``Q^T v``, of ``[..., C, H, W]``; a basis of each axis."""
+    for i, basis in enumerate(bases):
+        v = torch.movedim(torch.movedim(v, i - 3, -1) @ (basis if inward else basis.mT), -1, i - 3)
+    return v
+
+
+def _separable_draw(x: Tensor, deviation: Tensor, tau: Tensor, *bases: Tensor) -> Tensor:
+    return x + _by_axes(tau * deviation * torch.randn_like(x), bases, False)
+
+
+def _separable_filter(x: Tensor, variances: Tensor, tau: Tensor, *bases: Tensor) -> Tensor:
+    shrink = 1.0 / (variances / tau**2 + 1.0)
+    return x - _by_axes(shrink * _by_axes(x, bases, True), bases, False)
+
+
+def _separable_update(mean: Tensor, scatter: Tensor, x: Tensor, count: float, *rest: Tensor) -> None:
+    half = len(rest) // 2
+    bases, along, b = rest[:half], rest[half:], x.shape[0]
+    batch = x.mean(0)
+    delta = batch - mean
+    rows = torch.cat((x - batch, ((count * b / (count + b)) ** 0.5 * delta).unsqueeze(0)))
+    scatter.add_(_by_axes(rows, bases, True).square().sum(0))
+    for i, sums in enumerate(along):
+        unfolded = rows.movedim(i + 1, 0).flatten(1)
+        sums.add_(unfolded @ unfolded.mT, alpha=len(sums) / mean.numel())
+    mean.add_(delta, alpha=b / (count + b))
+
+
+def _mixture(x: Tensor, center: Tensor, variances: Tensor, sigma2: Tensor, *bases: Tensor) -> Tensor:
+    noisy = variances.flatten(1) + sigma2
+    away = (x - center.unsqueeze(1)).reshape(len(center), *x.shape)
+    inside = torch.stack([_by_axes(v, tuple(q[k] for q in bases), True) for k, v in enumerate(away)]).flatten(2)
+    logs = -0.5 * (inside.square() / noisy.unsqueeze(1) + noisy.log().unsqueeze(1)).sum(2)
+    shrunk = (sigma2 / noisy).unsqueeze(1) * inside * logs.softmax(0).unsqueeze(2)
+    shrunk = shrunk.reshape(away.shape)
+    return x - sum(_by_axes(v, tuple(q[k] for q in bases), False) for k, v in enumerate(shrunk))
+
+
+def separable(device: str, what: str, rows: int, shape: tuple[int, int, int], regions: int = 1) -> Workload:
+    """Of rows ``(C, H, W)``: the draw ``x + tau Q (s z)``, the Wiener filter, the moments (one region), or the denoiser
+    of a mixture of K Gaussians."""
+    dim = math.prod(shape)
+    x, values = _randn(device, rows, *shape), _randn(device, regions, *shape).abs() + 0.5
+    bases = tuple(torch.linalg.qr(_randn(device, regions, n, n))[0] for n in shape)
+    one, tau = tuple(q[0] for q in bases), torch.tensor(0.7, device=device)
+    q, flat, size = ops.Axes(bases, (0, 1, 2), shape), x.flatten(1), {"B": rows, "d": dim} | ({"K": regions})
+    way = 2 * rows * dim * sum(shape)  # flops of one product with Q
+    arguments: tuple = (x, values[0], tau, *one)
+    if what == "draw":
+        ours = functools.partial(ops.separable_step, flat, q=q, deviation=values.flatten(1), b=tau, seed=1, step=2)
+        return Workload("separable_step", "separable draw", size, ours, _separable_draw, arguments, 8 * rows * dim, way)
+    if what == "filter":
+        ours = functools.partial(ops.separable_apply, flat, q, weights=values.flatten(1), tau=tau, rest=True)
+        name = "separable filter"
+        return Workload("separable_apply", name, size, ours, _separable_filter, arguments, 8 * rows * dim, 2 * way)
+    if what == "mixture":
+        weights = torch.zeros(regions, dtype=torch.float64, device=device) - math.log(regions)
+        center = _randn(device, regions, dim)
+        ours = functools.partial(ops.mixture, flat, q, center, values.flatten(1), weights, tau)
+        arguments = (x, center.reshape(values.shape), values, tau, *bases)
+        return Workload("mixture", what, size, ours, _mixture, arguments, 8 * rows * dim, 2 * regions * way)
+    mean, scatter = torch.zeros(1, dim, device=device), torch.zeros(1, dim, device=device)
+    along = [torch.zeros(1, n, n, device=device) for n in shape]
+    weight = torch.full((1,), 1000.0, dtype=torch.float64, device=device)
+    ours = functools.partial(ops.separable_update_, weight, weight.clone(), mean, scatter, along, flat, q)
+    state = (mean[0].reshape(shape).clone(), scatter[0].reshape(shape).clone(), x, 1000.0)
+    arguments = (*state, *one, *(t[0].clone() for t in along))
+    return Workload("separable_update_", "separable update", size, ours, _separable_update, arguments,
+                    4 * rows * dim, 2 * way)  # fmt: skip
+
+
+def factorise(device: str, regions: int, dim: int, dtype: torch.dtype = torch.float32) -> Workload:
     """Factors of K matrices."""
-    matrix = _spd(device, regions, dim)
+    matrix = _spd(device, regions, dim).to(dtype)
     ours = functools.partial(ops.cholesky, matrix)
-    nbytes = 4 * regions * (dim * (dim + 1) // 2 + dim * dim)
-    flops = regions * dim**3 // 3
-    return Workload("cholesky", "cholesky", {"K": regions, "d": dim}, ours, _factor, (matrix,), nbytes, flops)
+    nbytes = matrix.element_size() * regions * (dim * (dim + 1) // 2 + dim * dim)
+    name = "cholesky" if dtype == torch.float32 else f"cholesky, {str(dtype).removeprefix('torch.')}"
+    work = (ours, _factor, (matrix,), nbytes, regions * dim**3 // 3)
+    return Workload("cholesky", name, {"K": regions, "d": dim}, *work, dtype=dtype)
 
 
 def loss(device: str, rows: int, dim: int, regenerate: bool = False) -> Workload:

@@ -3,6 +3,7 @@ without a factor. All are made on the CPU; the same call runs on a device, and i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ansn import ops
+from ansn.ops.separable import Axes
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = (F32, BF16, F16, F64)
@@ -161,7 +163,7 @@ def _matrices(dim: int, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _sizes(quick: bool) -> tuple[int, ...]:
-    return (1, 5, 33) if quick else (1, 2, 5, 16, 31, 32, 33, 64, 100, 128, 200)
+    return (1, 5, 33, 64) if quick else (1, 2, 5, 16, 31, 32, 33, 64, 100, 128, 200)
 
 
 def cholesky(quick: bool) -> Iterator[Case]:
@@ -196,10 +198,102 @@ def dsm_loss(quick: bool) -> Iterator[Case]:
                 yield Case("dsm_loss", label, dtype, inputs, call)
 
 
+def _axes(shape: tuple[int, ...], count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Orthonormal bases of every axis of more than one point, by argument, and the shape."""
+    axes = [a for a, n in enumerate(shape) if n > 1]
+    bases = (torch.linalg.qr(_randn(count, shape[a], shape[a], seed=20 + a, dtype=F64))[0] for a in axes)
+    return {f"q{a}": basis.to(_state(dtype)) for a, basis in zip(axes, bases, strict=True)} | {"shape": shape}
+
+
+def _q(bases: dict[str, Tensor], shape: tuple[int, ...]) -> Axes:
+    return Axes(list(bases.values()), [int(name[1:]) for name in bases], shape)
+
+
+def _images(quick: bool) -> Iterator[tuple[int, tuple[int, ...], int, torch.dtype]]:
+    """Rows, their shape, regions, dtype."""
+    small = ((5, (1, 4, 6)), (33, (1, 8, 8)), (9, (3, 8, 8)))
+    for rows, shape in small if quick else (*small, (0, (1, 5, 7)), (17, (1, 28, 28)), (130, (3, 32, 32)), (7, (13,))):
+        for count in (1, 4):
+            for dtype in DTYPES if quick or count == 1 else (F32,):
+                yield rows, shape, count, dtype
+
+
+def separable_apply(quick: bool) -> Iterator[Case]:
+    def call(v, shape, weights, tau, center, region, rest, **bases):
+        q = _q(bases, shape)
+        return (ops.separable_apply(v, q, weights=weights, tau=tau, center=center, region=region, rest=rest),)
+
+    for rows, shape, count, dtype in _images(quick):
+        dim = math.prod(shape)
+        for how in ("filter", "weights"):
+            wiener = how == "filter"
+            inputs = _axes(shape, count, dtype) | {
+                "v": _randn(rows, dim, dtype=dtype), "region": _region(rows, count), "rest": wiener,
+                "weights": (0.5 + _randn(count, dim, seed=2).abs()).to(_state(dtype)),
+                "tau": _randn(rows, seed=3).abs().to(_state(dtype)) if wiener else None,
+                "center": _randn(count, dim, seed=4, dtype=_state(dtype)) if wiener else None,
+            }  # fmt: skip
+            yield Case("separable_apply", f"{how}, {rows} x {shape}, {count} regions", dtype, inputs, call)
+
+
+def separable_step(quick: bool) -> Iterator[Case]:
+    def call(x, denoised, f, shape, deviation, region, a, b, c, **bases):
+        counters = {"seed": 2**62 + 3, "row": 2**31 - 1, "step": 4_000_000_000, "stream": ops.LANGEVIN}
+        options = {"a": a, "b": b, "c": c, "deviation": deviation, "region": region, "q": _q(bases, shape)}
+        return (ops.separable_step(x, denoised, f, **options, **counters),)
+
+    for rows, shape, count, dtype in _images(quick):
+        dim = math.prod(shape)
+        for terms in ("b", "abc"):
+            x, denoised, f = (_randn(rows, dim, seed=i, dtype=dtype) for i in range(3))
+            inputs = _axes(shape, count, dtype) | {
+                "x": x, "denoised": denoised if "c" in terms else None, "f": f if "a" in terms else None,
+                "deviation": (0.5 + _randn(count, dim, seed=2).abs()).to(_state(dtype)),
+                "region": _region(rows, count),
+            }  # fmt: skip
+            inputs |= {n: _randn(rows, seed=4).abs().to(_state(dtype)) if n in terms else None for n in "abc"}
+            yield Case("separable_step", f"{terms}, {rows} x {shape}, {count} regions", dtype, inputs, call)
+
+
+def separable_update_(quick: bool) -> Iterator[Case]:
+    def call(x, mean, shape, region, **bases):
+        q, count = _q(bases, shape), len(mean)
+        mean, scatter = mean.clone(), mean.abs() + 100.0
+        along = [basis.new_zeros(count, basis.shape[1], basis.shape[1]) for basis in q.bases]
+        weight = torch.full((count,), 100.0, dtype=F64, device=x.device)
+        weight2 = weight.clone()
+        ops.separable_update_(weight, weight2, mean, scatter, along, x, q, region, decay=0.9)
+        return weight, weight2, mean, scatter, *along
+
+    for rows, shape, count, dtype in _images(quick):
+        if dtype in (F32, F64):
+            inputs = _axes(shape, count, dtype) | {
+                "x": _randn(rows, math.prod(shape), dtype=dtype) + 3.0, "region": _region(rows, count),
+                "mean": _randn(count, math.prod(shape), seed=2, dtype=dtype),
+            }  # fmt: skip
+            yield Case("separable_update_", f"{rows} x {shape}, {count} regions", dtype, inputs, call)
+
+
+def mixture(quick: bool) -> Iterator[Case]:
+    def call(x, shape, center, variances, log_weights, sigma2, **bases):
+        return ops.mixture(x, _q(bases, shape), center, variances, log_weights, sigma2)
+
+    for rows, shape, count, dtype in _images(quick):
+        dim = math.prod(shape)
+        inputs = _axes(shape, count, dtype) | {
+            "x": _randn(rows, dim, dtype=dtype), "center": _randn(count, dim, seed=2, dtype=_state(dtype)),
+            "variances": (0.5 + _randn(count, dim, seed=3).abs()).to(_state(dtype)),
+            "log_weights": torch.full((count,), 1.0 / count, dtype=F64).log(),
+            "sigma2": (0.5 + _randn(rows, seed=4).abs()).to(_state(dtype)),
+        }  # fmt: skip
+        yield Case("mixture", f"{rows} x {shape}, {count} Gaussians", dtype, inputs, call)
+
+
 def of(operation: str, quick: bool) -> list[Case]:
     """Cases of an operation. Raises KeyError for one that has none: a new operation must be checked too."""
     makers: dict[str, Callable[[bool], Iterator[Case]]] = {
         "colored_step": colored_step, "apply_factor": apply_factor, "covariance_update_": covariance_update_,
-        "cholesky": cholesky, "dsm_loss": dsm_loss,
+        "cholesky": cholesky, "dsm_loss": dsm_loss, "separable_apply": separable_apply,
+        "separable_step": separable_step, "separable_update_": separable_update_, "mixture": mixture,
     }  # fmt: skip
     return list(makers[operation](quick))

@@ -87,7 +87,7 @@ def _build(step: Step) -> dict[str, Any]:
 
 def _quiet(command: list[str], outcome: dict[str, Any], cuda: str) -> bool:
     done = subprocess.run(command, capture_output=True, text=True)
-    print(done.stdout, done.stderr)
+    print(done.stdout, done.stderr, file=sys.stderr)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or ["no message"]
         outcome[f"failed with ANSN_CUDA={cuda}"] = " | ".join(lines[:3])[:400]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,23 +11,27 @@ from typing import Any
 import torch
 
 from ansn import ops
-from benchmarks.gpu import cases
+from benchmarks.gpu import cases, report
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.step import Step
 from tests.tolerances import RATIO, rms_ratio
 
 
+def back_ends(operation: str) -> tuple[str, ...]:
+    """The default path first."""
+    return ("auto", *ops.registered(operation))
+
+
 def run(step: Step) -> None:
-    """All cases; then, for each operation and back end, a verdict that the speed step asks for."""
-    for operation in ops.operations():
-        names = ops.registered(operation)
-        for case in cases.of(operation, step.quick):
-            # Cases of one operation share no oracle: made when the first back end needs it.
-            held: list = []
-            for name in names:
-                step.run(f"{operation} | {name} | {case.name}", lambda c=case, n=name, h=held: _check(step, c, n, h))
-        for name in names:
-            step.run(f"verdict | {operation} | {name}", lambda o=operation, n=name: _verdict(step, o, n))
+    """Small cases, or every one; of all operations in turn, so that a short time has seen something of each."""
+    quick = step.quick or not step.rest
+    todo = {operation: cases.of(operation, quick) for operation in ops.operations()}
+    for group in itertools.zip_longest(*todo.values()):
+        for case in filter(None, group):
+            held: list = []  # the oracle, made when the first back end needs it
+            for name in back_ends(case.operation):
+                key = f"{case.operation} | {name} | {case.name}"
+                step.run(key, lambda c=case, n=name, h=held: _check(step, c, n, h))
 
 
 def _check(step: Step, case: Case, name: str, held: list) -> dict[str, Any]:
@@ -56,36 +61,14 @@ def _check(step: Step, case: Case, name: str, held: list) -> dict[str, Any]:
     return row | {"failed": wrong} if wrong else row
 
 
-def _verdict(step: Step, operation: str, name: str) -> dict[str, Any]:
-    prefix = f"{operation} | {name} | "
-    rows = [row for row in step.journal.rows("parity") if row["key"].startswith(prefix)]
-    ran = [row for row in rows if "ratio" in row]
-    bad = [row for row in rows if "failed" in row or "error" in row]
-    unrun = sum("skipped" in row for row in rows)
-    worst: dict[str, float] = {}
-    for row in ran:
-        worst[row["dtype"]] = max(worst.get(row["dtype"], 0.0), row["ratio"])
-    return {
-        "operation": operation, "backend": name, "cases": len(rows), "ran": len(ran), "refused": sum(
-            "refused" in row for row in rows), "wrong": len(bad), "unrun": unrun,
-        "passed": bool(ran) and not bad and not unrun, "worst": worst,
-    }  # fmt: skip
-
-
 def verdicts(step: Step) -> dict[tuple[str, str], str | None]:
-    """For each operation and back end: None where parity held, else why there is no speed to print."""
+    """For each operation and back end: None where parity held in every case that ran, else why there is no speed."""
     found: dict[tuple[str, str], str | None] = {}
-    for row in step.journal.rows("parity"):
-        if row["key"].startswith("verdict | "):
-            _, operation, name = row["key"].split(" | ")
-            if row.get("passed"):
-                found[operation, name] = None
-            elif row.get("wrong"):
-                found[operation, name] = f"parity failed in {row['wrong']} of {row['cases']} cases"
-            elif row.get("ran") == 0 and row.get("unrun") == 0:
-                found[operation, name] = "it ran no case"
-            else:
-                found[operation, name] = "parity was not checked to its end"
+    for row in report.verdicts(step.journal.rows("parity")):
+        reason = "parity was not checked" if row["unrun"] else "it ran no case"
+        if row["wrong"]:
+            reason = f"parity failed in {row['wrong']} of {row['cases']} cases"
+        found[row["operation"], row["backend"]] = None if row["passed"] else reason
     return found
 
 

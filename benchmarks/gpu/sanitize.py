@@ -37,10 +37,10 @@ def _check(step: Step, tool: str, left: float) -> dict[str, Any]:
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as late:
-        print((late.stdout or b"").decode(errors="replace"))
+        print((late.stdout or b"").decode(errors="replace"), file=sys.stderr)
         return {"skipped": f"out of time: {seconds:.0f} s were not enough"}
     text = done.stdout + done.stderr
-    print(text)
+    print(text, file=sys.stderr)
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
     driver = re.findall(r"driver: .*", text)
     row: dict[str, Any] = {"summary": "; ".join(summary) or "none", "driver": "; ".join(driver) or "no last line"}

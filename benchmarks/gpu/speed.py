@@ -27,16 +27,21 @@ def plan(device: str, quick: bool) -> Iterator[Callable[[], Workload]]:
     """Workloads, made one at a time. First a size of each operation, so that a short run has seen them all."""
     if quick:
         elementwise, dense, square, update, rank_one = [(8, 48)], [(8, 48)], [(8, 48, 2)], [(8, 48)], [(8, 16)]
-        many, losses = [(16, 8)], [(8, 48)]
+        images: list[tuple[int, tuple[int, int, int]]] = [(8, (1, 4, 6))]
+        many, losses = [(16, 8, torch.float64)], [(8, 48)]
     else:
         elementwise = [(128, 3072), (1024, 3072), (65536, 784)]
         dense = [(128, 784), (128, 3072), (1024, 784), (1024, 3072)]
         square = [(1024, 784, 8), (4096, 64, 64)]
         update = [(128, 784), (128, 3072)]
         rank_one = [(1024, 64), (64, 784)]
-        many = [(count, dim) for count in (1024, 16384) for dim in (64, 16, 32, 128)]
+        many = [(16, 64, torch.float64), (16, 64), (10, 128, torch.float64), (1024, 64, torch.float64), (1024, 64)]
         losses = [(128, 3072), (4096, 3072)]
+        images = [(128, (3, 32, 32)), (128, (1, 28, 28)), (4096, (3, 32, 32))]
+    separable = partial(workloads.separable, device)
     queues: list[list[Callable[[], Workload]]] = [
+        *([partial(separable, what, *size) for size in images] for what in ("draw", "filter", "update")),
+        [partial(separable, "mixture", *size, regions=10) for size in images[:2]],
         [partial(workloads.langevin, device, *size) for size in elementwise],
         [partial(workloads.dense_draw, device, *size) for size in dense],
         [partial(workloads.update, device, *size) for size in update],
@@ -107,7 +112,7 @@ def _ours(work: Workload, allowed: dict[tuple[str, str], str | None]) -> tuple[d
     """Calls on each back end that may be timed, and why the others may not."""
     contenders: dict[str, Call] = {}
     reasons: dict[str, str] = {}
-    for name in ops.registered(work.operation):
+    for name in parity.back_ends(work.operation):
         reason = allowed.get((work.operation, name), "parity was not checked")
         if reason is None:
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+TOLD = 0.5
+"""Seconds from which on a piece of work has a line of its own."""
 DEAD_CONTEXT = 70
 """Exit status after an error that leaves the GPU unusable for this process."""
 
@@ -60,11 +62,13 @@ class Journal:
 class Step:
     """What a step's ``run(step)`` works with.
 
-    ``device``: "cuda" or "cpu"; ``quick``: tiny sizes; ``seconds``: left of the step's budget.
+    ``device``: "cuda" or "cpu"; ``quick``: tiny sizes; ``seconds``: left of the step's budget; ``rest``: what is less
+    urgent of what the module does.
     """
 
     def __init__(self, name: str, out: Path, device: str, quick: bool, seconds: float) -> None:
         self.name, self.out, self.device, self.quick = name, out, device, quick
+        self.rest = name.endswith("-rest")
         self.journal = Journal(out / "journal.jsonl")
         self.done = {row["key"] for row in self.journal.rows(name)}
         self.deadline = time.monotonic() + seconds
@@ -90,7 +94,11 @@ class Step:
         except Exception as error:
             traceback.print_exc()
             values = {"error": one_line(error)}
-        self.journal.append(self.name, key, **values, took=round(time.monotonic() - start, 3))
+        took = time.monotonic() - start
+        self.journal.append(self.name, key, **values, took=round(took, 3))
+        if took > TOLD or values.keys() & {"error", "failed"}:
+            text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+            print(f"  {self.name} | {key}: {took:.1f} s, {text[:200]}", flush=True)
         if "error" in values:
             try:
                 self.synchronize()
@@ -133,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     arguments = parser.parse_args()
     kernels_from_source()
-    module = importlib.import_module(f"benchmarks.gpu.{arguments.name}")
+    module = importlib.import_module(f"benchmarks.gpu.{arguments.name.removesuffix('-rest')}")
     module.run(Step(arguments.name, arguments.out, arguments.device, arguments.quick, arguments.seconds))
 
 

@@ -14,6 +14,8 @@ from ansn import networks
 from ansn.sampling import Draw
 from benchmarks.gpu.step import Step
 
+STRUCTURES = ("separable", "dense")
+"""The first, which such data is given, is also the models'."""
 MODES = ("float32", "bfloat16, channels_last", "bfloat16, channels_last, compile")
 SAMPLING: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -23,14 +25,16 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 def run(step: Step) -> None:
-    """Every network in every mode, those that compile last, because that takes longest; then the noise's share."""
+    """What the noise costs, a training step and a sampling step of both networks; the rest: the other modes, those that
+    compile last, because that takes longest."""
+    for structure in () if step.rest else STRUCTURES:
+        step.run(f"noise | {structure}", partial(_noise, step, structure))
     for name in ("ncsnv2", "unet"):
-        step.run(f"noise | {name}", partial(_noise, step))
-        for mode in MODES[:2]:
+        for mode in MODES[1:2] if step.rest else MODES[:1]:
             step.run(f"train | {name} | {mode}", partial(_train, step, name, mode))
-        for mode in SAMPLING:
+        for mode in list(SAMPLING)[1:] if step.rest else list(SAMPLING)[:1]:
             step.run(f"sample | {name} | {mode}", partial(_sample, step, name, mode))
-    for name in ("unet",) if step.quick else ("unet", "ncsnv2"):
+    for name in () if not step.rest else ("unet",) if step.quick else ("unet", "ncsnv2"):
         step.run(f"train | {name} | {MODES[2]}", partial(_train, step, name, MODES[2]))
 
 
@@ -53,10 +57,10 @@ def _model(step: Step, name: str) -> ansn.Denoiser:
     return ansn.Denoiser(network, _noise_model(step))
 
 
-def _noise_model(step: Step) -> ansn.NoiseModel:
+def _noise_model(step: Step, structure: str = STRUCTURES[0]) -> ansn.NoiseModel:
     """A covariance that has seen 51200 images, so that its factor is remade as seldom as late in a run."""
     batch, side = _size(step)
-    covariance = ansn.AdaptiveCovariance((3, side, side), device=step.device)
+    covariance = ansn.AdaptiveCovariance((3, side, side), structure=structure, device=step.device)
     generator = torch.Generator(step.device).manual_seed(1)
     rows = 100 * batch
     covariance.update(torch.rand(rows, 3, side, side, generator=generator, device=step.device))
@@ -115,10 +119,10 @@ def _train(step: Step, name: str, mode: str) -> dict[str, Any]:
     return row
 
 
-def _noise(step: Step) -> dict[str, Any]:
+def _noise(step: Step, structure: str) -> dict[str, Any]:
     """Milliseconds of the covariance update (with its share of refreshes) and of the draw, at the training's size."""
     batch, side = _size(step)
-    noise = _noise_model(step)
+    noise = _noise_model(step, structure)
     x = torch.rand(batch, 3, side, side, device=step.device)
     count = 4 if step.quick else 30
     update = _seconds(step, lambda _: noise.update(x), count, 2)

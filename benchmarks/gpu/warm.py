@@ -1,12 +1,13 @@
 """Compiles the Triton kernels that later steps launch, on all cores: parity alone has some 350, a second or so each.
 One after the other they would take its time several times over, and leave nothing with a speed.
 
-Workers make the same calls on the GPU, each from another place of the list on; what one has compiled the others find in
-Triton's cache. Run as a module this file is a worker.
+Each worker makes its share of the same calls on the GPU, one after the other, and keeps nothing of them; what it has
+compiled the later steps find in Triton's cache. Run as a module this file is a worker.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -46,36 +47,48 @@ def _compile(step: Step) -> dict[str, Any]:
 
 
 def calls(device: str, quick: bool) -> Iterator[Callable[[], object]]:
-    """What parity, sanitizer, opcheck and speed will call."""
+    """What the steps will call, the first of them first; made one at a time, since some hold gigabytes."""
     from ansn import ops
     from benchmarks.gpu import cases, library, speed
 
-    for operation in ops.operations():
-        if "triton" in ops.registered(operation):
-            yield from (lambda case=case: case.on(device) for case in cases.of(operation, quick))
+    def of_cases(quick: bool) -> Iterator[Callable[[], object]]:
+        for operation in ops.operations():
+            if "triton" in ops.registered(operation):
+                yield from (lambda case=case: case.on(device) for case in cases.of(operation, quick))
+
+    yield from of_cases(True)
+    for make in speed.plan(device, quick):
+        if make.func.__name__ != "factorise":  # it has no Triton kernel
+
+            def call(make=make) -> None:
+                work = make()
+                work.ours()
+                with ops.backend("auto"):
+                    work.ours()
+
+            yield call
     yield from library.calls(device)
-    yield from (lambda make=make: make().ours() for make in speed.plan(device, quick))
+    if not quick:
+        yield from of_cases(False)
 
 
 def work(first: int, of: int, seconds: float, quick: bool, device: str = "cuda") -> int:
-    """Every call, from share ``first`` of ``of`` on; errors are for the later steps. Returns how many were made."""
+    """Every ``of``-th call, from number ``first`` on; errors are for the later steps. Returns how many were made."""
     from ansn import ops
 
     end = time.monotonic() + seconds
-    todo = list(calls(device, quick))
-    begin = first * len(todo) // of
     done = 0
     with ops.backend("triton"):
-        for call in todo[begin:] + todo[:begin]:
+        for call in itertools.islice(calls(device, quick), first, None, of):
             if time.monotonic() > end:
                 break
             try:
                 call()
             except Exception as error:
                 if "back end 'triton'" not in str(error):
-                    print(f"worker {first}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+                    print(f"worker {first}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
             done += 1
-    print(f"worker {first}: {done} of {len(todo)} calls", flush=True)
+    print(f"worker {first}: {done} calls", file=sys.stderr, flush=True)
     return done
 
 
