@@ -10,9 +10,9 @@ TRAIN ?= digits
 TESTS ?=
 # A test has one thread. Each core gets a stretch of the tests, so that neighbours share what they need, and takes over
 # from the others at its end.
-CORES := -n auto --dist worksteal --benchmark-disable
+CORES := -n auto --dist worksteal
 
-.PHONY: help setup train test fast test-slow lint types sanitize valgrind benchmark scaling evidence evidence-quick clean
+.PHONY: help setup train test fast test-slow lint types sanitize valgrind benchmark evidence evidence-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,11 +52,9 @@ sanitize: $(STAMP) ## the native kernels under AddressSanitizer and UndefinedBeh
 valgrind: $(STAMP) ## the native kernels under valgrind's memcheck
 	$(BIN)/python -m tests.native.memcheck
 
-benchmark: $(STAMP) ## throughput of the operations against torch eager and torch.compile
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
-
-scaling: $(STAMP) ## time against d, B, K and threads: benchmarks/results/scaling.csv and plots
-	$(BIN)/python -m benchmarks.scaling
+benchmark: $(STAMP) ## measures what docs/performance.md says of the kernels and writes it, some four minutes on idle cores
+	$(BIN)/python -m pytest benchmarks -q -m "not slow" --save-table benchmarks/results/cpu.csv
+	$(BIN)/python -m benchmarks.table --write
 
 evidence: $(STAMP) ## every claim anew, some 150 minutes on two cores, five hours with MNIST and CIFAR-10 (DATA=folder)
 	$(BIN)/python -m experiments.evidence $(if $(DATA),--data $(DATA))

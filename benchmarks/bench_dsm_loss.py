@@ -1,52 +1,45 @@
-"""The fused loss and gradient against autograd over the plain formula, eager and compiled."""
+"""The loss with its gradient: the operation beside the formulas of both, and through autograd, as training calls it."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from ansn import ops
+from benchmarks import workloads
+
+SIZES = pytest.mark.parametrize(("rows", "dim", "again"), [(128, 784, 0), (128, 3072, 0), (128, 3072, 1)])
 
 
-def _residual(p: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    return w * (p + z).square().sum(1) / p.shape[1]
+def _name(start: str, rows: int, dim: int, again: bool) -> str:
+    return f"{start} {rows} x {dim}, {'z made again' if again else 'target'}"
 
 
-def _error(p: Tensor, t: Tensor, w: Tensor) -> Tensor:
-    return w * (p - t).square().sum(1) / p.shape[1]
+@SIZES
+def test_loss_and_gradient(against, rows: int, dim: int, again: bool) -> None:
+    """``w ||p - t||^2 / d`` and its gradient. Where z is made again, the peers read one that they stored."""
+    against(_name("loss and gradient", rows, dim, again), workloads.loss("cpu", rows, dim, again))
 
 
-@pytest.mark.parametrize("kind", ["regenerated", "target"])
-@pytest.mark.parametrize(("rows", "dim"), [(128, 784), (1024, 784), (128, 3072)])
-def test_loss_and_gradient(against, rows: int, dim: int, kind: str) -> None:
-    """``w ||p - t||^2 / d`` and its gradient. Without a target the peers read a z that they stored, and "with randn"
-    make it anew; "autograd" is ansn as training calls it, the peers too: the mean over the rows, differentiated."""
-    torch.manual_seed(0)
-    p, other, w = torch.randn(rows, dim), torch.randn(rows, dim), torch.rand(rows)
+@SIZES
+def test_through_autograd(against, rows: int, dim: int, again: bool) -> None:
+    """The mean over the rows, differentiated."""
+    work = workloads.loss("cpu", rows, dim, again)
+    p, target, weight = work.arguments
     leaf = p.clone().requires_grad_()
-    plain = _error if kind == "target" else _residual
-    compiled = torch.compile(plain, dynamic=False)
-    target = other if kind == "target" else None
 
-    def backward(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with torch.enable_grad():
-                return torch.autograd.grad(loss(), leaf)[0]
+    def plain(leaf: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return (weight * (leaf - target).square().sum(1) / leaf.shape[1]).mean()
 
-        return run
+    def ours(leaf: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return ops.dsm_loss(leaf, None if again else target, weight=weight, seed=1, reduction="mean")
 
-    peers = {
-        "eager": backward(lambda: plain(leaf, other, w).mean()),
-        "compile": backward(lambda: compiled(leaf, other, w).mean()),
-        "autograd": backward(lambda: ops.dsm_loss(leaf, target, weight=w, seed=1, reduction="mean")),
-    }
-    if target is None:
-        peers["eager with randn"] = backward(lambda: plain(leaf, torch.randn_like(p), w).mean())
-    against(
-        f"loss and gradient {rows} x {dim}, {kind}",
-        {"ansn": lambda: torch.ops.ansn.dsm_loss(p, target, w, 1, 0, 0, ops.PERTURB), **peers},
-        nbytes=(2 if target is None else 3) * rows * dim * 4,
-    )
+    def backward(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, leaf)[0]
+
+    fused, given = torch.compile(plain, dynamic=False), (leaf, target, weight)
+    with torch.enable_grad():
+        contenders = {"ansn": lambda: backward(ours(*given)), "eager": lambda: backward(plain(*given))}
+        contenders["compile"] = lambda: backward(fused(*given))
+        against(_name("loss through autograd", rows, dim, again), contenders, aim=3 if dim == 3072 else None)

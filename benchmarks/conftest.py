@@ -1,50 +1,66 @@
-"""Prints the table of ratios after pytest-benchmark's own report, and writes it with ``--save-table PATH``."""
+"""``against`` for the benchmarks: measures, prints the table at the end, and writes it with ``--save-table PATH``."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # before SciPy: its threads rest when it is another's turn
+
 import pytest
+import threadpoolctl
 import torch
 
-from benchmarks import provenance
-from benchmarks.harness import OURS, Comparison, compare
+from benchmarks import provenance, table
+from benchmarks.harness import OURS, Comparison, copy_bandwidth, interleave, matrix_rate
+from benchmarks.workloads import Workload
 
 _rows: list[Comparison] = []
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--save-table", type=Path, help="write the comparisons to this .csv or .json")
-
-
-def pytest_configure(config) -> None:
-    path = config.getoption("--save-table")
-    if path is not None and path.suffix not in (".csv", ".json"):
-        raise pytest.UsageError(f"--save-table: got {path}, expected a name that ends in .csv or .json")
+    parser.addoption("--save-table", type=Path, help="write the comparisons to this .csv")
+    parser.addoption("--rounds", type=int, default=40, help="of each comparison")
 
 
 @pytest.fixture
-def against(benchmark, request) -> Iterator[Callable[..., None]]:
-    """``against(name, contenders, nbytes=, flops=, dtype=)``: contenders in turns for the ratio, then ours ("ansn")
-    for pytest-benchmark. ``flops`` are those of a product in ``dtype``, float32 if not said."""
+def against(request) -> Iterator[Callable[..., None]]:
+    """``against(name, work, others, aim=, threads=, compiled=)``: ours beside torch eager, torch.compile and others,
+    in turns. ``work`` is a workload, or the contenders by name and ``nbytes``. ``threads`` 0 are all."""
 
     def run(
         name: str,
-        contenders: dict[str, Callable[[], object]],
+        work: Workload | dict[str, Callable[[], object]],
+        others: dict[str, Callable[[], object]] | None = None,
+        *,
+        aim: float | None = None,
+        threads: int = 0,
+        compiled: bool = True,
         nbytes: int = 0,
-        flops: int = 0,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
-        comparison = compare(name, contenders, nbytes, flops, dtype)
-        _rows.append(comparison)
-        for peer in contenders:
-            if peer != OURS:
-                benchmark.extra_info[f"times_faster_than_{peer}"] = comparison.ratio(peer)
-        if comparison.bound:
-            benchmark.extra_info[f"share_of_{comparison.bound}_limit"] = comparison.share
-        benchmark(contenders[OURS])
+        flops, dtype = 0, torch.float32
+        if isinstance(work, Workload):
+            nbytes, flops, dtype, plain, arguments = work.nbytes, work.flops, work.dtype, work.plain, work.arguments
+            contenders = {OURS: work.ours, "eager": work.eager}
+            if compiled:
+                fused = torch.compile(plain, dynamic=False)
+                contenders["compile"] = lambda: fused(*arguments)
+        else:
+            contenders = dict(work)
+        contenders |= others or {}
+        rounds, all_threads = request.config.getoption("--rounds"), torch.get_num_threads()
+        with threadpoolctl.threadpool_limits(threads or all_threads):  # NumPy's, SciPy's
+            torch.set_num_threads(threads or all_threads)
+            try:
+                seconds = interleave(contenders, rounds=rounds, seconds=2.5)
+                rates = copy_bandwidth(nbytes) if nbytes else 0.0, matrix_rate(dtype) if flops else 0.0
+            finally:
+                torch.set_num_threads(all_threads)
+        name += ", one thread" if threads == 1 else ""
+        _rows.append(Comparison(name, seconds, nbytes, flops, *rates, aim))
 
+    torch.manual_seed(0)
     with torch.no_grad():
         yield run
 
@@ -52,15 +68,10 @@ def against(benchmark, request) -> Iterator[Callable[..., None]]:
 def pytest_terminal_summary(terminalreporter, config) -> None:
     if not _rows:
         return
-    terminalreporter.section("against peers, medians of interleaved runs")
+    terminalreporter.section("times faster than peers, medians of interleaved runs")
     terminalreporter.write_line(", ".join(f"{name} {value}" for name, value in provenance.provenance().items()))
-    header = ""
-    for comparison in _rows:
-        if comparison.header() != header:
-            header = comparison.header()
-            terminalreporter.write_line("\n" + header)
-        terminalreporter.write_line(comparison.row())
-    path = config.getoption("--save-table")
-    if path is not None:
-        provenance.save(path, [comparison.record() for comparison in _rows])
+    rows = [comparison.record() for comparison in _rows]
+    terminalreporter.write_line(table.cpu(rows))
+    if path := config.getoption("--save-table"):
+        provenance.save(path, rows)
         terminalreporter.write_line(f"\nwritten to {path}")

@@ -28,13 +28,14 @@ class Comparison:
     flops: int = 0
     copy_bandwidth: float = 0.0
     matrix_rate: float = 0.0
+    aim: float | None = None
 
     def median(self, contender: str = OURS) -> float:
         return float(np.median(self.seconds[contender]))
 
-    def ratio(self, peer: str, ours: str = OURS) -> tuple[float, float, float]:
+    def ratio(self, peer: str) -> tuple[float, float, float]:
         """Median and quartiles of peer / ours over the rounds: above 1, ours is faster."""
-        q = np.quantile(self.seconds[peer] / self.seconds[ours], [0.5, 0.25, 0.75])
+        q = np.quantile(self.seconds[peer] / self.seconds[OURS], [0.5, 0.25, 0.75])
         return float(q[0]), float(q[1]), float(q[2])
 
     @property
@@ -60,33 +61,13 @@ class Comparison:
         return least / self.median()
 
     def record(self) -> dict[str, str | float]:
-        """A flat row for a file: microseconds, ratios with quartiles, rates and the share of the limit."""
-        row: dict[str, str | float] = {"name": self.name}
-        row |= {f"{c} us": 1e6 * self.median(c) for c in self.seconds}
-        if len(self.seconds) > 1:
-            row["best peer"] = self.best
-            row |= dict(zip(("ratio", "ratio q1", "ratio q3"), self.ratio(self.best), strict=True))
+        """A flat row for a file: the ratio to the best with quartiles, rates, the limit, microseconds of each."""
+        row: dict[str, str | float] = {"name": self.name, "aim": self.aim or "", "best peer": self.best}
+        row |= dict(zip(("ratio", "ratio q1", "ratio q3"), self.ratio(self.best), strict=True))
         row |= {"GB/s": 1e-9 * self.bytes / self.median(), "GFLOP/s": 1e-9 * self.flops / self.median()}
         row |= {"copy GB/s": 1e-9 * self.copy_bandwidth, "matrix GFLOP/s": 1e-9 * self.matrix_rate}
-        return row | {"bound": self.bound, "share of limit": self.share}
-
-    def row(self) -> str:
-        """A line of a Markdown table."""
-        times = " / ".join(f"{1e6 * self.median(c):.1f}" for c in self.seconds)
-        best = "- | -"
-        if len(self.seconds) > 1:
-            middle, low, high = self.ratio(self.best)
-            best = f"{middle:.2f} ({low:.2f}-{high:.2f}) | {self.best}"
-        moved = f"{1e-9 * self.bytes / self.median():.1f}" if self.bytes else "-"
-        computed = f"{1e-9 * self.flops / self.median():.1f}" if self.flops else "-"
-        limit = f"{100 * self.share:.0f} % of {self.bound}" if self.bound else "-"
-        return f"| {self.name} | {times} | {best} | {moved} | {computed} | {limit} |"
-
-    def header(self) -> str:
-        return (
-            f"| | microseconds: {' / '.join(self.seconds)} | times faster than the best (quartiles) | the best"
-            " | GB/s | GFLOP/s | of the limit |\n| --- | --- | --- | --- | --- | --- | --- |"
-        )
+        row |= {"bound": self.bound, "share of limit": self.share}
+        return row | {f"{c} us": 1e6 * self.median(c) for c in self.seconds}
 
 
 def interleave(
@@ -94,8 +75,9 @@ def interleave(
 ) -> dict[str, np.ndarray]:
     """Seconds a call, ``[rounds]`` for each contender: each round times every one, in an order that rotates.
 
-    A timing repeats the call until it takes about ``budget`` seconds, so that the clock is not what is measured.
-    There are fewer rounds, but at least 5, where they would take more than about ``seconds`` in all.
+    A timing repeats the call until it takes about ``budget`` seconds, so that the clock is not what is measured, after
+    one call that is not timed: another's threads come to rest, its data leaves the cache. There are fewer rounds, but
+    at least 5, where they would take more than about ``seconds`` in all.
     """
     names = list(contenders)
     repeats, expected = {}, 0.0
@@ -106,12 +88,13 @@ def interleave(
         contenders[name]()
         once = max(time.perf_counter() - start, 1e-7)
         repeats[name] = max(1, int(budget / once))
-        expected += repeats[name] * once
-    rounds = max(5, min(rounds, int(seconds / expected)))
+        expected += (repeats[name] + 1) * once
+    rounds = max(min(5, rounds), min(rounds, int(seconds / expected)))
     taken = {name: np.empty(rounds) for name in names}
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
             call, count = contenders[name], repeats[name]
+            call()
             start = time.perf_counter()
             for _ in range(count):
                 call()
@@ -124,7 +107,7 @@ def copy_bandwidth(nbytes: int) -> float:
     that moves as much as the operation does."""
     source = torch.empty(max(nbytes // 8, 1024), dtype=torch.float32).normal_()
     target = torch.empty_like(source)
-    seconds = interleave({"copy": lambda: target.copy_(source)}, rounds=30)["copy"]
+    seconds = interleave({"copy": lambda: target.copy_(source)}, rounds=30, seconds=0.5)["copy"]
     return 2 * source.numel() * 4 / float(np.median(seconds))
 
 
@@ -137,28 +120,5 @@ def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
 def _matrix_rate(dtype: torch.dtype, threads: int, side: int = 2048) -> float:
     a, b = (torch.randn(side, side, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
     out = torch.empty_like(a)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / float(np.median(seconds[1:]))
-
-
-def compare(
-    name: str,
-    contenders: dict[str, Callable[[], object]],
-    nbytes: int = 0,
-    flops: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> Comparison:
-    """Time the contenders in turns. ``nbytes`` is what the operation must read and write at least, ``flops`` what it
-    must compute in a matrix product of ``dtype``; 0 leaves that limit out."""
-    return Comparison(
-        name,
-        interleave(contenders),
-        nbytes,
-        flops,
-        copy_bandwidth(nbytes) if nbytes else 0.0,
-        matrix_rate(dtype) if flops else 0.0,
-    )
+    seconds = interleave({"mm": lambda: torch.mm(a, b, out=out)}, rounds=5)["mm"]
+    return 2 * side**3 / float(np.median(seconds))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import datetime
+import importlib.metadata
 import io
-import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -35,6 +35,11 @@ def commit() -> str:
         return "unknown"
 
 
+def _installed(*names: str) -> list[str]:
+    found = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in names}
+    return [f"{name} {found[name]}" for name in names if name in found]
+
+
 def provenance() -> dict[str, str | int]:
     """Machine, versions, threads, instruction set, commit and date."""
     return {
@@ -47,27 +52,18 @@ def provenance() -> dict[str, str | int]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": torch.__version__,
         "ansn": ansn.__version__,
+        "packages": ", ".join(_installed("numpy", "scipy", "jax")),
     }
 
 
 def save(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
-    """Write ``rows`` with :func:`provenance` to ``path``: .json, or .csv with it in lines that begin with ``#``.
-
-    Raises ValueError for another suffix.
-    """
+    """Write ``rows`` as CSV to ``path``, below :func:`provenance` in lines that begin with ``#``."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO()
+    out.writelines(f"# {name}: {value}\n" for name, value in provenance().items())
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     path = Path(path)
-    origin = provenance()
-    if path.suffix == ".json":
-        text = json.dumps({"provenance": origin, "rows": list(rows)}, indent=1) + "\n"
-    elif path.suffix == ".csv":
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        out = io.StringIO()
-        out.writelines(f"# {name}: {value}\n" for name, value in origin.items())
-        writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        text = out.getvalue()
-    else:
-        raise ValueError(f"path: got {path.name!r}, expected a name that ends in .csv or .json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(out.getvalue())

@@ -1,41 +1,42 @@
-"""The tables of docs/performance.md, made of the files of measurements; a test holds the docs to them.
+"""The tables and sentences of the docs that come from files of measurements; a test holds the docs to them.
 
     python -m benchmarks.table            # prints them
-    python -m benchmarks.table --write    # puts them into docs/performance.md, between their marks
+    python -m benchmarks.table --write    # puts them into docs/performance.md and README.md, between their marks
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
-CPU, PEERS, SCALE, STEP = (
-    ROOT / "benchmarks" / "results" / f"{name}.csv" for name in ("cpu", "peers", "scale", "step")
-)
+PAGES = ROOT / "docs" / "performance.md", ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
-AIMS = {
-    "Langevin step 128 x 784": 5.0,
-    "Langevin step 1024 x 784": 5.0,
-    "Langevin step 128 x 3072": 5.0,
-    "dense draw 128 x 784": 1.8,
-    "dense draw 128 x 3072": 1.8,
-    "covariance update 128 x 784 float32": 1.6,
-    "rank-1 update K = 1024, d = 64 float32": 1.8,
-    "rank-1 update K = 64, d = 784 float32": 1.8,
-    "Cholesky 1024 x 16 float32": 8.0,
-    "Cholesky 1024 x 32 float32": 8.0,
-    "Cholesky 1024 x 64 float32": 8.0,
-    "loss and gradient 128 x 3072, target": 3.0,
-    "loss and gradient 128 x 3072, target, autograd": 3.0,
-    "loss and gradient 128 x 3072, regenerated": 3.0,
+CLAIMS = {
+    "separable step": "separable step",
+    "separable filter": "separable filter",
+    "separable update": "separable moments",
+    "mixture": "denoiser of a mixture",
+    "Langevin step": "elementwise step",
+    "diagonal draw": "diagonal draw",
+    "dense draw": "correlated draw",
+    "factor product": "product with a factor",
+    "covariance update": "running covariance",
+    "rank-1 update": "batched rank-1 update",
+    "Cholesky": "many small Cholesky factors in a warm cache",
+    "cold Cholesky": "the same from memory",
+    "loss and gradient": "loss with its gradient",
+    "loss through autograd": "the same through autograd",
 }
-"""How many times faster than the best of torch the project set out to be."""
+"""What a sentence calls the rows whose name begins so."""
 
-NOT_TORCH = ("ansn", "autograd", "NumPyro", "BlackJAX")
+Row = Mapping[str, Any]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -43,55 +44,95 @@ def read(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
 
 
-def _times(row: dict[str, str]) -> dict[str, float]:
-    return {key.removesuffix(" us"): float(value) for key, value in row.items() if key.endswith(" us") and value}
+def _times(row: Row) -> dict[str, float]:
+    return {key.removesuffix(" us"): float(value) for key, value in row.items() if key.endswith(" us") and value != ""}
+
+
+def _others(row: Row) -> dict[str, float]:
+    """How many times ours the medians of others than torch are."""
+    times = _times(row)
+    not_others = "ansn", "eager", "compile", row["best peer"]
+    return {peer: t / times["ansn"] for peer, t in times.items() if not peer.startswith(not_others)}
 
 
 def _microseconds(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
-def _line(name: str, ours: float, row: dict[str, str], *, whole: bool) -> str:
-    torch = {peer: value for peer, value in _times(row).items() if peer not in NOT_TORCH}
-    if len(torch) > 1:
-        torch.pop("matmul", None)  # beside a draw that is a part of the work: it draws nothing
-    best = min(torch, key=torch.__getitem__)
-    ratio = f"{torch[best] / ours:.2f}"
-    if whole and best == row["best peer"]:  # the median of the rounds' ratios
-        ratio = f"{float(row['ratio']):.2f} ({float(row['ratio q1']):.2f}-{float(row['ratio q3']):.2f})"
-    share = f"{100 * float(row['share of limit']):.0f} % of {row['bound']}" if whole and row["bound"] else "-"
-    aim = f"{AIMS[name]:g}" if name in AIMS else "-"
-    return f"| {name} | {_microseconds(ours)} / {_microseconds(torch[best])} | {ratio} | {best} | {aim} | {share} |"
+def _small(row: Row) -> bool:
+    return row["name"].startswith("small ")
 
 
-def cpu(rows: Iterable[dict[str, str]]) -> str:
-    """Every operation against the best of torch. A ratio with quartiles is the rounds' median, another of medians."""
+def cpu(rows: Iterable[Row]) -> str:
+    """Every operation against the best of torch, with the quartiles of the rounds' ratios, and beside others."""
     lines = [
-        "| operation, float32 unless said | microseconds: ansn / best of torch | times faster (quartiles)"
-        " | best of torch | aim | of the limit |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| operation, float32 unless said | microseconds: ansn / the best | times faster (quartiles)"
+        " | the best of torch | beside others | aim | of the limit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        times = _times(row)
-        lines.append(_line(row["name"], times["ansn"], row, whole=True))
-        if "autograd" in times:
-            lines.append(_line(f"{row['name']}, autograd", times["autograd"], row, whole=False))
+        times, best = _times(row), row["best peer"]
+        cells = (
+            row["name"],
+            f"{_microseconds(times['ansn'])} / {_microseconds(times[best])}",
+            f"{float(row['ratio']):.2f} ({float(row['ratio q1']):.2f}-{float(row['ratio q3']):.2f})",
+            best,
+            ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in _others(row).items()) or "-",
+            f"{float(row['aim']):g}" if row.get("aim") else "-",
+            f"{100 * float(row['share of limit']):.0f} % of {row['bound']}" if row["bound"] else "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def peers(rows: Iterable[dict[str, str]]) -> str:
-    """Every operation beside other libraries, microseconds."""
-    rows = list(rows)
-    names = list(dict.fromkeys(peer for row in rows for peer in _times(row)))
-    lines = [f"| microseconds | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+def small(rows: Iterable[Row]) -> str:
+    """Times faster than eager torch, a row an operation, a column a size; rows are named "small WHAT, B x d"."""
+    ratios: dict[str, dict[str, float]] = {}
     for row in rows:
-        times = _times(row)
-        cells = (_microseconds(times[peer]) if peer in times else "-" for peer in names)
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        what, _, size = row["name"].removeprefix("small ").rpartition(", ")
+        ratios.setdefault(what, {})[size] = float(row["ratio"])
+    sizes = list(dict.fromkeys(size for found in ratios.values() for size in found))
+    lines = [f"| times faster | {' | '.join(sizes)} |", f"| --- |{' --- |' * len(sizes)}"]
+    for what, found in ratios.items():
+        cells = (f"{found[size]:.2f}" if size in found else "-" for size in sizes)
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def plain(rows: Iterable[dict[str, str]]) -> str:
+def _range(ratios: list[float]) -> str:
+    low, high = (f"{value:.1f}" for value in (min(ratios), max(ratios)))
+    return low if low == high else f"{low} to {high}"
+
+
+def claims(rows: Iterable[Row]) -> str:
+    """One item an operation: from which ratio to which over its rows, with all threads and with one, and beside each
+    other library that is nearer than torch."""
+    found = []
+    for prefix, title in CLAIMS.items():
+        of = [row for row in rows if re.match(rf"{prefix} [\dK]", row["name"])]
+        whole = [row for row in of if "one thread" not in row["name"]]
+        notes: dict[str, list[float]] = {}
+        for row in of:
+            if "one thread" in row["name"]:
+                notes.setdefault("one thread", []).append(float(row["ratio"]))
+        for row in whole:
+            for peer, ratio in _others(row).items():
+                if ratio < float(row["ratio"]):
+                    notes.setdefault(f"beside {peer}", []).append(ratio)
+        if whole:
+            noted = "; ".join(f"{note} {_range(ratios)}" for note, ratios in notes.items())
+            found.append(f"{title} {_range([float(row['ratio']) for row in whole])}" + (f" ({noted})" if noted else ""))
+    return "\n".join(textwrap.wrap(", ".join(found) + ".", 120, break_on_hyphens=False))
+
+
+def short(rows: Iterable[Row]) -> str:
+    """A line for each row that misses its aim."""
+    missed = [row for row in rows if row.get("aim") and float(row["ratio"]) < float(row["aim"])]
+    lines = (f"* {row['name']}: {float(row['ratio']):.2f} of {float(row['aim']):g}." for row in missed)
+    return "\n".join(lines) or "None."
+
+
+def plain(rows: Iterable[Row]) -> str:
     """Rows as they are, numbers to three digits."""
     rows = list(rows)
 
@@ -103,28 +144,32 @@ def plain(rows: Iterable[dict[str, str]]) -> str:
 
 
 def written(text: str) -> str:
-    """``text`` with each table put between its marks. Raises ValueError where a mark is missing."""
-    for name, table in tables().items():
-        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-        head, mark, rest = text.partition(begin)
-        _, closing, tail = rest.partition(end)
-        if not mark or not closing:
-            raise ValueError(f"text: got no {begin.strip()} ... <!-- end -->, expected the marks of table {name!r}")
-        text = head + begin + table + "\n" + end + tail
-    return text
+    """``text`` with what belongs between its marks. Raises ValueError for marks of nothing."""
+    known = tables()
+
+    def filled(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise ValueError(f"text: got marks of {match[1]!r}, expected one of {', '.join(known)}")
+        return f"<!-- table: {match[1]} -->\n{known[match[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
 
 
 def tables() -> dict[str, str]:
-    """Every table by the name of its marks."""
-    return {"cpu": cpu(read(CPU)), "peers": peers(read(PEERS)), "scale": plain(read(SCALE)), "step": plain(read(STEP))}
+    """Every table and sentence by the name of its marks: those of cpu.csv, and each other file as it is."""
+    rows = read(RESULTS / "cpu.csv")
+    large = [row for row in rows if not _small(row)]
+    found = {"cpu": cpu(large), "small": small(filter(_small, rows)), "claims": claims(large), "short": short(large)}
+    return found | {path.stem: plain(read(path)) for path in sorted(RESULTS.glob("*.csv")) if path.stem != "cpu"}
 
 
 def main() -> None:
     """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="into the pages")
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text()))
+        for page in PAGES:
+            page.write_text(written(page.read_text()))
     else:
         print(*tables().values(), sep="\n\n")
 

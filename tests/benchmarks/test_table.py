@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md are those of the measured files."""
+"""The tables and sentences of the docs are those of the measured files."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ import pytest
 
 from benchmarks import table
 
+ROW = {
+    "name": "Langevin step 1 x 2", "ansn us": "2", "eager us": "9", "compile us": "10", "JAX us": "4", "aim": "5",
+    "best peer": "eager", "ratio": "4.5", "ratio q1": "4", "ratio q3": "5", "share of limit": "0.5", "bound": "copy",
+}  # fmt: skip
+ONE = ROW | {"name": "Langevin step 1 x 2, one thread", "ratio": "2.04", "aim": ""}
 
-def test_the_docs_hold_the_measured_tables():
-    """`python -m benchmarks.table --write` puts them there."""
-    text = table.PAGE.read_text()
+
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.name)
+def test_the_docs_hold_what_was_measured(page):
+    """`python -m benchmarks.table --write` puts it there."""
+    text = page.read_text()
+    assert "<!-- table: claims -->" in text
     assert table.written(text) == text
 
 
-def test_every_aim_is_of_a_row():
-    """A renamed benchmark would lose its aim in silence."""
-    names = [line.split(" | ")[0].removeprefix("| ") for line in table.cpu(table.read(table.CPU)).splitlines()]
-    assert set(table.AIMS) <= set(names)
+def test_a_row_says_what_is_beside_the_best_of_torch():
+    line = table.cpu([ROW]).splitlines()[-1]
+    assert line == "| Langevin step 1 x 2 | 2.0 / 9.0 | 4.50 (4.00-5.00) | eager | JAX 2.00 | 5 | 50 % of copy |"
+    assert len({row.count("|") for row in table.cpu([ROW, ONE]).splitlines()}) == 1
 
 
-def test_the_best_of_torch_is_not_ours_and_not_a_part_of_the_work():
-    row = {
-        "name": "draw", "ansn us": "2", "eager us": "9", "addcmul us": "6", "matmul us": "1", "NumPyro us": "1",
-        "autograd us": "4", "best peer": "eager", "ratio": "4.5", "ratio q1": "4", "ratio q3": "5",
-        "share of limit": "0.5", "bound": "copy",
-    }  # fmt: skip
-    assert table.cpu([row]).splitlines()[2:] == [
-        "| draw | 2.0 / 6.0 | 3.00 | addcmul | - | 50 % of copy |",
-        "| draw, autograd | 4.0 / 6.0 | 1.50 | addcmul | - | - |",
-    ]
-    row["addcmul us"] = ""
-    assert "| 4.50 (4.00-5.00) | eager |" in table.cpu([row])
+def test_sentences_come_from_the_rows():
+    other = ROW | {"name": "Langevin step 3 x 2", "ratio": "6.0"}
+    assert table.claims([ROW, ONE, other]) == (
+        "elementwise step 4.5 to 6.0 (one thread 2.0; beside JAX 2.0)."
+    )
+    assert table.short([ROW, ONE, other]) == "* Langevin step 1 x 2: 4.50 of 5."
+    assert table.short([other]) == "None."
 
 
-def test_a_missing_mark_is_named():
-    with pytest.raises(ValueError, match="text: got no <!-- table: cpu -->"):
-        table.written("no table here")
+def test_small_sizes_are_columns():
+    rows = [ROW | {"name": f"small step, {kind}, {size}"} for kind, size in (("none", "1 x 4"), ("dense", "2 x 4"))]
+    assert table.small(rows).splitlines()[2:] == ["| step, none | 4.50 | - |", "| step, dense | - | 4.50 |"]
+
+
+def test_a_mark_of_nothing_is_named():
+    with pytest.raises(ValueError, match="text: got marks of 'nothing', expected one of cpu, "):
+        table.written("<!-- table: nothing -->\n<!-- end -->")
