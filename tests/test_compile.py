@@ -90,7 +90,7 @@ def test_loss(backend, options, metric):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("options", "metric"), MODES)
+@pytest.mark.parametrize(("options", "metric"), [*MODES, ({"structure": "diagonal"}, "pixel")])
 def test_training_step(backend, options, metric):
     """Draw, forward and loss in one graph, backward through it; the weights follow those of the eager run."""
 
