@@ -178,13 +178,13 @@ def separable_apply(
         q: the basis. ``inward``: with ``Q^T``; ``outward``: with ``Q``.
         weights: w, ``[K or 1, d]``. tau: a number or a tensor ``[]`` or ``[B]``: then ``w = 1 / (weights / tau^2 +
             1)``, which with ``rest`` and both sides of Q is the Wiener filter of ``l = weights``.
-        center: ``[K or 1, d]``, taken away first. region: int64 ``[B]``; may be None when K = 1.
+        center: ``[K or 1, d]``, taken away first. region: int64 ``[B]``; not looked at when K = 1.
 
     Returns v's shape and dtype; arithmetic is float64 for float64 rows, else float32. Differentiable in v alone. Raises
     TypeError or ValueError naming the argument.
     """
     _checks.batched("v", v)
-    _known(v, q, region, weights=weights, center=center)
+    region = _known(v, q, region, weights=weights, center=center)
     _checks.without_gradient(tau=tau)
     tau2 = None
     if tau is not None:
@@ -212,7 +212,7 @@ def separable_step(
     """``out = x + c (D - x) + Q (s * (a f + b z))``, row by row (math section 3): :func:`colored_step` with the factor
     ``Q diag(s)``, ``deviation`` s ``[K or 1, d]``; the other arguments are its."""
     _checks.batched("x", x)
-    _known(x, q, region, "x", deviation=deviation)
+    region = _known(x, q, region, "x", deviation=deviation)
     _checks.without_gradient(c=c, a=a, b=b)
     rows = x.shape[0]
     terms = [_checks.coefficient(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
@@ -304,8 +304,10 @@ def mixture(
 
 def _known(
     v: Tensor, q: Axes, region: Tensor | None, name: str = "v", regions: int | None = None, **rows: Tensor | None
-) -> None:
-    """Raises TypeError or ValueError unless rows of data, the basis and ``rows`` ``[K or 1, d]`` go together, and
+) -> Tensor | None:
+    """The regions, or None where there is one of everything.
+
+    Raises TypeError or ValueError unless rows of data, the basis and ``rows`` ``[K or 1, d]`` go together, and
     ``region`` with K; with ``regions`` K is that, ``rows`` are ``[K, d]`` and each row of data is of all regions."""
     bases, axes, shape = q
     dim = reference.product(shape)
@@ -328,3 +330,4 @@ def _known(
         _checks.without_gradient(**{name: value})
     if regions is None:
         _checks.region(region, v.shape[0], count, v.device)
+    return None if count == 1 else region

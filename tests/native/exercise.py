@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -88,6 +89,55 @@ def dsm_loss() -> Iterator[Call]:
         p, w = rand(rows, dim, dtype=dtype), torch.linspace(0.5, 1.0, rows)
         yield lambda p=p: ops.dsm_loss(p, weight=0.5, seed=5)
         yield lambda p=p, w=w: ops.dsm_loss(p, p.roll(1), weight=w)
+
+
+def by_axes(regions: int, dtype: torch.dtype = torch.float32) -> Iterator[ops.Axes]:
+    for shape in ((1,), (70,), (5, 3), (2, 9, 1), (3, 17, 9), (2, 3, 4, 5)):
+        axes = [a for a, n in enumerate(shape) if n > 1]
+        yield ops.Axes([rand(regions, shape[a], shape[a], dtype=dtype) for a in axes], axes, shape)
+    yield ops.Axes([rand(1, 7, 7, dtype=dtype)], [1], (3, 7, 5))
+
+
+def separable_apply() -> Iterator[Call]:
+    for dtype, regions, rows in itertools.product(DTYPES, (1, 3), (0, 1, 19)):
+        for q in by_axes(regions, torch.float64 if dtype == torch.float64 else torch.float32):
+            dim, region = math.prod(q.shape), owners(rows, regions)
+            v, w = rand(rows, dim, dtype=dtype), rand(regions, dim).abs()
+            yield lambda v=v, q=q, k=region: ops.separable_apply(v, q, outward=False, region=k)
+            yield lambda v=v, q=q, k=region, w=w: ops.separable_apply(
+                v, q, weights=w, tau=0.5, center=w, region=k, rest=True
+            )
+
+
+def separable_step() -> Iterator[Call]:
+    for dtype, regions, rows in itertools.product(DTYPES, (1, 3), (0, 1, 19)):
+        for q in by_axes(regions, torch.float64):
+            dim, region, b = math.prod(q.shape), owners(rows, regions), torch.linspace(0.1, 1.0, rows)
+            x, known = rand(rows, dim, dtype=dtype), {"q": q, "deviation": rand(regions, dim).abs(), "region": region}
+            yield lambda x=x, o=known: ops.separable_step(x, b=1.0, **o, seed=3)
+            yield lambda x=x, o=known, b=b: ops.separable_step(x, x, x, c=0.1, a=0.2, b=b, **o, row=2**32 - 3)
+
+
+def separable_update_() -> Iterator[Call]:
+    for dtype, x_dtype, regions, rows in itertools.product(DTYPES[:2], DTYPES, (1, 3), (0, 40)):
+        for q in by_axes(regions, dtype):
+            dim, region = math.prod(q.shape), owners(rows, regions)
+            state = [torch.zeros(regions, dim, dtype=dtype) for _ in range(2)]
+            state = [*(torch.zeros(regions).double() for _ in range(2)), *state]
+            axes = [torch.zeros(regions, q.shape[a], q.shape[a], dtype=dtype) for a in q.axes]
+            x = rand(rows, dim, dtype=x_dtype)
+            for _ in range(2):  # at first there is no row for the change of the mean
+                yield lambda s=state, a=axes, x=x, q=q, k=region: ops.separable_update_(*s, a, x, q, k, decay=0.9)
+            yield lambda s=state, x=x, q=q, k=region: ops.separable_update_(*s, [], x, q, k)
+
+
+def mixture() -> Iterator[Call]:
+    for dtype, regions, rows in itertools.product(DTYPES, (1, 3), (0, 1, 19)):
+        for q in by_axes(regions):
+            dim, shares = math.prod(q.shape), torch.zeros(regions).double()
+            x, known = rand(rows, dim, dtype=dtype), (q, rand(regions, dim), rand(regions, dim).abs(), shares)
+            for denoise in (True, False):
+                yield lambda x=x, o=known, d=denoise: ops.mixture(x, *o, torch.ones(()), d)
 
 
 def beyond(dtype: Any, count: int, skip: int, memory: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -67,6 +67,14 @@ def random_factor(
         return (0.5 + randn(regions, dim, seed=seed).abs()).to(dtype)
     matrix = randn(regions, dim, dim, seed=seed) / (2 * dim**0.5) + torch.eye(dim, dtype=torch.float64)
     return (matrix.tril() if kind == "lower" else matrix).to(dtype)
+
+
+def random_axes(
+    shape: Sequence[int], axes: Sequence[int], regions: int = 1, dtype: torch.dtype = torch.float64
+) -> ops.Axes:
+    """An orthonormal basis of some axes."""
+    bases = (torch.linalg.qr(randn(regions, shape[a], shape[a], seed=a))[0].to(dtype) for a in axes)
+    return ops.Axes([basis.contiguous() for basis in bases], list(axes), tuple(shape))
 
 
 def numpy_factor(factor: Tensor | None, region: Tensor | None, rows: int, dim: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ansn import ops
-from tests.ops.helpers import back_ends, on, randn, random_factor
+from tests.ops.helpers import back_ends, on, randn, random_axes, random_factor
 from tests.tolerances import rms_ratio
 
 COUNTERS = (3, 5, 7, ops.LANGEVIN)
@@ -22,6 +22,14 @@ def step_arguments(terms: str, kind: str, regions: int, dtype: torch.dtype = tor
         *(torch.rand(4, dtype=wide) if n in terms else None for n in "cab"),
         random_factor(kind, regions, 6, wide), REGION % regions if regions > 1 else None, kind != "full", *COUNTERS,
     )  # fmt: skip
+
+
+def by_axes(regions: int, dtype: torch.dtype = torch.float32) -> tuple:
+    return tuple(random_axes((2, 3), (0, 1), regions, dtype))
+
+
+def single(*shape: int, seed: int = 0) -> Tensor:
+    return randn(*shape, seed=seed, dtype=torch.float32)
 
 
 CASES = {
@@ -50,6 +58,24 @@ CASES = {
                                              torch.zeros(1, 6, 6), randn(4, 6).float(), None, 1.0)),
     "update, diagonal regions": ("covariance_update_", (torch.ones(3).double(), torch.ones(3).double(),
                                  torch.zeros(3, 6).double(), torch.ones(3, 6).double(), randn(4, 6), REGION, 0.5)),
+    "by axes, filter, regions": ("separable_apply", (single(4, 6), single(3, 6, seed=1), single(3, 6, seed=2).abs(),
+                                 torch.ones(4), REGION, True, True, True, *by_axes(3))),
+    "by axes, product": ("separable_apply", (randn(4, 6), None, None, None, None, True, False, False,
+                                             *by_axes(1, torch.float64))),
+    "by axes, nothing": ("separable_apply", (single(4, 6), None, None, None, None, False, False, False, [], [], [6])),
+    "by axes, step": ("separable_step", (*(single(4, 6, seed=s) for s in (1, 2, 3)), *torch.rand(3, 4),
+                                         single(3, 6).abs(), REGION, *by_axes(3), *COUNTERS)),
+    "by axes, draw, half": ("separable_step", (single(4, 6).half(), None, None, None, None, torch.tensor(0.5),
+                                               single(1, 6).abs(), None, *by_axes(1), *COUNTERS)),
+    "by axes, update": ("separable_update_", (torch.ones(3).double(), torch.ones(3).double(), single(3, 6),
+                        torch.zeros(3, 6), [torch.zeros(3, 2, 2), torch.zeros(3, 3, 3)], single(4, 6), REGION,
+                        *by_axes(3), 0.5)),
+    "by axes, update, variances": ("separable_update_", (torch.ones(1).double(), torch.ones(1).double(), randn(1, 6),
+                                   torch.zeros(1, 6).double(), [], single(4, 6), None, *by_axes(1), 1.0)),
+    "mixture": ("mixture", (single(4, 6), single(3, 6, seed=1), single(3, 6, seed=2).abs(), torch.zeros(3).double(),
+                            torch.ones(4), True, *by_axes(3))),
+    "mixture, logarithms": ("mixture", (randn(4, 6), randn(3, 6, seed=1), randn(3, 6, seed=2).abs(),
+                                        torch.zeros(3).double(), torch.tensor(0.5).double(), False, *by_axes(1))),
 }  # fmt: skip
 
 
@@ -63,7 +89,7 @@ def test_opcheck(case, name):
     overload = getattr(torch.ops.ansn, operation).default
 
     def fresh() -> tuple:
-        return tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
+        return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, arguments)
 
     refusals: set[str] = set()
     if on(name, lambda: (overload(*fresh()),), refusals) is None:

@@ -7,10 +7,11 @@ an operation allocates holds NaN before (conftest.py), its inputs may not change
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.ops import _dispatch, reference
-from tests.ops.helpers import DTYPES, error_ratio, generator, on, randn, random_factor
+from tests.ops.helpers import DTYPES, error_ratio, generator, on, randn, random_axes, random_factor
 from tests.tolerances import RATIO
 
 PAIRS = [(operation, name) for operation in ops.operations() for name in ops.registered(operation)]
 DIMS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 64, 65)
+SHAPES = ((1,), (7,), (64,), (4, 1), (5, 3), (2, 9, 1), (33, 17), (1, 28, 5), (3, 8, 8), (3, 4, 5, 6))
 LAYOUTS = ("contiguous", "offset", "rows apart", "columns apart", "transposed", "one row for all", "images")
 
 
@@ -84,6 +86,22 @@ class Draw:
         number = float(np.float32(value))
         each = number * torch.linspace(0.5, 1.5, self.rows)
         return self.pick(None, 0, number, torch.tensor(number), each, each.double())
+
+    def axes(self) -> ops.Axes:
+        """A basis by axes, which then says how long a row is."""
+        shape = self.pick(*SHAPES)
+        self.dim = math.prod(shape)
+        long = [a for a, n in enumerate(shape) if n > 1]
+        chosen, count = self.pick(long, long, long[:1], range(len(shape))), self.pick(1, self.regions)
+        q = random_axes(shape, chosen, count, self.pick(self.wide, torch.float64))
+        self.inputs += q.bases
+        return q
+
+    def each(self, seed: int, of: Callable[[Tensor], Tensor] = lambda t: 0.5 + t.abs(), one: bool = True) -> Tensor:
+        """``[K, dim]``, or, where there may be ``one`` for all, ``[1, dim]``."""
+        count = self.pick(1, self.regions) if one else self.regions
+        self.inputs.append(of(randn(count, self.dim, seed=seed)).to(self.wide))
+        return self.inputs[-1]
 
     def counters(self) -> dict[str, int]:
         return {
@@ -248,12 +266,114 @@ def dsm_loss(data: st.DataObject) -> Case:
     return Case(run, [t for t in (prediction, target, weight) if isinstance(t, Tensor)], compare)
 
 
+def basis64(q: ops.Axes) -> tuple[list[Tensor], Sequence[int], Sequence[int]]:
+    return [basis.double() for basis in q.bases], q.axes, q.shape
+
+
+def separable_apply(data: st.DataObject) -> Case:
+    d = Draw(data)
+    q, region = d.axes(), d.region()
+    v, weights, center = d.batch(1), d.pick(None, d.each(2)), d.pick(None, d.each(3, lambda t: t))
+    flags = {"inward": d.pick(False, True), "outward": d.pick(False, True), "rest": d.pick(False, True)}
+    tau = None if weights is None else d.coefficient(0.7)
+    level = None if tau is None else torch.as_tensor(tau).double().square()
+    wide = (None if t is None else t.double() for t in (center, weights))
+    expected = reference.separable_apply(flat64(v), *wide, level, region, *flags.values(), *basis64(q))
+
+    def compare(out: tuple[Tensor, ...]) -> None:
+        assert (out[0].shape, out[0].dtype) == (v.shape, d.dtype)
+        close("separable_apply", out[0].flatten(1), expected)
+
+    inputs = [*d.inputs, *(t for t in (region, tau) if isinstance(t, Tensor))]
+    return Case(
+        lambda: (ops.separable_apply(v, q, weights=weights, tau=tau, center=center, region=region, **flags),),
+        inputs, compare,
+    )  # fmt: skip
+
+
+def separable_step(data: st.DataObject) -> Case:
+    d = Draw(data)
+    q, region, deviation = d.axes(), d.region(), d.each(4)
+    x, denoised, f = (t.flatten(1) for t in (d.batch(1), d.batch(2), d.batch(3)))
+    denoised, f = d.pick(None, denoised), d.pick(None, f)
+    c, a, b = (d.coefficient(value) for value in (0.125, 0.7, 1.3))
+    counters = d.counters()
+    expected = reference.separable_step(
+        *map(flat64, (x, denoised, f)), *map(number64, (c, a, b)), deviation.double(), region, *basis64(q),
+        *counters.values(),
+    )  # fmt: skip
+    known = {"q": q, "deviation": deviation, "region": region, "c": c, "a": a, "b": b}
+
+    def compare(out: tuple[Tensor, ...]) -> None:
+        assert (out[0].shape, out[0].dtype) == (x.shape, d.dtype)
+        close("separable_step", out[0], expected)
+
+    inputs = [*d.inputs, *(t for t in (region, c, a, b) if isinstance(t, Tensor))]
+    return Case(lambda: (ops.separable_step(x, denoised, f, **known, **counters),), inputs, compare)
+
+
+def separable_update_(data: st.DataObject) -> Case:
+    d = Draw(data, DTYPES[:2])
+    q, region = d.axes(), d.region()
+    x, decay = 1.0 + d.batch(1, d.pick(*DTYPES)), d.pick(1.0, 0.9, 0.5)
+    sizes = [(d.dim,), (d.dim,), *((q.shape[a], q.shape[a]) for a in (q.axes if d.pick(True, False) else ()))]
+    state = [torch.zeros(d.regions, *size).double() for size in ((), (), *sizes)]
+    if d.pick(True, False):  # it has seen two points of some regions
+        before = torch.arange(0, 2 * d.regions).remainder(d.regions)[: 2 * d.regions - 1]
+        rows = randn(len(before), d.dim, seed=9)
+        reference.separable_update_(*state[:4], state[4:], rows, before, *basis64(q), 1.0)
+    state[2:] = [t.to(d.dtype) for t in state[2:]]
+    wanted = [t.double().clone() for t in state]
+    owners = torch.zeros(d.rows, dtype=torch.int64) if region is None else region
+    reference.separable_update_(*wanted[:4], wanted[4:], flat64(x), owners, *basis64(q), decay)
+
+    def run() -> tuple[Tensor, ...]:
+        fresh = [t.clone() for t in state]
+        ops.separable_update_(*fresh[:4], fresh[4:], x, q, region, decay=decay)
+        return tuple(fresh)
+
+    def compare(out: tuple[Tensor, ...]) -> None:
+        for got, expected in zip(out[:2], wanted, strict=False):
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=0.0)
+        for got, expected in zip(out[2:], wanted[2:], strict=True):
+            close("separable_update_", got, expected)
+
+    return Case(run, [*d.inputs, *(t for t in (region,) if t is not None)], compare)
+
+
+def mixture(data: st.DataObject) -> Case:
+    d = Draw(data)
+    q, x = d.axes(), d.batch(1)
+    center, variances = d.each(2, lambda t: t, False), d.each(3, lambda t: t.square(), False)
+    shares = torch.softmax(randn(d.regions, seed=4), 0).log()
+    sigma2 = d.pick(torch.tensor(0.5), torch.linspace(0.01, 4.0, d.rows)).to(d.wide)
+    wide = center.double(), variances.double(), shares, sigma2.double()
+    expected = reference.mixture(flat64(x), *wide, True, *basis64(q))
+
+    def compare(out: tuple[Tensor, ...]) -> None:
+        assert (out[0].shape, out[0].dtype) == (x.shape, d.dtype)
+        close("mixture", out[0].flatten(1), expected[0])
+        close("mixture", out[1], expected[1], d.wide)
+        assert torch.equal(out[1], out[2]), "without the denoiser the logarithms are others"
+
+    def run() -> tuple[Tensor, ...]:
+        return *ops.mixture(x, q, center, variances, shares, sigma2), ops.mixture(
+            x, q, center, variances, shares, sigma2, denoise=False
+        )[1]
+
+    return Case(run, [*d.inputs, shares, sigma2], compare)
+
+
 CASES: dict[str, Callable[[st.DataObject], Case]] = {
     "colored_step": colored_step,
     "apply_factor": apply_factor,
     "covariance_update_": covariance_update_,
     "cholesky": cholesky,
     "dsm_loss": dsm_loss,
+    "separable_apply": separable_apply,
+    "separable_step": separable_step,
+    "separable_update_": separable_update_,
+    "mixture": mixture,
 }
 
 
