@@ -238,9 +238,10 @@ class Pencil(nn.Module):
         """The Wiener filter ``S (S + tau^2 R)^-1 v``, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
         Gaussian; ``center`` m ``[K, d]``: from ``x~`` to ``E[x | x~]``."""
         _checks.batched("v", v)
+        level = torch.as_tensor(tau, dtype=self.l.dtype, device=v.device)
         # What is taken away, not what is left: the last digits of v stay right at small tau, where D is close to x~.
         return self._product(
-            v, region, inward=True, outward=True, weights=self.l, tau=tau, center=center, rest=True
+            v, region, inward=True, outward=True, weights=self.l, tau=level, center=center, rest=True
         )
 
     def start(self, mean: Tensor, tau: float | Tensor, region: Tensor | None = None, **counters: Any) -> Tensor:

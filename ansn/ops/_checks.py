@@ -22,7 +22,8 @@ def needs_grad(*values: Tensor | None) -> bool:
 
 def followed(*values: Tensor | None) -> bool:
     """Whether autograd or a transform of torch.func has to see this call."""
-    return needs_grad(*values) or torch._C._functorch.peek_interpreter_stack() is not None
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or needs_grad(*values)
 
 
 def without_gradient(**values: object) -> None:
