@@ -101,7 +101,7 @@ def test_float32_is_right_at_every_level(image: list[Mixture], tau: float) -> No
     assert ours.dtype == torch.float32
     assert rms_ratio(ours, exact) < 1e-5 + 1e-6 * tau  # of an x that is tau times as large
     assert rms_ratio(x - ours, x - exact) < 1e-3
-    logs = [m._components(v, sigma)[0] for m, v in ((narrow, x), (wide, x.double()))]
+    logs = [m._parts(v, sigma, False)[1] for m, v in ((narrow, x), (wide, x.double()))]
     apart = [value - value[:1] for value in logs]
     assert float((apart[0] - apart[1]).abs().max()) < 0.02 + 1e-5 * float(apart[1].abs().max())
 
@@ -111,7 +111,7 @@ def test_regions_far_apart_and_empty_ones_give_no_nan() -> None:
     owner = torch.arange(40) % 2
     mixture = Mixture(covariance.update(randn(40, 2) + 1e3 * owner.unsqueeze(1), owner).freeze())
     x = torch.tensor([[0.0, 0.0], [1e3, 1e3], [-500.0, 3e4]], requires_grad=True)
-    logs = mixture._components(x, 0.01)[0]
+    logs = mixture._parts(x, 0.01, False)[1]
     assert float((logs[0] - logs[1]).detach().abs().min()) > 1e5
     out = mixture.denoise(x, 0.01)
     out.square().sum().backward()
