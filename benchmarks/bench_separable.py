@@ -13,12 +13,13 @@ from benchmarks.workloads import Workload
 
 B, C, COUNT = 128, 0.1, 1000.0
 IMAGE, DIGIT = (3, 32, 32), (1, 28, 28)
-PLACES = pytest.mark.parametrize(("shape", "threads"), [(IMAGE, 0), (DIGIT, 0), (IMAGE, 1), (DIGIT, 1)])
+PLACES = pytest.mark.parametrize(("shape", "threads"), [(IMAGE, 0), (DIGIT, 0), (IMAGE, 1)])
 
 
 def _basis(shape: tuple[int, ...], regions: int = 1) -> ops.Axes:
     axes = [a for a, n in enumerate(shape) if n > 1]
-    return ops.Axes([torch.linalg.qr(torch.randn(regions, shape[a], shape[a]))[0] for a in axes], axes, shape)
+    bases = (torch.linalg.qr(torch.randn(regions, shape[a], shape[a]))[0] for a in axes)  # by columns
+    return ops.Axes([basis.contiguous() for basis in bases], axes, shape)
 
 
 def _turn(v: Tensor, q: ops.Axes, inward: bool) -> Tensor:
@@ -125,7 +126,7 @@ def test_update(against, shape: tuple[int, ...], threads: int) -> None:
     against(_name("separable update", shape), work, aim=None if threads else 3, threads=threads)
 
 
-@pytest.mark.parametrize(("sigma", "threads"), [(0.1, 0), (3.0, 0), (0.1, 1), (3.0, 1)])
+@pytest.mark.parametrize(("sigma", "threads"), [(0.1, 0), (3.0, 0), (0.1, 1)])
 def test_mixture(against, sigma: float, threads: int) -> None:
     """K = 10. At a low level most rows are one region's, and the way back is one product, not K."""
     regions, dim = 10, math.prod(DIGIT)

@@ -218,7 +218,7 @@ def separable(device: str, what: str, rows: int, shape: tuple[int, int, int], re
     of a mixture of K Gaussians."""
     dim = math.prod(shape)
     x, values = _randn(device, rows, *shape), _randn(device, regions, *shape).abs() + 0.5
-    bases = tuple(torch.linalg.qr(_randn(device, regions, n, n))[0] for n in shape)
+    bases = tuple(torch.linalg.qr(_randn(device, regions, n, n))[0].contiguous() for n in shape)
     one, tau = tuple(q[0] for q in bases), torch.tensor(0.7, device=device)
     q, flat, size = ops.Axes(bases, (0, 1, 2), shape), x.flatten(1), {"B": rows, "d": dim} | ({"K": regions})
     way = 2 * rows * dim * sum(shape)  # flops of one product with Q

@@ -201,8 +201,9 @@ def dsm_loss(quick: bool) -> Iterator[Case]:
 def _axes(shape: tuple[int, ...], count: int, dtype: torch.dtype) -> dict[str, Any]:
     """Orthonormal bases of every axis of more than one point, by argument, and the shape."""
     axes = [a for a, n in enumerate(shape) if n > 1]
-    bases = (torch.linalg.qr(_randn(count, shape[a], shape[a], seed=20 + a, dtype=F64))[0] for a in axes)
-    return {f"q{a}": basis.to(_state(dtype)) for a, basis in zip(axes, bases, strict=True)} | {"shape": shape}
+    drawn = (torch.linalg.qr(_randn(count, shape[a], shape[a], seed=20 + a, dtype=F64))[0] for a in axes)
+    bases = (basis.to(_state(dtype)).contiguous() for basis in drawn)  # the kernels take them by rows
+    return {f"q{a}": basis for a, basis in zip(axes, bases, strict=True)} | {"shape": shape}
 
 
 def _q(bases: dict[str, Tensor], shape: tuple[int, ...]) -> Axes:
