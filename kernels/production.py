@@ -5,6 +5,7 @@ To add a kernel, add a line: a name, and a call of its launcher. It is recorded,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ from ansn.kernels import dense_step
 from ansn.kernels.colored_step import colored_step
 from ansn.kernels.covariance_update import covariance_update_
 from ansn.kernels.dsm_loss import dsm_loss
+from ansn.kernels.mixture import mixture
+from ansn.kernels.separable import form, separable_apply, separable_step
 
 _F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
@@ -42,6 +45,22 @@ def _dense(rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, ter
     c, a, b = (_t(rows) if name in terms else None for name in "cab")
     region = _region(rows) if regions > 1 else None
     dense_step.colored_step(x, x, x, c, a, b, _t(regions, dim, dim), region, True, 0, 0, 0, 0)
+
+
+def _separable(kind: str, shape: tuple[int, ...], regions: int = 1, rows: int = 128, dtype: torch.dtype = _F32) -> None:
+    """The filter, the step with a coefficient a row, the draw, or the mixture, of a basis along each axis."""
+    axes = [a for a, n in enumerate(shape) if n > 1]
+    dim, found = math.prod(shape), form(axes, shape)
+    assert found is not None
+    bases = [_t(regions, shape[a], shape[a]) for a in axes]
+    x, per_region, region = _t(rows, dim, dtype=dtype), _t(regions, dim), _region(rows) if regions > 1 else None
+    if kind == "mixture":
+        mixture(x, per_region, per_region, _t(regions, dtype=_F64), _t(rows), True, bases, found)
+    elif kind == "filter":
+        separable_apply(x, per_region, per_region, _t(rows), region, True, True, True, bases, found)
+    else:
+        c, a, b = (_t(rows) if name in kind else None for name in "cab")
+        separable_step(x, x, x, c, a, b, per_region, region, bases, found, 0, 0, 0, 0)
 
 
 CASES: dict[str, Callable[[], object]] = {
@@ -85,6 +104,18 @@ CASES: dict[str, Callable[[], object]] = {
     "dense draw, 1024 regions, f32, 1024 x 64": lambda: _dense(1024, 64, 1024),
     "dense, every term, 8 regions, f32, 1024 x 784": lambda: _dense(1024, 784, 8, terms="cab"),
     "dense, every term, 8 regions, bf16, 4096 x 3072": lambda: _dense(4096, 3072, 8, _BF16, "cab"),
+    "separable filter, f32, 128 x (3, 32, 32)": lambda: _separable("filter", (3, 32, 32)),
+    "separable filter, 10 regions, bf16, 128 x (3, 32, 32)": lambda: _separable("filter", (3, 32, 32), 10, dtype=_BF16),
+    "separable filter, f32, 128 x (1, 28, 28)": lambda: _separable("filter", (1, 28, 28)),
+    "separable filter, f32, 1024 x (1, 64, 64)": lambda: _separable("filter", (1, 64, 64), 1, 1024),
+    "separable step, every term, f32, 128 x (3, 32, 32)": lambda: _separable("cab", (3, 32, 32)),
+    "separable draw, f32, 128 x (3, 32, 32)": lambda: _separable("b", (3, 32, 32)),
+    "separable draw, f32, 1024 x (1, 28, 28)": lambda: _separable("b", (1, 28, 28), 1, 1024),
+    "separable step, 10 regions, bf16, 128 x (1, 28, 28)": lambda: _separable("cb", (1, 28, 28), 10, dtype=_BF16),
+    "separable draw, f32, 128 x 64": lambda: _separable("b", (64,)),
+    "mixture, 10 regions, f32, 128 x (3, 32, 32)": lambda: _separable("mixture", (3, 32, 32), 10),
+    "mixture, 10 regions, f32, 128 x (1, 28, 28)": lambda: _separable("mixture", (1, 28, 28), 10),
+    "mixture, 10 regions, f32, 128 x (1, 8, 8)": lambda: _separable("mixture", (1, 8, 8), 10),
     "L^T v, 8 regions, f32, 1024 x 784": lambda: dense_step.apply_factor(
         _t(1024, 784), _t(8, 784, 784), _region(1024), True, True
     ),

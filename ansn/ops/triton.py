@@ -10,12 +10,13 @@ import functools
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ansn.ops import _checks, _dispatch
+from ansn.ops import _checks, _dispatch, reference
 from ansn.ops._operands import contiguous
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -151,6 +152,73 @@ def _covariance_update_(
     covariance_update_(weight, weight2, mean, scatter, x.contiguous(), contiguous(region), decay)
 
 
+def _why_not_axes(whole: bool, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int]) -> str | None:
+    """``whole``: a program has a whole row."""
+    from ansn.kernels import mixture, separable
+
+    found = separable.form(axes, shape)
+    if found is None:
+        return (
+            f"rows of the axes {list(shape)} with a basis along {list(axes)}; these kernels take three, of up to"
+            f" {separable.LONGEST} points, the first of {separable.CHANNELS} where each has a basis, and"
+            f" {separable.LARGEST} numbers that belong together, padding included"
+        )
+    if whole and reference.product(mixture.row_block(found)) > separable.LARGEST:
+        return f"rows of the axes {list(shape)}; this kernel takes up to {separable.LARGEST} numbers, padding included"
+    return None
+
+
+def _why_not_separable_apply(v: Tensor, *args: Any) -> str | None:
+    return why_not_dtype("v", v) or why_not(v, "v") or _why_not_axes(False, *args[7:])
+
+
+def _separable_apply(
+    v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Tensor | None, region: Tensor | None,
+    inward: bool, outward: bool, rest: bool, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int],
+) -> Tensor:  # fmt: skip
+    from ansn.kernels.separable import form, separable_apply
+
+    found, v, region = form(axes, shape), v.contiguous(), contiguous(region)
+    assert found is not None
+    return separable_apply(v, center, weights, tau2, region, inward, outward, rest, bases, found)
+
+
+def _why_not_separable_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: Any) -> str | None:
+    return _why_not_colored_step(x, denoised, f) or _why_not_axes(False, *args[5:8])
+
+
+def _separable_step(
+    x: Tensor, denoised: Tensor | None, f: Tensor | None, c: Tensor | None, a: Tensor | None, b: Tensor | None,
+    deviation: Tensor, region: Tensor | None, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int],
+    *counters: int,
+) -> Tensor:  # fmt: skip
+    from ansn.kernels.separable import form, separable_step
+
+    terms = (contiguous(t) for t in (denoised, f, c, a, b))
+    found = form(axes, shape)
+    assert found is not None
+    return separable_step(x.contiguous(), *terms, deviation, contiguous(region), bases, found, *counters)
+
+
+def _why_not_mixture(x: Tensor, *args: Any) -> str | None:
+    return why_not_dtype("x", x) or why_not(x) or _why_not_axes(True, *args[5:])
+
+
+def _mixture(
+    x: Tensor, center: Tensor, variances: Tensor, log_weights: Tensor, sigma2: Tensor, denoise: bool,
+    bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from ansn.kernels.mixture import mixture
+    from ansn.kernels.separable import form
+
+    found = form(axes, shape)
+    assert found is not None
+    return mixture(x.contiguous(), center, variances, log_weights, sigma2, denoise, bases, found)
+
+
+_dispatch.register("separable_apply", "triton", _separable_apply, _why_not_separable_apply)
+_dispatch.register("separable_step", "triton", _separable_step, _why_not_separable_step)
+_dispatch.register("mixture", "triton", _mixture, _why_not_mixture)
 _dispatch.register("colored_step", "triton", _colored_step, _why_not_colored_step)
 _dispatch.register("dsm_loss", "triton", _dsm_loss, _why_not_dsm_loss)
 _dispatch.register("apply_factor", "triton", _apply_factor, _why_not_apply_factor)

@@ -8,7 +8,9 @@ import torch
 from ansn import ops
 from ansn.ops import triton as back_end
 
-OPERATIONS = ("apply_factor", "colored_step", "covariance_update_", "dsm_loss")
+OPERATIONS = (
+    "apply_factor", "colored_step", "covariance_update_", "dsm_loss", "mixture", "separable_apply", "separable_step",
+)  # fmt: skip
 
 
 def test_it_holds_these_operations():
