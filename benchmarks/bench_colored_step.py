@@ -78,4 +78,4 @@ def test_dense_draw_by_region(against, rows: int, dim: int, regions: int) -> Non
     def ours() -> torch.Tensor:
         return ops.colored_step(x, b=tau, factor=factor, region=region, seed=1, step=2)
 
-    against(f"dense draw {rows} x {dim}, {regions} regions", {"ansn": ours, "eager loop": looped})
+    against(f"dense draw by region {rows} x {dim}, {regions} regions", {"ansn": ours, "eager loop": looped})

@@ -59,10 +59,6 @@ def _microseconds(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
-def _small(row: Row) -> bool:
-    return row["name"].startswith("small ")
-
-
 def cpu(rows: Iterable[Row]) -> str:
     """Every operation against the best of torch, with the quartiles of the rounds' ratios, and beside others."""
     lines = [
@@ -86,15 +82,15 @@ def cpu(rows: Iterable[Row]) -> str:
 
 
 def small(rows: Iterable[Row]) -> str:
-    """Times faster than eager torch, a row an operation, a column a size; rows are named "small WHAT, B x d"."""
+    """Times faster than eager torch, a row an operation, a column a size: rows named "small WHAT, B x d"."""
     ratios: dict[str, dict[str, float]] = {}
     for row in rows:
-        what, _, size = row["name"].removeprefix("small ").rpartition(", ")
-        ratios.setdefault(what, {})[size] = float(row["ratio"])
-    sizes = list(dict.fromkeys(size for found in ratios.values() for size in found))
+        if found := re.fullmatch(r"small (.*?),? (\d+ x \d+)", row["name"]):
+            ratios.setdefault(found[1], {})[found[2]] = float(row["ratio"])
+    sizes = list(dict.fromkeys(size for of in ratios.values() for size in of))
     lines = [f"| times faster | {' | '.join(sizes)} |", f"| --- |{' --- |' * len(sizes)}"]
-    for what, found in ratios.items():
-        cells = (f"{found[size]:.2f}" if size in found else "-" for size in sizes)
+    for what, of in ratios.items():
+        cells = (f"{of[size]:.2f}" if size in of else "-" for size in sizes)
         lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -158,8 +154,8 @@ def written(text: str) -> str:
 def tables() -> dict[str, str]:
     """Every table and sentence by the name of its marks: those of cpu.csv, and each other file as it is."""
     rows = read(RESULTS / "cpu.csv")
-    large = [row for row in rows if not _small(row)]
-    found = {"cpu": cpu(large), "small": small(filter(_small, rows)), "claims": claims(large), "short": short(large)}
+    large = [row for row in rows if not row["name"].startswith("small ")]
+    found = {"cpu": cpu(large), "small": small(rows), "claims": claims(rows), "short": short(rows)}
     return found | {path.stem: plain(read(path)) for path in sorted(RESULTS.glob("*.csv")) if path.stem != "cpu"}
 
 
