@@ -180,9 +180,9 @@ class Mixture(nn.Module):
         known = covariance.center, pencil.variances(), weights, noise.square(), denoise
         basis = pencil.basis
         q = covariance.structure.by_axes(basis, x)
-        if q is not None:
-            return ops.mixture(flat, q, *known)
         with uncast(flat):
+            if q is not None:
+                return ops.mixture(flat, q, *known)
             turned = functools.partial(covariance.structure.turn_all, basis=basis)
             return ops.mixture_by(lambda v, inverse: turned(v, inverse=inverse), flat, *known)
 
