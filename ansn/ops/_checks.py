@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -20,10 +21,15 @@ def needs_grad(*values: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
 
 
+def dual() -> bool:
+    """Whether there may be forward derivatives: then a kernel that runs unseen would leave them out."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
 def followed(*values: Tensor | None) -> bool:
     """Whether autograd or a transform of torch.func has to see this call."""
     transformed = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or needs_grad(*values)
+    return transformed or dual() or needs_grad(*values)
 
 
 def without_gradient(**values: object) -> None:

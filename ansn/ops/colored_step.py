@@ -102,7 +102,8 @@ def colored_step(
     flat = _checks.flat(x)
     if factor is not None:
         _checks.factor(factor, rows, flat.shape[1], region, x.device)
-    run = _ColoredStep.apply if _checks.needs_grad(x, denoised, f) else torch.ops.ansn.colored_step.default
+    seen = _checks.needs_grad(x, denoised, f) or _checks.dual()
+    run = _ColoredStep.apply if seen else torch.ops.ansn.colored_step.default
     out = run(
         flat,
         None if denoised is None else _checks.flat(denoised),
