@@ -46,6 +46,7 @@ def _loop(model: Denoiser, taus: list[float]) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
 def test_sampling(against, name: str) -> None:
     model = _model(name)
     plain = Draw(model, "heun", STEPS)

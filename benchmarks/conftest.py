@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # before SciPy: its threads rest when it is another's turn
@@ -25,7 +25,7 @@ def pytest_addoption(parser) -> None:
 
 
 @pytest.fixture
-def against(request) -> Iterator[Callable[..., None]]:
+def against(request) -> Callable[..., None]:
     """``against(name, work, others, aim=, threads=, compiled=)``: ours beside torch eager, torch.compile and others,
     in turns. ``work`` is a workload, or the contenders by name and ``nbytes``. ``threads`` 0 are all."""
 
@@ -62,8 +62,7 @@ def against(request) -> Iterator[Callable[..., None]]:
         _rows.append(Comparison(name, seconds, nbytes, flops, *rates, aim))
 
     torch.manual_seed(0)
-    with torch.no_grad():
-        yield run
+    return run
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
