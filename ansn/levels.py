@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ansn import ops
 from ansn.covariance import AdaptiveCovariance, Mixture
 
 TRAINING = ("lognormal", "ladder")
@@ -71,13 +72,10 @@ class Levels:
     def minimum(self) -> float:
         return self.tau[-1]
 
-    def from_normal(self, z: Tensor, ladder: Tensor) -> Tensor:
-        """Training levels from standard normals ``z`` ``[B]``; ``ladder`` is ``tau`` as a tensor on z's device."""
-        if self.training == "lognormal":
-            return torch.exp(self.log_mean + self.log_std * z).clamp(self.minimum, self.maximum)
-        # Phi(z) is uniform; float64, so that the last rung is as likely as the others.
-        rung = (torch.special.ndtr(z.double()) * len(self.tau)).long().clamp(0, len(self.tau) - 1)
-        return ladder[rung]
+    def draw(self, ladder: Tensor, rows: int, **counters: int) -> Tensor:
+        """Training levels ``[rows]``; ``ladder`` is ``tau`` as a tensor, ``counters`` as of :func:`ansn.ops.levels`."""
+        law = (self.log_mean, self.log_std, self.minimum, self.maximum) if self.training == "lognormal" else None
+        return ops.levels(ladder, rows, law, **counters)
 
 
 def overlap_ratio(dim: int) -> float:

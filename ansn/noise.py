@@ -182,9 +182,7 @@ class NoiseModel(nn.Module):
 
     def draw_levels(self, rows: int, *, seed: int, step: int, row: int = 0) -> Tensor:
         """Training levels ``[rows]``, a function of (seed, row, step) alone."""
-        start = torch.zeros(rows, 1, dtype=self.tau.dtype, device=self.tau.device)
-        z = ops.colored_step(start, b=1.0, seed=seed, row=row, step=step, stream=ops.LEVELS)
-        return self.levels.from_normal(z.squeeze(1), self.tau)
+        return self.levels.draw(self.tau, rows, seed=seed, row=row, step=step)
 
     def draw_regions(self, rows: int, *, seed: int = 0, row: int = 0) -> Tensor | None:
         """Regions ``k ~ w_k``, int64 ``[rows]``; None when K = 1 (math section 6)."""

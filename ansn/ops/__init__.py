@@ -11,6 +11,7 @@ from ansn.ops.cholesky import cholesky
 from ansn.ops.colored_step import colored_step, step_by
 from ansn.ops.covariance_update import covariance_update_
 from ansn.ops.dsm_loss import dsm_loss
+from ansn.ops.levels import levels
 from ansn.ops.reference import (
     CLEAN,
     DEQUANTISE,
@@ -48,6 +49,7 @@ __all__ = [
     "covariance_update_",
     "current_backend",
     "dsm_loss",
+    "levels",
     "mixture",
     "mixture_by",
     "operations",

@@ -11,14 +11,18 @@ FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def flat(value: Tensor) -> Tensor:
     """``[B, ...]`` to contiguous ``[B, d]``, copying only where it must."""
-    if value.ndim != 2:
-        value = value.flatten(1)
-    return value if value.is_contiguous() else value.contiguous()
+    if value.ndim == 2 and value.is_contiguous():
+        return value
+    return value.flatten(1).contiguous()
 
 
 def needs_grad(*values: Tensor | None) -> bool:
     """Whether autograd has to see this call."""
-    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
+    if torch.is_grad_enabled():
+        for value in values:
+            if value is not None and value.requires_grad:
+                return True
+    return False
 
 
 def dual() -> bool:
@@ -52,13 +56,15 @@ def floating(name: str, value: Tensor) -> None:
 
 
 def batched(name: str, value: Tensor) -> None:
-    floating(name, value)
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        floating(name, value)
     if value.ndim < 2:
         raise ValueError(f"{name}: got shape {list(value.shape)}, expected [B, ...] with at least two dimensions")
 
 
 def like(name: str, value: Tensor, x: Tensor, other: str = "x") -> None:
-    floating(name, value)
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        floating(name, value)
     if value.shape != x.shape or value.device != x.device:
         raise ValueError(f"{name}: got {describe(value)}, expected {other}'s shape {list(x.shape)} on {x.device}")
 
@@ -148,35 +154,47 @@ def not_finite(row: int) -> str:
 
 def factor(value: Tensor, rows: int, dim: int, regions: Tensor | None, device: torch.device) -> None:
     floating("factor", value)
-    dense = value.ndim == 3 and value.shape[1] == dim and value.shape[2] == dim
-    diagonal = value.ndim == 2 and value.shape[1] == dim
-    if not (dense or diagonal) or value.device != device:
+    if value.requires_grad:
+        without_gradient(factor=value)
+    shape = value.shape
+    dense = len(shape) == 3 and shape[1] == shape[2] == dim
+    if not (dense or (len(shape) == 2 and shape[1] == dim)) or value.device != device:
         raise ValueError(
             f"factor: got {describe(value)}, expected [K, {dim}, {dim}] (dense) or [K, {dim}] (diagonal) on {device}"
         )
-    if diagonal and regions is None and value.shape[0] == dim > 1:
+    if regions is None and not dense and shape[0] == dim > 1:
         raise ValueError(
             f"factor: got [{dim}, {dim}], which is {dim} diagonal factors, and no region;"
             f" for one dense factor give [1, {dim}, {dim}] (factor[None])"
         )
-    region(regions, rows, value.shape[0], device)
+    if regions is not None or shape[0] != 1:
+        region(regions, rows, shape[0], device)
 
 
-def coefficient(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> Tensor | None:
-    """A number or a tensor ``[]`` or ``[B]`` to a tensor in the arithmetic's dtype; None and the number 0 to None."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if value is None:
-        return None
+def term(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> float | Tensor | None:
+    """A coefficient: a number as it is, a tensor ``[]`` or ``[B]`` in the arithmetic's dtype; the number 0 is None."""
+    if value is None or (type(value) is float and value != 0):
+        return value
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float)):
             raise TypeError(f"{name}: got {describe(value)}, expected a number or a tensor of shape [] or [{rows}]")
-        return None if value == 0 else torch.full((), value, dtype=dtype, device=x.device)
+        return None if value == 0 else float(value)
     if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != rows):
         raise ValueError(f"{name}: got {describe(value)}, expected a number or a tensor of shape [] or [{rows}]")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # What needs no conversion takes no call: a small step is as short as its overhead.
     if value.requires_grad:
+        without_gradient(**{name: value})
         value = value.detach()
     return value if value.dtype == dtype and value.device == x.device else value.to(x.device, dtype)
+
+
+def coefficient(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> Tensor | None:
+    """:func:`term` as a tensor, for what does not go through :func:`ansn.ops._dispatch.define`."""
+    value = term(name, value, rows, x)
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
 
 
 def counter(seed: int, row: int, step: int, stream: int) -> None:
@@ -184,7 +202,7 @@ def counter(seed: int, row: int, step: int, stream: int) -> None:
     if torch.compiler.is_compiling():
         return
     integers = type(seed) is type(row) is type(step) is type(stream) is int
-    if integers and min(seed, row, step, stream) >= 0 and seed < 2**63 and row < 2**62 and max(step, stream) < 2**32:
+    if integers and 0 <= seed < 2**63 and 0 <= row < 2**62 and 0 <= step < 2**32 and 0 <= stream < 2**32:
         return
     for name, value, limit in (("seed", seed, 63), ("row", row, 62), ("step", step, 32), ("stream", stream, 32)):
         if not isinstance(value, int) or isinstance(value, bool):

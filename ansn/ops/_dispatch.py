@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from ansn.errors import InputError
 
@@ -22,11 +24,13 @@ class BackendError(RuntimeError):
 
 BACKENDS = ("auto", "reference", "native", "triton")
 _PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
+_c = torch._C
 
 library = torch.library.Library("ansn", "DEF")
 
 # operation -> back end -> (implementation, why_not). why_not gives the reason a call cannot run there, or None.
 _table: dict[str, dict[str, tuple[Callable[..., Any], Callable[..., str | None]]]] = {}
+_values: dict[str, Callable[..., None]] = {}
 
 
 def _check_name(name: str, origin: str) -> str:
@@ -81,6 +85,95 @@ def operations() -> tuple[str, ...]:
     return tuple(_table)
 
 
+def define(schema: str, values: Callable[..., None] | None = None) -> Callable[..., Any]:
+    """Declare the operation of ``schema``; returns what its public function calls with arguments that it has checked.
+
+    That call goes straight to the back end where nothing but the values is asked for: plain CPU tensors, eager
+    (:func:`direct`). Where a compiler, a mode, a transform, autocast, the tracer or the profiler has to see it, it goes
+    through torch's dispatcher, whose own time is that of a small operation.
+
+    A coefficient (:func:`ansn.ops._checks.term`) may be a float where the schema says Tensor: ``native`` takes it as it
+    is, any other back end and the dispatcher get a tensor of the first argument's arithmetic. ``values(*args)`` raises
+    for values that are wrong; it is called where the call runs, never while it is traced, and not for ``native``, whose
+    kernels look themselves.
+    """
+    library.define(schema)
+    name = schema.partition("(")[0]
+    overload = getattr(torch.ops.ansn, name).default
+    tensors = tuple(i for i, a in enumerate(overload._schema.arguments) if "Tensor" in str(a.type))
+    count = tensors[-1] + 1
+    if values is not None:
+        _values[name] = values
+
+    def here(*args: Any) -> Any:
+        return call(name, next(a.device for a in args if isinstance(a, Tensor)), *args)
+
+    for key in ("CPU", "CUDA"):
+        library.impl(name, here, key)
+
+    def run(*args: Any) -> Any:
+        straight = direct(args[:count])
+        if straight:
+            kind, function = _kernel(name, "cpu", args)
+            if kind == "native":
+                return function(*args)
+        given = list(args)
+        for i in tensors:
+            if isinstance(given[i], (int, float)):
+                wide = torch.float64 if args[0].dtype == torch.float64 else torch.float32
+                given[i] = torch.full((), given[i], dtype=wide, device=args[0].device)
+        return call(name, args[0].device, *given) if straight else overload(*given)
+
+    return run
+
+
+def direct(args: tuple[Any, ...]) -> bool:
+    """Whether nothing but the values has to see a call with these tensors, and the CPU's own back ends may run it.
+
+    Tensors are what they seem: no subclass, on the CPU, no sign pending. Also for a composition of operations that the
+    native module has in one call.
+    """
+    # In the order of what is likely; each of these looks costs a tenth of a microsecond.
+    if torch.compiler.is_compiling():
+        return False
+    for a in args:
+        if a is None:
+            continue
+        kind = type(a)
+        if kind is Tensor or kind is Parameter:
+            if not a.is_cpu or a.is_neg():
+                return False
+        elif kind is not float:
+            return False
+    return (
+        _current != "triton"
+        and not _c._len_torch_dispatch_stack()
+        and not _c._len_torch_function_stack()
+        and _c._functorch.peek_interpreter_stack() is None
+        and not _c._is_any_autocast_enabled()
+        and _c._get_tracing_state() is None
+        and not _c._autograd._profiler_enabled()
+    )
+
+
+def _kernel(operation: str, kind: str, args: tuple[Any, ...]) -> tuple[str, Callable[..., Any]]:
+    """The back end in force and its implementation. Raises BackendError where an explicit choice cannot run."""
+    kernels = _table[operation]
+    if _current == "auto":
+        for name in _PREFERENCE.get(kind, ("reference",)):
+            kernel = kernels.get(name)
+            if kernel is not None and kernel[1](*args) is None:
+                return name, kernel[0]
+    if current_backend() not in kernels:
+        have = ", ".join(kernels)
+        raise BackendError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")
+    function, why_not = kernels[_current]
+    reason = why_not(*args)
+    if reason is not None:
+        raise BackendError(f"{operation} cannot run on back end {_current!r}: {reason}")
+    return _current, function
+
+
 def call(operation: str, device: torch.device, *args: Any) -> Any:
     """Run ``operation`` on the back end in force."""
     if torch.is_autocast_enabled(device.type):
@@ -91,17 +184,7 @@ def call(operation: str, device: torch.device, *args: Any) -> Any:
         # Triton and the CUDA kernels launch on the device in force, whatever device their operands are on.
         with torch.cuda.device(device):
             return call(operation, device, *args)
-    kernels = _table[operation]
-    if _current == "auto":
-        for name in _PREFERENCE.get(device.type, ("reference",)):
-            kernel = kernels.get(name)
-            if kernel is not None and kernel[1](*args) is None:
-                return kernel[0](*args)
-    if current_backend() not in kernels:
-        have = ", ".join(kernels)
-        raise BackendError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")
-    function, why_not = kernels[_current]
-    reason = why_not(*args)
-    if reason is not None:
-        raise BackendError(f"{operation} cannot run on back end {_current!r}: {reason}")
+    name, function = _kernel(operation, device.type, args)
+    if name != "native" and operation in _values:
+        _values[operation](*args)
     return function(*args)

@@ -9,19 +9,11 @@ from torch import Tensor
 
 from ansn.ops import _checks, _dispatch, reference
 
-_dispatch.library.define(
-    "apply_factor(Tensor v, Tensor factor, Tensor? region, bool transpose, bool inverse, bool lower) -> Tensor"
+_run = _dispatch.define(
+    "apply_factor(Tensor v, Tensor factor, Tensor? region, bool transpose, bool inverse, bool lower) -> Tensor",
+    lambda v, factor, region, *_: _checks.region_values(region, factor.shape[0]),
 )
 _dispatch.register("apply_factor", "reference", reference.apply_factor)
-
-
-def _run(v: Tensor, factor: Tensor, region: Tensor | None, *args: Any) -> Tensor:
-    _checks.region_values(region, factor.shape[0])
-    return _dispatch.call("apply_factor", v.device, v, factor, region, *args)
-
-
-_dispatch.library.impl("apply_factor", _run, "CPU")
-_dispatch.library.impl("apply_factor", _run, "CUDA")
 
 
 @torch.library.register_fake("ansn::apply_factor")
@@ -36,7 +28,7 @@ class _ApplyFactor(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, factor: Tensor, region: Tensor | None, *flags: bool) -> Tensor:
         ctx.save_for_backward(factor, region)
         ctx.flags = flags
-        return torch.ops.ansn.apply_factor(v, factor, region, *flags)
+        return _run(v, factor, region, *flags)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -64,7 +56,7 @@ def apply_factor(
     """
     _checks.batched("v", v)
     flat = _checks.flat(v)
-    _checks.without_gradient(factor=factor)
     _checks.factor(factor, v.shape[0], flat.shape[1], region, v.device)
-    run = _ApplyFactor.apply if _checks.needs_grad(v) else torch.ops.ansn.apply_factor.default
-    return run(flat, factor, region, transpose, inverse, lower).reshape(v.shape)
+    run = _ApplyFactor.apply if _checks.needs_grad(v) else _run
+    out = run(flat, factor, region, transpose, inverse, lower)
+    return out if v.ndim == 2 else out.reshape(v.shape)

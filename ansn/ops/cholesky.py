@@ -9,16 +9,8 @@ from torch import Tensor
 
 from ansn.ops import _checks, _dispatch, reference
 
-_dispatch.library.define("cholesky(Tensor matrix) -> (Tensor, Tensor)")
+_run = _dispatch.define("cholesky(Tensor matrix) -> (Tensor, Tensor)")
 _dispatch.register("cholesky", "reference", reference.cholesky)
-
-
-def _run(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return _dispatch.call("cholesky", matrix.device, matrix)
-
-
-_dispatch.library.impl("cholesky", _run, "CPU")
-_dispatch.library.impl("cholesky", _run, "CUDA")
 
 
 @torch.library.register_fake("ansn::cholesky")
@@ -32,7 +24,7 @@ class _Cholesky(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        factor, info = torch.ops.ansn.cholesky(matrix)
+        factor, info = _run(matrix)
         ctx.save_for_backward(factor)
         ctx.mark_non_differentiable(info)
         return factor, info
@@ -55,5 +47,5 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for it and nothing waits for the device: read ``info`` when it suits. Differentiable in ``matrix``.
     """
     _checks.square("matrix", matrix)
-    run = _Cholesky.apply if _checks.needs_grad(matrix) else torch.ops.ansn.cholesky.default
+    run = _Cholesky.apply if _checks.needs_grad(matrix) else _run
     return run(matrix)

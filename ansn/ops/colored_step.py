@@ -11,22 +11,19 @@ from torch import Tensor
 from ansn.ops import _checks, _dispatch, reference
 from ansn.ops.apply_factor import apply_factor
 
-_dispatch.library.define(
-    "colored_step(Tensor x, Tensor? denoised, Tensor? f, Tensor? c, Tensor? a, Tensor? b, Tensor? factor,"
-    " Tensor? region, bool lower, SymInt seed, SymInt row, SymInt step, SymInt stream) -> Tensor"
-)
-_dispatch.register("colored_step", "reference", reference.colored_step)
 
-
-def _run(x: Tensor, *args: Any) -> Tensor:
-    factor, region = args[5:7]
+def _values(*args: Any) -> None:
+    factor, region = args[6:8]
     if factor is not None:
         _checks.region_values(region, factor.shape[0])
-    return _dispatch.call("colored_step", x.device, x, *args)
 
 
-_dispatch.library.impl("colored_step", _run, "CPU")
-_dispatch.library.impl("colored_step", _run, "CUDA")
+_run = _dispatch.define(
+    "colored_step(Tensor x, Tensor? denoised, Tensor? f, Tensor? c, Tensor? a, Tensor? b, Tensor? factor,"
+    " Tensor? region, bool lower, SymInt seed, SymInt row, SymInt step, SymInt stream) -> Tensor",
+    _values,
+)
+_dispatch.register("colored_step", "reference", reference.colored_step)
 
 
 @torch.library.register_fake("ansn::colored_step")
@@ -39,22 +36,27 @@ class _ColoredStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: Any) -> Tensor:
-        c, a, b, factor, region, lower, *counter = args
-        ctx.save_for_backward(c, a, factor, region)
-        ctx.lower, ctx.has_denoised, ctx.has_f = lower, denoised is not None, f is not None
-        return torch.ops.ansn.colored_step(x, denoised, f, c, a, b, factor, region, lower, *counter)
+        c, a, _, factor, region, lower = args[:6]
+        numbers = [None if isinstance(v, Tensor) else v for v in (c, a)]
+        ctx.save_for_backward(*(v if isinstance(v, Tensor) else None for v in (c, a)), factor, region)
+        ctx.numbers, ctx.lower, ctx.has_denoised, ctx.has_f = numbers, lower, denoised is not None, f is not None
+        return _run(x, denoised, f, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         g = grads[0].contiguous()
-        c, a, factor, region = ctx.saved_tensors
+        *tensors, factor, region = ctx.saved_tensors
+        c, a = (
+            number if tensor is None else tensor.reshape(-1, 1).to(g.dtype)
+            for number, tensor in zip(ctx.numbers, tensors, strict=True)
+        )
         gx, gd, gf = g, None, None
         if ctx.has_denoised and c is not None:
-            gd = g * c.reshape(-1, 1).to(g.dtype)
+            gd = g * c
             gx = g - gd
         if ctx.has_f and a is not None:
             gf = g if factor is None else apply_factor(g, factor, region, transpose=True, lower=ctx.lower)
-            gf = gf * a.reshape(-1, 1).to(g.dtype)
+            gf = gf * a
         return gx, gd, gf, *([None] * 10)
 
 
@@ -98,19 +100,18 @@ def colored_step(
     if f is not None:
         _checks.like("f", f, x)
     _checks.counter(seed, row, step, stream)
-    _checks.without_gradient(c=c, a=a, b=b, factor=factor)
     flat = _checks.flat(x)
     if factor is not None:
         _checks.factor(factor, rows, flat.shape[1], region, x.device)
     seen = _checks.needs_grad(x, denoised, f) or _checks.dual()
-    run = _ColoredStep.apply if seen else torch.ops.ansn.colored_step.default
+    run = _ColoredStep.apply if seen else _run
     out = run(
         flat,
         None if denoised is None else _checks.flat(denoised),
         None if f is None else _checks.flat(f),
-        _checks.coefficient("c", c, rows, x),
-        _checks.coefficient("a", a, rows, x),
-        _checks.coefficient("b", b, rows, x),
+        _checks.term("c", c, rows, x),
+        _checks.term("a", a, rows, x),
+        _checks.term("b", b, rows, x),
         factor,
         region,
         lower,

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ansn.ops import _checks, _dispatch, reference
 
-_dispatch.library.define(
+_run = _dispatch.define(
     "covariance_update_(Tensor(a!) weight, Tensor(b!) weight2, Tensor(c!) mean, Tensor(d!) scatter, Tensor x,"
-    " Tensor? region, float decay) -> ()"
+    " Tensor? region, float decay) -> ()",
+    lambda weight, weight2, *_: _checks.apart(weight, weight2),
 )
 
 
@@ -29,15 +30,6 @@ def _reference(
 
 
 _dispatch.register("covariance_update_", "reference", _reference)
-
-
-def _run(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, x: Tensor, *args: Any) -> None:
-    _checks.apart(weight, weight2)
-    _dispatch.call("covariance_update_", x.device, weight, weight2, mean, scatter, x, *args)
-
-
-_dispatch.library.impl("covariance_update_", _run, "CPU")
-_dispatch.library.impl("covariance_update_", _run, "CUDA")
 
 
 @torch.library.register_fake("ansn::covariance_update_")
@@ -79,4 +71,4 @@ def covariance_update_(
     if flat.requires_grad:
         flat = flat.detach()
     _checks.moments(weight, weight2, mean, scatter, flat, region, decay)
-    torch.ops.ansn.covariance_update_.default(weight, weight2, mean, scatter, flat, region, decay)
+    _run(weight, weight2, mean, scatter, flat, region, decay)

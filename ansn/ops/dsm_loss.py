@@ -10,19 +10,11 @@ from torch.autograd.function import once_differentiable
 
 from ansn.ops import _checks, _dispatch, reference
 
-_dispatch.library.define(
+_run = _dispatch.define(
     "dsm_loss(Tensor prediction, Tensor? target, Tensor weight, SymInt seed, SymInt row, SymInt step, SymInt stream)"
     " -> (Tensor, Tensor)"
 )
 _dispatch.register("dsm_loss", "reference", reference.dsm_loss)
-
-
-def _run(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return _dispatch.call("dsm_loss", prediction.device, prediction, *args)
-
-
-_dispatch.library.impl("dsm_loss", _run, "CPU")
-_dispatch.library.impl("dsm_loss", _run, "CUDA")
 
 
 @torch.library.register_fake("ansn::dsm_loss")
@@ -45,11 +37,11 @@ class _DsmLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, prediction: Tensor, target: Tensor | None, weight: Tensor, mean: bool, *counter: int
+        ctx: Any, prediction: Tensor, target: Tensor | None, weight: float | Tensor, mean: bool, *counter: int
     ) -> Tensor:
         if mean:
             weight = weight / prediction.shape[0]
-        loss, gradient = torch.ops.ansn.dsm_loss.default(prediction, target, weight, *counter)
+        loss, gradient = _run(prediction, target, weight, *counter)
         ctx.save_for_backward(gradient)
         return loss.sum() if mean else loss
 
@@ -94,10 +86,10 @@ def dsm_loss(
     _checks.batched("prediction", prediction)
     if target is not None:
         _checks.like("target", target, prediction, "prediction")
+        _checks.without_gradient(target=target)
     _checks.counter(seed, row, step, stream)
     rows = prediction.shape[0]
-    _checks.without_gradient(target=target, weight=weight)
-    w = _checks.coefficient("weight", weight, rows, prediction)
+    w = _checks.term("weight", weight, rows, prediction)
     if w is None:
         raise ValueError(f"weight: got {weight}, expected a number or tensor that is not zero")
     flat = _checks.flat(prediction)

@@ -40,11 +40,11 @@ def dpmpp_2m(
     are Euler's.
     """
     taus = ladder(model, x, taus)
-    shrink, forward = 1.0 - targets(taus) / taus, two_step_weights(taus)
+    shrink, forward = (1.0 - targets(taus) / taus).unbind(), two_step_weights(taus).unbind()
     before = x
-    for i in bar(range(len(taus)), progress, "DPM-Solver++(2M)"):
-        denoised = model(x, taus[i], region, **extra)
-        tell(callback, i, taus[i], x, denoised)
+    for i, tau in enumerate(bar(taus.unbind(), progress, "DPM-Solver++(2M)")):
+        denoised = model(x, tau, region, **extra)
+        tell(callback, i, tau, x, denoised)
         if i + 1 == len(taus):
             return denoised
         ahead = denoised if i == 0 else denoised + forward[i] * (denoised - before)
@@ -74,11 +74,11 @@ def exponential_ab(
     if order not in ORDERS:
         raise ValueError(f"order: got {order}, expected one of {', '.join(map(str, ORDERS))}")
     taus = ladder(model, x, taus)
-    shrink, weights = 1.0 - targets(taus) / taus, adams_bashforth_weights(taus, order)
+    shrink, weights = (1.0 - targets(taus) / taus).unbind(), adams_bashforth_weights(taus, order)
     values: list[Tensor] = []  # of D, the newest first
-    for i in bar(range(len(taus)), progress, "Adams-Bashforth"):
-        denoised = model(x, taus[i], region, **extra)
-        tell(callback, i, taus[i], x, denoised)
+    for i, tau in enumerate(bar(taus.unbind(), progress, "Adams-Bashforth")):
+        denoised = model(x, tau, region, **extra)
+        tell(callback, i, tau, x, denoised)
         if i + 1 == len(taus):
             return denoised
         values = [denoised, *values[: order - 1]]

@@ -30,11 +30,11 @@ def euler(
     noise model's ladder by default.
     """
     taus = ladder(model, x, taus)
-    following = targets(taus)
-    for i in bar(range(len(taus)), progress, "Euler"):
-        denoised = model(x, taus[i], region, **extra)
-        tell(callback, i, taus[i], x, denoised)
-        x = ops.colored_step(x, denoised, c=1.0 - following[i] / taus[i])
+    shrink = (1.0 - targets(taus) / taus).unbind()
+    for i, tau in enumerate(bar(taus.unbind(), progress, "Euler")):
+        denoised = model(x, tau, region, **extra)
+        tell(callback, i, tau, x, denoised)
+        x = ops.colored_step(x, denoised, c=shrink[i])
     return x
 
 

@@ -38,6 +38,21 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// A coefficient of the rows: a number for all of them, or the address of as many float32 as its stride says, 0: absent.
+class Coefficient {
+ public:
+  Coefficient() = default;
+  Coefficient(uintptr_t address) : address_(address) {}
+  explicit Coefficient(float number) : is_number_(true), number_(number) {}
+  // Of a number: an address within this.
+  const float* values() const { return is_number_ ? &number_ : at<const float>(address_); }
+
+ private:
+  bool is_number_ = false;
+  float number_ = 0;
+  uintptr_t address_ = 0;
+};
+
 inline Storage storage_of(const std::string& name, const char* argument) {
   if (name == "f32") return Storage::f32;
   if (name == "f64") return Storage::f64;
@@ -69,6 +84,16 @@ inline int64_t checked_stride(int64_t stride, const char* argument) {
   return stride;
 }
 
+inline void check_regions(const int64_t* region, int64_t rows, int64_t regions) {
+  int64_t low = rows ? region[0] : 0, high = low;
+  for (int64_t r = 0; r < rows; ++r) {
+    low = std::min(low, region[r]);
+    high = std::max(high, region[r]);
+  }
+  require(low >= 0 && high < regions, "region: got values " + std::to_string(low) + ".." + std::to_string(high) +
+                                          ", expected 0.." + std::to_string(regions - 1));
+}
+
 // The rows of a batch by region, in the batch's order within each: a counting sort. Without region, all are of the first.
 struct RowsByRegion {
   std::vector<int64_t> starts, order;  // order stays empty where it would be the batch's
@@ -78,13 +103,7 @@ struct RowsByRegion {
       std::fill(starts.begin() + 1, starts.end(), rows);
       return;
     }
-    int64_t low = 0, high = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      low = r == 0 || region[r] < low ? region[r] : low;
-      high = r == 0 || region[r] > high ? region[r] : high;
-    }
-    require(low >= 0 && high < regions, "region: got values " + std::to_string(low) + ".." + std::to_string(high) +
-                                            ", expected 0.." + std::to_string(regions - 1));
+    check_regions(region, rows, regions);
     for (int64_t r = 0; r < rows; ++r) ++starts[region[r] + 1];
     for (int64_t k = 0; k < regions; ++k) starts[k + 1] += starts[k];
     if (regions == 1) return;
@@ -127,3 +146,28 @@ class Scratch {
 
 }  // namespace bindings
 }  // namespace ansn
+
+namespace pybind11 {
+namespace detail {
+
+// A float is a number, an int an address, None absent.
+template <>
+struct type_caster<ansn::bindings::Coefficient> {
+  PYBIND11_TYPE_CASTER(ansn::bindings::Coefficient, const_name("float | int | None"));
+  bool load(handle from, bool) {
+    if (PyFloat_Check(from.ptr())) {
+      value = ansn::bindings::Coefficient(static_cast<float>(PyFloat_AS_DOUBLE(from.ptr())));
+      return true;
+    }
+    if (from.is_none()) {
+      value = ansn::bindings::Coefficient();
+      return true;
+    }
+    if (!PyLong_Check(from.ptr())) return false;
+    value = ansn::bindings::Coefficient(static_cast<uintptr_t>(PyLong_AsUnsignedLongLongMask(from.ptr())));
+    return true;
+  }
+};
+
+}  // namespace detail
+}  // namespace pybind11

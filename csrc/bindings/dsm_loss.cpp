@@ -7,8 +7,8 @@ namespace bindings {
 namespace {
 
 void dsm_loss(const std::string& dtype, uintptr_t prediction, uintptr_t target, uintptr_t gradient, uintptr_t loss,
-              int64_t rows, int64_t cols, uintptr_t weight, int64_t weight_stride, py::int_ seed, py::int_ row0,
-              py::int_ step, py::int_ stream, int threads, const std::string& isa) {
+              int64_t rows, int64_t cols, const Coefficient& weight, int64_t weight_stride, py::int_ seed,
+              py::int_ row0, py::int_ step, py::int_ stream, int threads, const std::string& isa) {
   check_sizes(rows, cols, threads);
   cpu::DsmLoss p;
   p.storage = single_or_half(dtype);
@@ -16,14 +16,14 @@ void dsm_loss(const std::string& dtype, uintptr_t prediction, uintptr_t target, 
   require(prediction != 0, "prediction must be an address, got 0");
   require(gradient != 0, "gradient must be an address, got 0");
   require(loss != 0, "loss must be an address, got 0");
-  require(weight != 0, "weight must be an address, got 0");
+  require(weight.values(), "weight must be an address, got 0");
   p.prediction = at<const void>(prediction);
   p.target = at<const void>(target);
   p.gradient = at<void>(gradient);
   p.loss = at<float>(loss);
   p.rows = rows;
   p.cols = cols;
-  p.weight = at<const float>(weight);
+  p.weight = weight.values();
   p.weight_stride = checked_stride(weight_stride, "weight_stride");
   p.seed = wrapped(seed);
   p.row0 = static_cast<uint32_t>(wrapped(row0));
@@ -44,7 +44,7 @@ void bind_dsm_loss(py::module_& m) {
         R"(loss_r = w_r / cols sum_j (p - t)^2, float32, and gradient 2 w_r / cols (p - t), in one pass.
 
 dtype: 'f32', 'bf16' or 'f16' of prediction, target and gradient [rows, cols], contiguous. target = 0 (the address): t = -z
-of the counters. weight: float32, weight_stride 0 for one or 1 for one a row. Raises ValueError.)");
+of the counters. weight: float32 or a number, weight_stride 0 for one or 1 for one a row. Raises ValueError.)");
 }
 
 }  // namespace bindings

@@ -18,6 +18,9 @@ namespace {
 
 constexpr int64_t kSerialElements = 16384;  // below this, waking a second thread costs more than it saves
 
+// Where x is absent; zero in every storage format, and as long as the longest stretch.
+alignas(64) const float kZeros[4 * kTileLanes] = {};
+
 template <class S>
 struct Stretch {  // columns of one row
   typename S::Memory* out;
@@ -109,7 +112,7 @@ Stretch<S> stretch(const cpu::ColoredStep& p, int64_t r, int64_t j, int64_t coun
   const int64_t at = r * p.cols + j;
   Stretch<S> s;
   s.out = (M*)p.out + at;
-  s.x = (const M*)p.x + at;
+  s.x = p.x ? (const M*)p.x + at : (const M*)kZeros;
   s.D = p.D ? (const M*)p.D + at : nullptr;
   s.f = p.f ? (const M*)p.f + at : nullptr;
   s.z = z;

@@ -10,7 +10,7 @@ namespace cpu {
 
 enum class Storage { f32, f64, bf16, f16 };
 
-// out[r, j] = x + c_r (D - x) + L_j (a_r f + b_r z).  D, f, diag, region: null when absent; c, a, b: null means zero.
+// out[r, j] = x + c_r (D - x) + L_j (a_r f + b_r z).  x, D, f, diag, region: null when absent; c, a, b: null means zero.
 // Arithmetic in float32.
 struct ColoredStep {
   Storage storage;                             // not f64

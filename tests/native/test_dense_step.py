@@ -27,13 +27,6 @@ def pointer(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def grouped(region, regions):
-    if region is None:
-        return None, None
-    first = np.concatenate(([0], np.cumsum(np.bincount(region.numpy(), minlength=regions))))
-    return torch.argsort(region, stable=True), torch.as_tensor(first, dtype=torch.int64)
-
-
 def step(x, D=None, f=None, c=None, a=None, b=None, *, A, region=None, triangle="lower", out=None, dtype="f32",
          columns=False, given=True, isa="", seed=1, row0=0, step=0, stream=1, threads=2):  # fmt: skip
     """Calls the kernel with ``A`` ``[K, d, d]``, as it lies or column by column; returns out, which held NaN before.
@@ -45,13 +38,12 @@ def step(x, D=None, f=None, c=None, a=None, b=None, *, A, region=None, triangle=
     coefficients = [None if v is None else torch.as_tensor(v, dtype=torch.float32) for v in (c, a, b)]
     A = A.mT.contiguous().mT if columns else A.contiguous()
     strides = (1, cols) if columns else (cols, 1)
-    order, first = grouped(region, len(A))
     native.dense_step(
         dtype, pointer(out), pointer(x) if given else 0, pointer(D), pointer(f), rows, cols,
         *(pointer(t) for t in coefficients),
         *(int(t is not None and t.dim() == 1) for t in coefficients), pointer(A),
-        "f64" if A.dtype == torch.float64 else "f32", *strides, cols * cols, len(A), triangle, pointer(order),
-        pointer(first), seed, row0, step, stream, threads, isa=isa,
+        "f64" if A.dtype == torch.float64 else "f32", *strides, cols * cols, len(A), triangle, pointer(region),
+        seed, row0, step, stream, threads, isa=isa,
     )  # fmt: skip
     return out
 
@@ -198,7 +190,7 @@ def test_an_empty_region_and_no_rows():
 
 
 def test_wrong_arguments_are_refused():
-    good = ["f32", 8, 8, 0, 8, 1, 1, 0, 8, 0, 0, 0, 0, 8, "f32", 1, 1, 1, 1, "lower", 0, 0, 0, 0, 0, 0, 1]
+    good = ["f32", 8, 8, 0, 8, 1, 1, 0, 8, 0, 0, 0, 0, 8, "f32", 1, 1, 1, 1, "lower", 0, 0, 0, 0, 0, 1]
     for position, value, message in [
         (0, "f64", "dtype must be 'f32', 'bf16' or 'f16', got 'f64'"),
         (1, 0, "out must be an address"),
@@ -208,9 +200,9 @@ def test_wrong_arguments_are_refused():
         (13, 0, "factor must be an address"),
         (14, "bf16", "factor_dtype must be 'f32' or 'f64', got 'bf16'"),
         (18, 0, "regions must be at least 1, got 0"),
-        (18, 2, "order and region_first must be addresses for 2 regions"),
+        (18, 2, "region must be an address for 2 regions"),
         (19, "full", "triangle must be 'none', 'lower' or 'upper', got 'full'"),
-        (26, 0, "threads must be at least 1, got 0"),
+        (25, 0, "threads must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             native.dense_step(*[value if k == position else v for k, v in enumerate(good)])

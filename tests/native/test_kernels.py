@@ -35,7 +35,8 @@ def step(x, D=None, f=None, c=None, a=None, b=None, diag=None, region=None, *, o
     native.colored_step(
         dtype, *(pointer(t) for t in (out, x, D, f)), rows, cols,
         *(pointer(t) for t in coefficients), *(int(t is not None and t.dim() == 1) for t in coefficients),
-        pointer(tensors["diag"]), pointer(region), seed, row0, step, stream, threads, isa=isa,
+        pointer(tensors["diag"]), pointer(region), 1 if diag is None else len(tensors["diag"]), seed, row0, step,
+        stream, threads, isa=isa,
     )  # fmt: skip
     return out
 
@@ -180,15 +181,14 @@ def test_nothing_to_do(rows):
 
 
 def test_wrong_arguments_are_refused():
-    good = ["f32", 8, 8, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    good = ["f32", 8, 8, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1]
     for position, value, message in [
         (0, "f64", "dtype must be 'f32', 'bf16' or 'f16', got 'f64'"),
         (1, 0, "out must be an address"),
-        (2, 0, "x must be an address"),
         (5, -1, "rows must be at least 0, got -1"),
         (6, -1, "cols must be at least 0, got -1"),
         (10, 2, "c_stride must be 0"),
-        (19, 0, "threads must be at least 1, got 0"),
+        (20, 0, "threads must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             native.colored_step(*[value if k == position else v for k, v in enumerate(good)])

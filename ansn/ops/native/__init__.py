@@ -9,7 +9,8 @@ from ansn.ops.native import cholesky as _cholesky  # noqa: F401
 from ansn.ops.native import colored_step as _colored_step  # noqa: F401
 from ansn.ops.native import covariance_update as _covariance_update  # noqa: F401
 from ansn.ops.native import dsm_loss as _dsm_loss  # noqa: F401
+from ansn.ops.native import levels
 from ansn.ops.native import separable as _separable  # noqa: F401
 from ansn.ops.native._module import check_isa, missing, module
 
-__all__ = ["check_isa", "missing", "module"]
+__all__ = ["check_isa", "levels", "missing", "module"]

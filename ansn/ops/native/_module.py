@@ -39,5 +39,16 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def placed(coefficient: float | Tensor | None, held: list[Tensor]) -> tuple[float | None, int]:
+    """A coefficient as the module takes it, and its stride: None or a number as it is, a tensor by its address.
+
+    What lies at the address is added to ``held``, which must outlive the call."""
+    if coefficient is None or type(coefficient) is float:
+        return coefficient, 0
+    assert isinstance(coefficient, Tensor)
+    held.append(coefficient.contiguous())
+    return held[-1].data_ptr(), coefficient.ndim
+
+
 def why_not_cpu(tensor: Tensor, name: str = "x") -> str | None:
     return missing if tensor.is_cpu else f"{name} is on {tensor.device}, expected the CPU"

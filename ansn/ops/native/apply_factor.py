@@ -23,9 +23,7 @@ def _why_not_apply(
 def _apply_factor(
     v: Tensor, factor: Tensor, region: Tensor | None, transpose: bool, inverse: bool, lower: bool
 ) -> Tensor:
-    v = v.contiguous()
-    one = torch.ones((), dtype=torch.float32)
-    return dense_step(torch.empty_like(v), None, None, v, None, one, None, factor, region, transpose, lower)
+    return dense_step(None, None, v.contiguous(), None, 1.0, None, factor, region, transpose, lower)
 
 
 _dispatch.register("apply_factor", "native", _apply_factor, _why_not_apply)

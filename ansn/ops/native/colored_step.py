@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _dispatch
-from ansn.ops._operands import contiguous, stride
-from ansn.ops.native._module import DTYPE, address, module, why_not_cpu
-from ansn.ops.native.dense_step import dense_step
+from ansn.ops._operands import contiguous
+from ansn.ops.native._module import why_not_cpu
+from ansn.ops.native.dense_step import dense_step, elementwise
 
 
 def _why_not_colored_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *_: Any) -> str | None:
@@ -28,9 +28,9 @@ def _colored_step(
     x: Tensor,
     denoised: Tensor | None,
     f: Tensor | None,
-    c: Tensor | None,
-    a: Tensor | None,
-    b: Tensor | None,
+    c: float | Tensor | None,
+    a: float | Tensor | None,
+    b: float | Tensor | None,
     factor: Tensor | None,
     region: Tensor | None,
     lower: bool,
@@ -39,25 +39,13 @@ def _colored_step(
     step: int,
     stream: int,
 ) -> Tensor:
-    # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
-    x, denoised, f = x.contiguous(), contiguous(denoised), contiguous(f)
-    out = torch.empty_like(x)
-    pushed = b is not None or (f is not None and a is not None)
-    if factor is not None and factor.ndim == 3 and pushed:
-        counter = (seed, row, step, stream)
-        return dense_step(out, x, denoised, f, c, a, b, factor, region, False, lower, counter)
-    c, a, b = contiguous(c), contiguous(a), contiguous(b)
-    rows, cols = x.shape
-    diagonal = index = None
-    if factor is not None and pushed:
-        diagonal = factor.float().contiguous()
-        index = None if factor.shape[0] == 1 else contiguous(region)
-    module.colored_step(
-        DTYPE[x.dtype], out.data_ptr(), x.data_ptr(), address(denoised), address(f), rows, cols,
-        address(c), address(a), address(b), stride(c), stride(a), stride(b),
-        address(diagonal), address(index), seed, row, step, stream, torch.get_num_threads(),
-    )  # fmt: skip
-    return out
+    x, denoised, f, counter = x.contiguous(), contiguous(denoised), contiguous(f), (seed, row, step, stream)
+    if factor is None or (b is None and (f is None or a is None)):
+        return elementwise(torch.empty_like(x), x, denoised, f, c, a, b, counter)
+    if factor.ndim == 3:
+        return dense_step(x, denoised, f, c, a, b, factor, region, False, lower, counter)
+    region = None if factor.shape[0] == 1 else region
+    return elementwise(torch.empty_like(x), x, denoised, f, c, a, b, counter, factor.float().contiguous(), region)
 
 
 _dispatch.register("colored_step", "native", _colored_step, _why_not_colored_step)

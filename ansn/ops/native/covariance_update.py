@@ -25,6 +25,7 @@ def _covariance_update_(
     region: Tensor | None,
     decay: float,
 ) -> None:
+    _checks.apart(weight, weight2)
     if x.stride(1) != 1:
         x = x.contiguous()
     region = contiguous(region)

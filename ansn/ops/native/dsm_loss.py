@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _dispatch
-from ansn.ops._operands import contiguous, stride
-from ansn.ops.native._module import DTYPE, address, module, why_not_cpu
+from ansn.ops._operands import contiguous
+from ansn.ops.native._module import DTYPE, address, module, placed, why_not_cpu
 
 
 def _why_not_loss(prediction: Tensor, target: Tensor | None, *_: Any) -> str | None:
@@ -21,16 +21,17 @@ def _why_not_loss(prediction: Tensor, target: Tensor | None, *_: Any) -> str | N
 
 
 def _dsm_loss(
-    prediction: Tensor, target: Tensor | None, weight: Tensor, seed: int, row: int, step: int, stream: int
+    prediction: Tensor, target: Tensor | None, weight: float | Tensor, seed: int, row: int, step: int, stream: int
 ) -> tuple[Tensor, Tensor]:
-    # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
-    prediction, target, weight = prediction.contiguous(), contiguous(target), weight.float().contiguous()
+    prediction, target = prediction.contiguous(), contiguous(target)
+    held: list[Tensor] = []
+    place, weight_stride = placed(weight.float() if isinstance(weight, Tensor) else weight, held)
     rows, cols = prediction.shape
     gradient = torch.empty_like(prediction)
     loss = prediction.new_empty((rows,), dtype=torch.float32) if cols else torch.zeros(rows)
     module.dsm_loss(
         DTYPE[prediction.dtype], prediction.data_ptr(), address(target), gradient.data_ptr(), loss.data_ptr(),
-        rows, cols, weight.data_ptr(), stride(weight), seed, row, step, stream, torch.get_num_threads(),
+        rows, cols, place, weight_stride, seed, row, step, stream, torch.get_num_threads(),
     )  # fmt: skip
     return loss, gradient
 
