@@ -10,7 +10,7 @@ TRAIN ?= digits
 TESTS ?=
 # A test has one thread. Each core gets a stretch of the tests, so that neighbours share what they need, and takes over
 # from the others at its end.
-CORES := -n auto --dist worksteal
+CORES := -n auto --dist worksteal --benchmark-disable
 
 .PHONY: help setup train test fast test-slow lint types sanitize valgrind benchmark evidence evidence-quick clean
 
@@ -53,7 +53,8 @@ valgrind: $(STAMP) ## the native kernels under valgrind's memcheck
 	$(BIN)/python -m tests.native.memcheck
 
 benchmark: $(STAMP) ## measures what docs/performance.md says of the kernels and writes it, some four minutes on idle cores
-	$(BIN)/python -m pytest benchmarks -q -m "not slow" --save-table benchmarks/results/cpu.csv
+	$(BIN)/python -m pytest benchmarks -q -m "not slow" --benchmark-columns=median,iqr,ops,rounds \
+		--save-table benchmarks/results/cpu.csv
 	$(BIN)/python -m benchmarks.table --write
 
 evidence: $(STAMP) ## every claim anew, some 150 minutes on two cores, five hours with MNIST and CIFAR-10 (DATA=folder)

@@ -25,7 +25,7 @@ def pytest_addoption(parser) -> None:
 
 
 @pytest.fixture
-def against(request) -> Callable[..., None]:
+def against(benchmark, request) -> Callable[..., None]:
     """``against(name, work, others, aim=, threads=, compiled=)``: ours beside torch eager, torch.compile and others,
     in turns. ``work`` is a workload, or the contenders by name and ``nbytes``. ``threads`` 0 are all."""
 
@@ -59,7 +59,10 @@ def against(request) -> Callable[..., None]:
             finally:
                 torch.set_num_threads(all_threads)
         name += ", one thread" if threads == 1 else ""
-        _rows.append(Comparison(name, seconds, nbytes, flops, *rates, aim))
+        comparison = Comparison(name, seconds, nbytes, flops, *rates, aim)
+        _rows.append(comparison)
+        benchmark.extra_info |= {key: value for key, value in comparison.record().items() if value != ""}
+        benchmark.pedantic(contenders[OURS], rounds=5, iterations=comparison.repeats())
 
     torch.manual_seed(0)
     return run

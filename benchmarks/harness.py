@@ -38,6 +38,10 @@ class Comparison:
         q = np.quantile(self.seconds[peer] / self.seconds[OURS], [0.5, 0.25, 0.75])
         return float(q[0]), float(q[1]), float(q[2])
 
+    def repeats(self, seconds: float = 0.002) -> int:
+        """Calls of ours that take about so long."""
+        return max(1, int(seconds / self.median()))
+
     @property
     def best(self) -> str:
         """The contender with the smallest median among torch eager and torch.compile (among all peers, without)."""
