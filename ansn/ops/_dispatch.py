@@ -8,7 +8,7 @@ value.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,6 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
     name = schema.partition("(")[0]
     overload = getattr(torch.ops.ansn, name).default
     tensors = tuple(i for i, a in enumerate(overload._schema.arguments) if "Tensor" in str(a.type))
-    count = tensors[-1] + 1
     if values is not None:
         _values[name] = values
 
@@ -112,7 +111,7 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
         library.impl(name, here, key)
 
     def run(*args: Any) -> Any:
-        straight = direct(args[:count])
+        straight = direct([args[i] for i in tensors])
         if straight:
             kind, function = _kernel(name, "cpu", args)
             if kind == "native":
@@ -127,7 +126,7 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
     return run
 
 
-def direct(args: tuple[Any, ...]) -> bool:
+def direct(args: Sequence[Any]) -> bool:
     """Whether nothing but the values has to see a call with these tensors, and the CPU's own back ends may run it.
 
     Tensors are what they seem: no subclass, on the CPU, no sign pending. Also for a composition of operations that the
@@ -142,6 +141,9 @@ def direct(args: tuple[Any, ...]) -> bool:
         kind = type(a)
         if kind is Tensor or kind is Parameter:
             if not a.is_cpu or a.is_neg():
+                return False
+        elif kind is list:
+            if not all((type(t) is Tensor or type(t) is Parameter) and t.is_cpu and not t.is_neg() for t in a):
                 return False
         elif kind is not float:
             return False

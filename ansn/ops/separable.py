@@ -12,27 +12,6 @@ from torch import Tensor
 from ansn.ops import _checks, _dispatch, reference
 from ansn.ops.colored_step import step_by
 
-_BASIS = "Tensor[] bases, int[] axes, SymInt[] shape"
-_dispatch.library.define(
-    "separable_apply(Tensor v, Tensor? center, Tensor? weights, Tensor? tau2, Tensor? region,"
-    f" bool inward, bool outward, bool rest, {_BASIS}) -> Tensor"
-)
-_dispatch.library.define(
-    "separable_step(Tensor x, Tensor? denoised, Tensor? f, Tensor? c, Tensor? a, Tensor? b, Tensor deviation,"
-    f" Tensor? region, {_BASIS}, SymInt seed, SymInt row, SymInt step, SymInt stream) -> Tensor"
-)
-_dispatch.library.define(
-    "separable_update_(Tensor(a!) weight, Tensor(b!) weight2, Tensor(c!) mean, Tensor(d!) scatter,"
-    f" Tensor(e!)[] axis_scatters, Tensor x, Tensor? region, {_BASIS}, float decay) -> ()"
-)
-_dispatch.library.define(
-    "mixture(Tensor x, Tensor center, Tensor variances, Tensor log_weights, Tensor sigma2, bool denoise,"
-    f" {_BASIS}) -> (Tensor, Tensor)"
-)
-_dispatch.register("separable_apply", "reference", reference.separable_apply)
-_dispatch.register("separable_step", "reference", reference.separable_step)
-_dispatch.register("mixture", "reference", reference.mixture)
-
 
 class Axes(NamedTuple):
     """``Q = Q_1 (x) ... (x) Q_A``, orthonormal: ``bases[i]`` ``[K or 1, n, n]`` of axis ``axes[i]`` of rows of
@@ -43,21 +22,31 @@ class Axes(NamedTuple):
     shape: Sequence[int]
 
 
-def _apply(v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Tensor | None, region: Tensor | None,
-           *args: Any) -> Tensor:  # fmt: skip
-    count = max((len(t) for t in (center, weights, *args[3]) if t is not None), default=1)
-    _checks.region_values(region, count)
-    return _dispatch.call("separable_apply", v.device, v, center, weights, tau2, region, *args)
+def _regions(region: Tensor | None, *values: Tensor | None) -> None:
+    if region is not None:
+        _checks.region_values(region, max(t.shape[0] for t in values if t is not None))
 
 
-def _step(x: Tensor, *args: Any) -> Tensor:
-    _checks.region_values(args[6], max(len(args[5]), *(len(basis) for basis in args[7]), 1))
-    return _dispatch.call("separable_step", x.device, x, *args)
-
-
-def _update(weight: Tensor, weight2: Tensor, *args: Any) -> None:
-    _checks.apart(weight, weight2)
-    _dispatch.call("separable_update_", weight.device, weight, weight2, *args)
+_BASIS = "Tensor[] bases, int[] axes, SymInt[] shape"
+_run_apply = _dispatch.define(
+    "separable_apply(Tensor v, Tensor? center, Tensor? weights, Tensor? tau2, Tensor? region,"
+    f" bool inward, bool outward, bool rest, {_BASIS}) -> Tensor",
+    lambda v, center, weights, tau2, region, *args: _regions(region, center, weights, *args[3]),
+)
+_run_step = _dispatch.define(
+    "separable_step(Tensor x, Tensor? denoised, Tensor? f, Tensor? c, Tensor? a, Tensor? b, Tensor deviation,"
+    f" Tensor? region, {_BASIS}, SymInt seed, SymInt row, SymInt step, SymInt stream) -> Tensor",
+    lambda *args: _regions(args[7], args[6], *args[8]),
+)
+_run_update = _dispatch.define(
+    "separable_update_(Tensor(a!) weight, Tensor(b!) weight2, Tensor(c!) mean, Tensor(d!) scatter,"
+    f" Tensor(e!)[] axis_scatters, Tensor x, Tensor? region, {_BASIS}, float decay) -> ()",
+    lambda weight, weight2, *args: _checks.apart(weight, weight2),
+)
+_run_mixture = _dispatch.define(
+    "mixture(Tensor x, Tensor center, Tensor variances, Tensor log_weights, Tensor sigma2, bool denoise,"
+    f" {_BASIS}) -> (Tensor, Tensor)"
+)
 
 
 def _reference_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, axis_scatters: list[Tensor],
@@ -66,16 +55,10 @@ def _reference_update(weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Te
     reference.separable_update_(weight, weight2, mean, scatter, axis_scatters, x, region, *args)
 
 
-def _mixture(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return _dispatch.call("mixture", x.device, x, *args)
-
-
+_dispatch.register("separable_apply", "reference", reference.separable_apply)
+_dispatch.register("separable_step", "reference", reference.separable_step)
 _dispatch.register("separable_update_", "reference", _reference_update)
-for _name, _function in (
-    ("separable_apply", _apply), ("separable_step", _step), ("separable_update_", _update), ("mixture", _mixture),
-):  # fmt: skip
-    _dispatch.library.impl(_name, _function, "CPU")
-    _dispatch.library.impl(_name, _function, "CUDA")
+_dispatch.register("mixture", "reference", reference.mixture)
 
 
 @torch.library.register_fake("ansn::separable_apply")
@@ -100,7 +83,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, center: Tensor | None, *args: Any) -> Tensor:
-        return torch.ops.ansn.separable_apply(v, center, *args)
+        return _run_apply(v, center, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -114,7 +97,7 @@ class _Apply(torch.autograd.Function):
         inward, outward, rest, axes, shape = ctx.how
         way = weights, tau2, region, outward, inward, rest, bases, axes, shape
         # What is compiled has no second derivative, and dynamo traces no Function inside a backward.
-        run = torch.ops.ansn.separable_apply.default if torch.compiler.is_compiling() else _applied
+        run = _run_apply if torch.compiler.is_compiling() else _applied
         return run(grads[0].contiguous(), None, *way), *([None] * 10)
 
     @staticmethod
@@ -155,8 +138,12 @@ class _ApplyForward(_Apply):
 
 def _applied(v: Tensor, *args: Any) -> Tensor:
     if not _checks.followed(v):
-        return torch.ops.ansn.separable_apply.default(v, *args)
-    return (_Apply if torch.compiler.is_compiling() else _ApplyForward).apply(v, *args)
+        return _run_apply(v, *args)
+    center, weights, tau2, *way = args
+    if isinstance(tau2, float):
+        tau2 = torch.full((), tau2, dtype=reference.compute_dtype(v), device=v.device)
+    function = _Apply if torch.compiler.is_compiling() else _ApplyForward
+    return function.apply(v, center, weights, tau2, *way)
 
 
 def separable_apply(
@@ -186,12 +173,12 @@ def separable_apply(
     _checks.batched("v", v)
     region = _known(v, q, region, weights=weights, center=center)
     _checks.without_gradient(tau=tau)
-    tau2 = None
+    tau2: float | Tensor | None = None
     if tau is not None:
         if weights is None:
             raise ValueError("weights: got None, expected l where there is a tau")
-        at = _checks.coefficient("tau", tau, v.shape[0], v)
-        tau2 = torch.zeros((), dtype=reference.compute_dtype(v)) if at is None else at * at
+        at = _checks.term("tau", tau, v.shape[0], v)
+        tau2 = 0.0 if at is None else at * at
     out = _applied(_checks.flat(v), center, weights, tau2, region, inward, outward, rest, *map(list, q))
     return out if v.ndim == 2 else out.reshape(v.shape)
 
@@ -215,7 +202,7 @@ def separable_step(
     region = _known(x, q, region, "x", deviation=deviation)
     _checks.without_gradient(c=c, a=a, b=b)
     rows = x.shape[0]
-    terms = [_checks.coefficient(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
+    terms = [_checks.term(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
     if (terms[2] is None and (f is None or terms[1] is None)) or _checks.followed(x, denoised, f):
 
         def color(z: Tensor) -> Tensor:
@@ -227,7 +214,7 @@ def separable_step(
             _checks.like(name, value, x)
     seed, row, step, stream = (counters.get(name, 0) for name in ("seed", "row", "step", "stream"))
     _checks.counter(seed, row, step, stream)
-    out = torch.ops.ansn.separable_step.default(
+    out = _run_step(
         _checks.flat(x), None if denoised is None else _checks.flat(denoised), None if f is None else _checks.flat(f),
         *terms, deviation, region, *map(list, q), seed, row, step, stream,
     )  # fmt: skip
@@ -265,7 +252,7 @@ def separable_update_(
     ]:
         given = ", ".join(map(_checks.describe, axis_scatters))
         raise ValueError(f"axis_scatters: got {given}, expected contiguous {mean.dtype} {sizes} on {x.device}")
-    torch.ops.ansn.separable_update_.default(
+    _run_update(
         weight, weight2, mean, scatter, list(axis_scatters), flat, region, *map(list, q), decay
     )
 
@@ -296,7 +283,7 @@ def mixture(
         if value.shape not in sizes or value.device != x.device:
             raise ValueError(f"{name}: got {_checks.describe(value)}, expected {sizes[-1]} on {x.device}")
     _checks.without_gradient(log_weights=log_weights, sigma2=sigma2)
-    run = reference.mixture if _checks.followed(x) else torch.ops.ansn.mixture.default
+    run = reference.mixture if _checks.followed(x) else _run_mixture
     basis = list(q.bases), list(q.axes), list(q.shape)
     out, logs = run(_checks.flat(x), center, variances, log_weights, sigma2, denoise, *basis)
     return out if x.ndim == 2 or not denoise else out.reshape(x.shape), logs
@@ -310,24 +297,30 @@ def _known(
     Raises TypeError or ValueError unless rows of data, the basis and ``rows`` ``[K or 1, d]`` go together, and
     ``region`` with K; with ``regions`` K is that, ``rows`` are ``[K, d]`` and each row of data is of all regions."""
     bases, axes, shape = q
-    dim = reference.product(shape)
-    if reference.product(v.shape[1:]) != dim:
-        raise ValueError(f"{name}: got shape {list(v.shape)}, expected [B, d] of the axes {list(shape)}")
+    device, sizes, dim = v.device, v.shape, reference.product(shape)
+    if reference.product(sizes[1:]) != dim:
+        raise ValueError(f"{name}: got shape {list(sizes)}, expected [B, d] of the axes {list(shape)}")
     if len(bases) != len(axes) or list(axes) != [a for a in range(len(shape)) if a in axes]:
         raise ValueError(f"axes: got {list(axes)}, expected rising ones of {list(shape)}, one for each of {len(bases)}")
-    known: list[tuple[str, Tensor, tuple[int, ...]]]
-    known = [(name, value, (dim,)) for name, value in rows.items() if value is not None]
-    known += [(f"bases[{i}]", basis, (shape[a],) * 2) for i, (a, basis) in enumerate(zip(axes, bases, strict=True))]
+    known: list[tuple[str | int, Tensor, tuple[int, ...]]]
+    known = [(key, value, (dim,)) for key, value in rows.items() if value is not None]
+    known += [(i, basis, (shape[a], shape[a])) for i, (a, basis) in enumerate(zip(axes, bases, strict=True))]
     count = regions or 1
-    for name, value, size in known:
-        _checks.floating(name, value)
-        if value.shape[1:] != size or value.device != v.device:
-            raise ValueError(f"{name}: got {_checks.describe(value)}, expected {['K', *size]} on {v.device}")
+    for key, value, size in known:
+        # One look where all is well: a small step is as short as its overhead.
+        sizes = value.shape if isinstance(value, Tensor) else ()
+        fits = sizes[1:] == size and value.dtype in _checks.FLOATS and value.device == device
+        if not fits or value.requires_grad:
+            name = key if isinstance(key, str) else f"bases[{key}]"
+            _checks.floating(name, value)
+            if not fits:
+                raise ValueError(f"{name}: got {_checks.describe(value)}, expected {['K', *size]} on {device}")
+            _checks.without_gradient(**{name: value})
         if regions is None and count == 1:
-            count = value.shape[0]
-        elif value.shape[0] != count and (value.shape[0] != 1 or (regions is not None and len(size) == 1)):
-            raise ValueError(f"{name}: got {value.shape[0]} regions, expected {count}")
-        _checks.without_gradient(**{name: value})
+            count = sizes[0]
+        elif sizes[0] != count and (sizes[0] != 1 or (regions is not None and len(size) == 1)):
+            name = key if isinstance(key, str) else f"bases[{key}]"
+            raise ValueError(f"{name}: got {sizes[0]} regions, expected {count}")
     if regions is None:
         _checks.region(region, v.shape[0], count, v.device)
     return None if count == 1 else region

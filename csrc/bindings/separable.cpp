@@ -65,7 +65,7 @@ class AxesOf {
 
 void separable_apply(const std::string& dtype, uintptr_t out, uintptr_t v, int64_t rows, int64_t cols, const AxisList& list,
                      const std::string& basis_dtype, uintptr_t region, int64_t regions, uintptr_t center,
-                     int64_t center_stride, uintptr_t weights, int64_t weight_stride, uintptr_t tau2, int64_t tau2_stride,
+                     int64_t center_stride, uintptr_t weights, int64_t weight_stride, const py::object& tau2, int64_t tau2_stride,
                      bool inward, bool outward, bool rest, int threads, const std::string& isa) {
   static thread_local Scratch scratch;
   check_sizes(rows, cols, threads);
@@ -73,7 +73,7 @@ void separable_apply(const std::string& dtype, uintptr_t out, uintptr_t v, int64
   p.storage = storage_of(dtype, "dtype");
   if (rows == 0 || cols == 0) return;
   require(out != 0 && v != 0 && out != v, "out and v must be two addresses");
-  require(tau2 == 0 || weights != 0, "weights must be an address where tau2 is one, got 0");
+  require(tau2.is_none() || weights != 0, "weights must be an address where there is a tau2, got 0");
   const AxesOf known(list, basis_dtype, cols, at<const int64_t>(region), rows, regions, false);
   p.axes = known.axes;
   p.out = at<void>(out);
@@ -82,7 +82,11 @@ void separable_apply(const std::string& dtype, uintptr_t out, uintptr_t v, int64
   p.cols = cols;
   p.center = at<const void>(center);
   p.weights = at<const void>(weights);
-  p.tau2 = at<const void>(tau2);
+  const bool number = PyFloat_Check(tau2.ptr());
+  const double wide = number ? PyFloat_AS_DOUBLE(tau2.ptr()) : 0;
+  const float single = static_cast<float>(wide);
+  const void* of_number = p.storage == Storage::f64 ? static_cast<const void*>(&wide) : &single;
+  p.tau2 = tau2.is_none() ? nullptr : number ? of_number : at<const void>(tau2.cast<uintptr_t>());
   p.center_stride = center_stride;
   p.weight_stride = weight_stride;
   p.tau2_stride = checked_stride(tau2_stride, "tau2_stride");
@@ -101,8 +105,8 @@ void separable_apply(const std::string& dtype, uintptr_t out, uintptr_t v, int64
 }
 
 void separable_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows,
-                    int64_t cols, uintptr_t c, uintptr_t a, uintptr_t b, int64_t c_stride, int64_t a_stride,
-                    int64_t b_stride, uintptr_t deviation, int64_t deviation_stride, const AxisList& list,
+                    int64_t cols, const Coefficient& c, const Coefficient& a, const Coefficient& b, int64_t c_stride,
+                    int64_t a_stride, int64_t b_stride, uintptr_t deviation, int64_t deviation_stride, const AxisList& list,
                     const std::string& basis_dtype, uintptr_t region, int64_t regions, py::int_ seed, py::int_ row0,
                     py::int_ step, py::int_ stream, int threads, const std::string& isa) {
   static thread_local Scratch scratch;
@@ -111,7 +115,7 @@ void separable_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintpt
   if (rows == 0 || cols == 0) return;
   require(x != 0, "x must be an address, got 0");
   require(deviation != 0, "deviation must be an address, got 0");
-  require((f != 0 && a != 0) || b != 0, "f with a, or b, must be given: without them there is no product");
+  require((f != 0 && a.values()) || b.values(), "f with a, or b, must be given: without them there is no product");
   const AxesOf known(list, basis_dtype, cols, at<const int64_t>(region), rows, regions, false);
   cpu::SeparableStep p;
   p.axes = known.axes;
@@ -203,7 +207,8 @@ void bind_separable(py::module_& m) {
 dtype: of out and v [rows, cols], contiguous, two memories; arithmetic is float64 for 'f64', else float32, and center,
 weights [regions or 1, cols] and tau2 are of its type. axes: (size, address of [regions or 1, size, size] or 0 for the
 identity, elements to the next region's), an axis each. weights: address or 0; with tau2, w = 1 / (weights / tau2 + 1).
-*_stride: elements to the next region's, 0 for one for all; tau2_stride: 0, or 1 for one a row. region: address of int64
+*_stride: elements to the next region's, 0 for one for all. tau2: None, a float, or an address of one (tau2_stride 0) or one
+a row (1). region: address of int64
 [rows], or 0 when regions = 1. Raises ValueError.)");
   m.def("separable_step", &separable_step, py::arg("dtype"), py::arg("out"), py::arg("x"), py::arg("D"), py::arg("f"),
         py::arg("rows"), py::arg("cols"), py::arg("c"), py::arg("a"), py::arg("b"), py::arg("c_stride"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ansn.ops import _checks, _dispatch
 from ansn.ops._operands import contiguous, stride
-from ansn.ops.native._module import DTYPE, address, module, why_not_cpu
+from ansn.ops.native._module import DTYPE, address, module, placed, why_not_cpu
 
 
 def _axes(bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int]) -> tuple[list[tuple[int, int, int]], str]:
@@ -56,19 +56,21 @@ def _why_not_apply(v: Tensor, *args: Any) -> str | None:
 
 
 def _apply(
-    v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Tensor | None, region: Tensor | None,
+    v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Any, region: Tensor | None,
     inward: bool, outward: bool, rest: bool, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int],
 ) -> Tensor:  # fmt: skip
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
     v, region = v.contiguous(), contiguous(region)
-    center, weights, tau2 = (None if t is None else t.to(dtype).contiguous() for t in (center, weights, tau2))
+    center, weights = (None if t is None else t.to(dtype).contiguous() for t in (center, weights))
+    held: list[Tensor] = []
+    tau2, each = placed(tau2.to(dtype) if isinstance(tau2, Tensor) else tau2, held)
     out = torch.empty_like(v)
     known, basis_dtype = _axes(bases, axes, shape)
     module.separable_apply(
         DTYPE[v.dtype], out.data_ptr(), v.data_ptr(), *v.shape, known, basis_dtype,
         address(region), 1 if region is None else _count(center, weights, *bases),
-        address(center), _per_region(center), address(weights), _per_region(weights), address(tau2), stride(tau2),
+        address(center), _per_region(center), address(weights), _per_region(weights), tau2, each,
         inward, outward, rest, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -84,17 +86,19 @@ def _why_not_step(x: Tensor, denoised: Tensor | None, f: Tensor | None, *args: A
 
 
 def _step(
-    x: Tensor, denoised: Tensor | None, f: Tensor | None, c: Tensor | None, a: Tensor | None, b: Tensor | None,
+    x: Tensor, denoised: Tensor | None, f: Tensor | None, c: Any, a: Any, b: Any,
     deviation: Tensor, region: Tensor | None, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int],
     *counters: int,
 ) -> Tensor:  # fmt: skip
     x, denoised, f, region = x.contiguous(), contiguous(denoised), contiguous(f), contiguous(region)
-    c, a, b, deviation = contiguous(c), contiguous(a), contiguous(b), deviation.float().contiguous()
+    held: list[Tensor] = []
+    deviation = deviation.float().contiguous()
+    (c, c_stride), (a, a_stride), (b, b_stride) = (placed(value, held) for value in (c, a, b))
     out = torch.empty_like(x)
     known, basis_dtype = _axes(bases, axes, shape)
     module.separable_step(
         DTYPE[x.dtype], out.data_ptr(), x.data_ptr(), address(denoised), address(f), *x.shape,
-        address(c), address(a), address(b), stride(c), stride(a), stride(b), deviation.data_ptr(),
+        c, a, b, c_stride, a_stride, b_stride, deviation.data_ptr(),
         _per_region(deviation), known, basis_dtype, address(region), 1 if region is None else _count(deviation, *bases),
         *counters, torch.get_num_threads(),
     )  # fmt: skip
