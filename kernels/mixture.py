@@ -45,7 +45,8 @@ def _mixture_kernel(
         k_h = None if qh is None else qh + tl.cast(k, tl.int64) * h_each
         k_w = None if qw is None else qw + tl.cast(k, tl.int64) * w_each
         coordinates = turned(away, k_c, k_h, k_w, C, H, W, CP, HP, True)
-        spread = tl.maximum(tl.load(variances + of_region, mask=mask, other=1.0) + noise, 1.17549435e-38)
+        spread = tl.load(variances + of_region, mask=mask, other=1.0) + noise
+        spread = tl.maximum(spread, 1.1754944e-38)  # the smallest normal number, rounded up: below it is a float64
         part = coordinates / spread
         misfit = tl.sum(part * coordinates + tl.where(mask, tl.log(spread), 0.0))
         log = tl.load(log_weights + k) - 0.5 * misfit.to(tl.float64)

@@ -147,12 +147,9 @@ def place(
 
 
 @triton.jit
-def owned(q, region, row, each):
-    """The basis of the row's region, ``each`` numbers from one region's to the next; None where there is none."""
-    if q is None or region is None:
-        return q
-    else:
-        return q + tl.load(region + row) * each
+def _region(region, C: tl.constexpr, CP: tl.constexpr):
+    """Of the row whose channels this program has."""
+    return tl.load(region + tl.program_id(0).to(tl.int64) // ((C + CP - 1) // CP))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -166,20 +163,19 @@ def _apply_kernel(
     column = first[:, None] + tl.arange(0, WP)[None, :]
     here = row[:, None] * (C * H * W) + column
     if region is not None:
-        own = tl.program_id(0).to(tl.int64) // ((C + CP - 1) // CP)
-        center, weights = owned(center, region, own, center_each), owned(weights, region, own, weight_each)
-        qc, qh, qw = (
-            owned(qc, region, own, c_each),
-            owned(qh, region, own, h_each),
-            owned(qw, region, own, w_each),
-        )
+        k = _region(region, C, CP)
+        center = None if center is None else center + k * center_each
+        weights = None if weights is None else weights + k * weight_each
+        qc = None if qc is None else qc + k * c_each
+        qh = None if qh is None else qh + k * h_each
+        qw = None if qw is None else qw + k * w_each
     y = tl.load(v + here, mask=mask, other=0.0).to(tl.float32)
     if center is not None:
         y -= tl.load(center + column, mask=mask, other=0.0)
     if INWARD:
         y = turned(y, qc, qh, qw, C, H, W, CP, HP, True)
     if weights is not None:
-        w = tl.load(weights + column, mask=mask, other=0.0)
+        w = tl.load(weights + column, mask=mask, other=1.0)  # 0 / 0 beyond the edges would reach the row
         if tau2 is not None:
             y /= w * (1.0 / tl.load(tau2 + row * tau_each))[:, None] + 1.0
         else:
@@ -203,13 +199,11 @@ def _step_kernel(
     column = first[:, None] + tl.arange(0, WP)[None, :]
     here = row[:, None] * (C * H * W) + column
     if region is not None:
-        own = tl.program_id(0).to(tl.int64) // ((C + CP - 1) // CP)
-        deviation = owned(deviation, region, own, deviation_each)
-        qc, qh, qw = (
-            owned(qc, region, own, c_each),
-            owned(qh, region, own, h_each),
-            owned(qw, region, own, w_each),
-        )
+        k = _region(region, C, CP)
+        deviation += k * deviation_each
+        qc = None if qc is None else qc + k * c_each
+        qh = None if qh is None else qh + k * h_each
+        qw = None if qw is None else qw + k * w_each
     push = tl.zeros((HP * CP, WP), tl.float32)
     if f is not None:
         push = tl.load(f + here, mask=mask, other=0.0).to(tl.float32)
