@@ -113,6 +113,7 @@ def _update(
     weight: Tensor, weight2: Tensor, mean: Tensor, scatter: Tensor, axis_scatters: Sequence[Tensor], x: Tensor,
     region: Tensor | None, bases: Sequence[Tensor], axes: Sequence[int], shape: Sequence[int], decay: float,
 ) -> None:  # fmt: skip
+    _checks.apart(weight, weight2)
     x, region = x.contiguous(), contiguous(region)
     known, basis_dtype = _axes(bases, axes, shape)
     sums = iter(axis_scatters)
