@@ -49,7 +49,7 @@ def _dense(rows: int, dim: int, regions: int = 1, dtype: torch.dtype = _F32, ter
 
 def _separable(kind: str, shape: tuple[int, ...], regions: int = 1, rows: int = 128, dtype: torch.dtype = _F32) -> None:
     """The filter, the step with a coefficient a row, the draw, or the mixture, of a basis along each axis."""
-    axes = [a for a, n in enumerate(shape) if n > 1]
+    axes = tuple(a for a, n in enumerate(shape) if n > 1)
     dim, found = math.prod(shape), form(axes, shape)
     assert found is not None
     bases = [_t(regions, shape[a], shape[a]) for a in axes]

@@ -13,6 +13,7 @@ Products are float32 in IEEE arithmetic, and no sum's order depends on the block
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -237,12 +238,13 @@ class Form(NamedTuple):
         return max(fewest, 1 if in_c is None else max(2, triton.next_power_of_2(c))), high, wide
 
 
-def form(axes: Sequence[int], shape: Sequence[int]) -> Form | None:
+@functools.cache
+def form(axes: tuple[int, ...], shape: tuple[int, ...]) -> Form | None:
     """Axes of one point left out, neighbours without a basis taken together; None where they do not go into three, or
     are too long."""
     merged: list[tuple[int, int | None]] = []
     for axis, n in enumerate(shape):
-        at = list(axes).index(axis) if axis in axes else None
+        at = axes.index(axis) if axis in axes else None
         if at is None and merged and merged[-1][1] is None:
             merged[-1] = (n * merged[-1][0], None)
         elif at is not None or n > 1:

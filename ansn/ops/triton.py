@@ -156,7 +156,7 @@ def _why_not_axes(whole: bool, bases: Sequence[Tensor], axes: Sequence[int], sha
     """``whole``: a program has a whole row."""
     from ansn.kernels import mixture, separable
 
-    found = separable.form(axes, shape)
+    found = separable.form(tuple(axes), tuple(shape))
     if found is None:
         return (
             f"rows of the axes {list(shape)} with a basis along {list(axes)}; these kernels take three, of up to"
@@ -178,7 +178,7 @@ def _separable_apply(
 ) -> Tensor:  # fmt: skip
     from ansn.kernels.separable import form, separable_apply
 
-    found, v, region = form(axes, shape), v.contiguous(), contiguous(region)
+    found, v, region = form(tuple(axes), tuple(shape)), v.contiguous(), contiguous(region)
     assert found is not None
     return separable_apply(v, center, weights, tau2, region, inward, outward, rest, bases, found)
 
@@ -195,7 +195,7 @@ def _separable_step(
     from ansn.kernels.separable import form, separable_step
 
     terms = (contiguous(t) for t in (denoised, f, c, a, b))
-    found = form(axes, shape)
+    found = form(tuple(axes), tuple(shape))
     assert found is not None
     return separable_step(x.contiguous(), *terms, deviation, contiguous(region), bases, found, *counters)
 
@@ -211,7 +211,7 @@ def _mixture(
     from ansn.kernels.mixture import mixture
     from ansn.kernels.separable import form
 
-    found = form(axes, shape)
+    found = form(tuple(axes), tuple(shape))
     assert found is not None
     return mixture(x.contiguous(), center, variances, log_weights, sigma2, denoise, bases, found)
 
