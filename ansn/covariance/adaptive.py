@@ -247,7 +247,8 @@ class AdaptiveCovariance(nn.Module):
     @property
     def _current(self) -> bool:
         """Whether the snapshot has a basis, and one that was not left out at the last refresh."""
-        left_out = self._few and not self.rules.isotropic and self.seen_at_basis < self.seen_at_refresh
+        optional = self.snapshot.complete and not type(self.snapshot).complete and not self.rules.isotropic
+        left_out = optional and self.seen_at_basis < self.seen_at_refresh < self.structure.points()
         return self.snapshot.complete and not left_out
 
     def _grown(self, since: int, growth: float, pending: int = 0, rows: int = 0) -> bool:

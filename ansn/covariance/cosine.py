@@ -63,7 +63,8 @@ class Cosine(Structure):
         if not self.waved:
             return None
         if like.device not in self._matrices:
-            self._matrices[like.device] = [matrix.to(like.device) for matrix in self._matrices[torch.device("cpu")]]
+            with torch.inference_mode(False):
+                self._matrices[like.device] = [matrix.to(like.device) for matrix in self._matrices[torch.device("cpu")]]
         return ops.Axes(self._matrices[like.device], self.waved, self.shape)
 
     def turn(self, v: Tensor, basis: Basis, region: Tensor | None, inverse: bool) -> Tensor:

@@ -181,7 +181,7 @@ class Mixture(nn.Module):
         basis = pencil.basis
         q = covariance.structure.by_axes(basis, x)
         with uncast(flat):
-            if q is not None:
+            if q is not None and not noise.requires_grad:
                 return ops.mixture(flat, q, *known)
             turned = functools.partial(covariance.structure.turn_all, basis=basis)
             return ops.mixture_by(lambda v, inverse: turned(v, inverse=inverse), flat, *known)

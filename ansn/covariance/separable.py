@@ -129,7 +129,8 @@ def eigenvectors(matrices: Tensor) -> Tensor:
 
 def cosine_matrix(n: int) -> Tensor:
     """Orthonormal cosines as columns, ``[1, n, n]`` float64: Q of :func:`cosines`."""
-    return cosines(torch.eye(n, dtype=torch.float64), 0, False).unsqueeze(0).contiguous()
+    with torch.inference_mode(False):  # kept for calls that autograd follows
+        return cosines(torch.eye(n, dtype=torch.float64, device="cpu"), 0, False).unsqueeze(0).contiguous()
 
 
 def cosines(x: Tensor, axis: int, inverse: bool) -> Tensor:

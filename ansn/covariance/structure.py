@@ -77,7 +77,7 @@ class Structure(abc.ABC):
         """``y = [Q] (w * [Q^T] (v - center))`` or ``v - y``, of rows ``[B, d]``; arguments as of
         :func:`ansn.ops.separable_apply`."""
         q = self.by_axes(basis, v)
-        if q is not None:
+        if q is not None and not (isinstance(tau, Tensor) and tau.requires_grad):
             return ops.separable_apply(
                 v, q, inward=inward, outward=outward, weights=weights, tau=tau, center=center, region=region, rest=rest
             )

@@ -80,7 +80,8 @@ def nearest(rows: Array, among: Array | Iterable[Array], k: int = 1) -> tuple[Ar
             torch.from_numpy(half - (block - centre).astype(np.float32) @ low.T).topk(many, largest=False)[1].numpy()
             for _, block in parted(rows, 512)
         ])  # fmt: skip
-        found = np.stack([np.linalg.norm(part[near] - row, axis=1) for near, row in zip(at, rows, strict=True)])
+        away = (part[near].astype(np.float64) - row for near, row in zip(at, rows, strict=True))
+        found = np.stack([np.linalg.norm(rest, axis=1) for rest in away])
         distance, index = np.concatenate((distance, found), 1), np.concatenate((index, at + first), 1)
         best = np.argsort(distance, 1, kind="stable")[:, :k]
         distance, index = np.take_along_axis(distance, best, 1), np.take_along_axis(index, best, 1)
@@ -117,11 +118,13 @@ def _radii(rows: Array, parts: Parts, k: int, among: int = 0) -> Array:
         raise ValueError(f"k: got {k} neighbours of {parts.sum(1).min()} rows, expected fewer than rows")
     among = min(len(rows), among or (k + 1) * (1 if parts.all() else 14))
     distance, index = nearest(rows, rows, among)
+    slack = 1e-14 * float(np.square(rows, dtype=np.float64).sum(1).max())
     out = np.full(parts.shape, -1.0)
     for part, radius in zip(parts, out, strict=True):
         rank = part[index[part]].cumsum(1)  # the row itself is its first neighbour
         if rank[:, -1].min() <= k:
             return _radii(rows, parts, k, 4 * among)
-        # The k-th lies on the ball's edge, and rounding must not throw it out.
-        radius[part] = np.take_along_axis(distance[part], (rank > k).argmax(1)[:, None], 1)[:, 0] * (1 + 1e-9)
+        # The k-th lies on the ball's edge, and the rounding of distances made of squares must not throw it out.
+        edge = np.take_along_axis(distance[part], (rank > k).argmax(1)[:, None], 1)[:, 0]
+        radius[part] = np.sqrt(np.square(edge) * (1 + 1e-9) + slack)
     return out

@@ -25,15 +25,16 @@ def needs_grad(*values: Tensor | None) -> bool:
     return False
 
 
-def dual() -> bool:
-    """Whether there may be forward derivatives: then a kernel that runs unseen would leave them out."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-
-
 def followed(*values: Tensor | None) -> bool:
     """Whether autograd or a transform of torch.func has to see this call."""
-    transformed = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or dual() or needs_grad(*values)
+    return transformed() or needs_grad(*values)
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward derivatives are at work, which see through plain torch alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def without_gradient(**values: object) -> None:
@@ -187,14 +188,6 @@ def term(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> float
         without_gradient(**{name: value})
         value = value.detach()
     return value if value.dtype == dtype and value.device == x.device else value.to(x.device, dtype)
-
-
-def coefficient(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> Tensor | None:
-    """:func:`term` as a tensor, for what does not go through :func:`ansn.ops._dispatch.define`."""
-    value = term(name, value, rows, x)
-    if value is None or isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
 
 
 def counter(seed: int, row: int, step: int, stream: int) -> None:

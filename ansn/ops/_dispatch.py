@@ -140,7 +140,7 @@ def direct(args: Sequence[Any]) -> bool:
             continue
         kind = type(a)
         if kind is Tensor or kind is Parameter:
-            if not a.is_cpu or a.is_neg():
+            if not a.is_cpu or a.is_neg() or a._is_zerotensor():
                 return False
         elif kind is list:
             if not all((type(t) is Tensor or type(t) is Parameter) and t.is_cpu and not t.is_neg() for t in a):

@@ -58,5 +58,7 @@ def apply_factor(
     flat = _checks.flat(v)
     _checks.factor(factor, v.shape[0], flat.shape[1], region, v.device)
     run = _ApplyFactor.apply if _checks.needs_grad(v) else _run
+    if _checks.transformed():
+        run = reference.apply_factor
     out = run(flat, factor, region, transpose, inverse, lower)
     return out if v.ndim == 2 else out.reshape(v.shape)

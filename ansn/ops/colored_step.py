@@ -84,12 +84,13 @@ def colored_step(
         f: whitened prediction, shape of x; counts with ``a``.
         c, a, b: dimensionless coefficients, numbers or tensors ``[]`` or ``[B]``; None or 0 leaves the term out.
         factor: ``L``: None for the identity, ``[K, d]`` diagonal, ``[K, d, d]`` dense.
-        region: int64 ``[B]``, which of the K factors each row uses; may be None when K = 1.
+        region: int64 ``[B]``, which of the K factors each row uses; not looked at when K = 1.
         lower: a dense factor is lower triangular (its upper half holds zeros, and a back end may skip them).
         seed, row, step, stream: counters of the noise ``z`` (math section 7): row ``r`` of ``x`` draws the normals of
             ``(seed, row + r, step, stream)``, whatever the batch it sits in.
 
-    Returns a new tensor, x's shape and dtype. Arithmetic is float32 (float64 for float64 input).
+    Returns a new tensor, x's shape and dtype. Arithmetic is float32 (float64 for float64 input). A dense product of few
+    rows may be torch's, by its own setting of precision: rows are then the same to rounding in another batch.
     Differentiable in x, denoised and f; ValueError where another would need a gradient. Raises TypeError or ValueError
     naming the argument.
     """
@@ -103,15 +104,16 @@ def colored_step(
     flat = _checks.flat(x)
     if factor is not None:
         _checks.factor(factor, rows, flat.shape[1], region, x.device)
-    seen = _checks.needs_grad(x, denoised, f) or _checks.dual()
-    run = _ColoredStep.apply if seen else _run
+    terms: list[Any] = [_checks.term(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
+    run = _ColoredStep.apply if _checks.needs_grad(x, denoised, f) else _run
+    if _checks.transformed():
+        run = reference.colored_step
+        terms = [torch.as_tensor(t, device=x.device) if isinstance(t, float) else t for t in terms]
     out = run(
         flat,
         None if denoised is None else _checks.flat(denoised),
         None if f is None else _checks.flat(f),
-        _checks.term("c", c, rows, x),
-        _checks.term("a", a, rows, x),
-        _checks.term("b", b, rows, x),
+        *terms,
         factor,
         region,
         lower,

@@ -21,8 +21,8 @@ def levels(
     """``[rows]``, dtype of ``ladder`` ``[N]``: one of its rungs, each as likely, or for ``normal = (mean, deviation,
     low, high)`` ``ln tau ~ N(mean, deviation^2)``, clipped.
 
-    Row r is a function of the first normal of ``(seed, row + r, step)`` in the stream of levels. A composition of
-    operations; in C++ one call. Raises TypeError or ValueError naming a counter.
+    Row r is a function, to rounding, of the first normal of ``(seed, row + r, step)`` in the stream of levels. A
+    composition of operations; in C++ one call. Raises TypeError or ValueError naming a counter.
     """
     counter = seed, row, step, reference.LEVELS
     if _dispatch.direct((ladder,)) and native.levels.why_not(ladder) is None:

@@ -100,50 +100,14 @@ class _Apply(torch.autograd.Function):
         run = _run_apply if torch.compiler.is_compiling() else _applied
         return run(grads[0].contiguous(), None, *way), *([None] * 10)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], v: Tensor, center: Tensor | None, *args: Any) -> tuple[Tensor, int]:
-        """Rows of all copies are rows of one call."""
-        weights, tau2, region, *way = args
-        rows = info.batch_size, v.shape[1 if in_dims[0] == 0 else 0]
 
-        def flat(value: Tensor | None, at: int | None) -> Tensor | None:
-            if value is None or (at is None and value.ndim == 0):
-                return value
-            value = value.unsqueeze(0) if at is None else value.movedim(at, 0)
-            value = value.unsqueeze(1) if value.ndim == 1 else value
-            return value.expand(*rows, *value.shape[2:]).flatten(0, 1)
-
-        if any(at is not None for at in (*in_dims[1:3], *(in_dims[8] or ()))):
-            raise ValueError("center, weights, bases: got one for each copy under vmap, expected one for all")
-        moved = (flat(tensor, at) for tensor, at in ((tau2, in_dims[3]), (region, in_dims[4])))
-        wide = flat(v, in_dims[0])
-        assert wide is not None
-        return _applied(wide.contiguous(), center, weights, *moved, *way).unflatten(0, rows), 0
-
-
-class _ApplyForward(_Apply):
-    """With a forward derivative, which compiled code cannot have."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _Apply.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[2:5], *inputs[8])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        weights, tau2, region, *bases = ctx.saved_tensors
-        inward, outward, rest, axes, shape = ctx.how
-        return _applied(tangents[0], None, weights, tau2, region, inward, outward, rest, bases, axes, shape)
-
-
-def _applied(v: Tensor, *args: Any) -> Tensor:
+def _applied(v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Any, *way: Any) -> Tensor:
     if not _checks.followed(v):
-        return _run_apply(v, *args)
-    center, weights, tau2, *way = args
+        return _run_apply(v, center, weights, tau2, *way)
     if isinstance(tau2, float):
         tau2 = torch.full((), tau2, dtype=reference.compute_dtype(v), device=v.device)
-    function = _Apply if torch.compiler.is_compiling() else _ApplyForward
-    return function.apply(v, center, weights, tau2, *way)
+    run = reference.separable_apply if _checks.transformed() else _Apply.apply
+    return run(v, center, weights, tau2, *way)
 
 
 def separable_apply(

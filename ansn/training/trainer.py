@@ -173,7 +173,7 @@ class Trainer:
         seed = (self.config.run.seed * 1_000_003 + step * self.world + self.rank) % 2**63
         torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace for GPUs that are not there
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed_all(seed)
         perturbed, level = self.model.noise.perturb(x, region, step=step, row=row)
         y = region if y is None else y  # regions that were found
         y = None if y is None else self.model.withhold(y, seed=self.config.run.seed, step=step, row=row)

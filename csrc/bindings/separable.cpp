@@ -207,9 +207,8 @@ void bind_separable(py::module_& m) {
 dtype: of out and v [rows, cols], contiguous, two memories; arithmetic is float64 for 'f64', else float32, and center,
 weights [regions or 1, cols] and tau2 are of its type. axes: (size, address of [regions or 1, size, size] or 0 for the
 identity, elements to the next region's), an axis each. weights: address or 0; with tau2, w = 1 / (weights / tau2 + 1).
-*_stride: elements to the next region's, 0 for one for all. tau2: None, a float, or an address of one (tau2_stride 0) or one
-a row (1). region: address of int64
-[rows], or 0 when regions = 1. Raises ValueError.)");
+*_stride: elements to the next region's, 0 for one for all. tau2: None, a float, or an address of one (tau2_stride 0) or of
+one a row (1). region: address of int64 [rows], or 0 when regions = 1. Raises ValueError.)");
   m.def("separable_step", &separable_step, py::arg("dtype"), py::arg("out"), py::arg("x"), py::arg("D"), py::arg("f"),
         py::arg("rows"), py::arg("cols"), py::arg("c"), py::arg("a"), py::arg("b"), py::arg("c_stride"),
         py::arg("a_stride"), py::arg("b_stride"), py::arg("deviation"), py::arg("deviation_stride"), py::arg("axes"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ansn.ops import _dispatch
 from ansn.ops.native._module import why_not_cpu
-from ansn.ops.native.dense_step import dense_step, why_not_dense
+from ansn.ops.native.dense_step import dense_step
 
 
 def _why_not_apply(
@@ -17,7 +17,9 @@ def _why_not_apply(
         return "solves are the reference's (LAPACK's triangular solve)"
     if v.dtype == torch.float64:
         return "float64 is the reference's; this kernel computes in float32"
-    return why_not_dense(factor) or why_not_cpu(v, "v")
+    if factor.ndim != 3:
+        return "the factor is diagonal; this kernel takes a dense one"
+    return why_not_cpu(v, "v")
 
 
 def _apply_factor(

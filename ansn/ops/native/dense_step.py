@@ -9,13 +9,6 @@ from ansn.ops._operands import contiguous
 from ansn.ops.native._module import DTYPE, address, module, placed
 
 
-def why_not_dense(factor: Tensor) -> str | None:
-    """Why the kernel cannot take the factor, or None."""
-    if factor.ndim != 3:
-        return "the factor is diagonal; this kernel takes a dense one"
-    return None
-
-
 def _vendor(rows: int, cols: int, triangular: bool, transpose: bool, alone: bool) -> bool:
     """Whether torch's product is faster: it reads the whole matrix and a right-hand side in memory, where this kernel
     skips a triangle's other half and makes the right-hand side itself. Measured: benchmarks/bench_small.py.
