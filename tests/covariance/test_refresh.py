@@ -426,3 +426,16 @@ def test_an_untracked_spectrum_is_decomposed_once_until_the_state_changes():
     covariance.update(randn(40, 3, seed=1))
     assert not torch.equal(covariance.pencil.l, first.l)
     assert set(covariance.state_dict()) == set(AdaptiveCovariance(3).state_dict())
+
+
+def test_a_basis_that_was_left_out_is_not_taken_for_one_once_points_suffice() -> None:
+    covariance, fresh = AdaptiveCovariance(8, refresh=1.0).track(), AdaptiveCovariance(8, refresh=1.0)
+    mix = randn(8, 8, seed=1)
+    while covariance.seen < covariance.structure.points():
+        x = randn(3, 8, seed=covariance.seen) @ mix
+        covariance.update(x)
+        fresh.update(x)
+    assert covariance.seen_at_refresh < covariance.structure.points() <= covariance.seen
+    fresh.refresh()
+    pencil = covariance.pencil
+    assert rms_ratio(pencil.matrix(pencil.noise_variances()), fresh.noise_shape()) < 1e-5

@@ -98,10 +98,14 @@ def test_vmap_is_a_loop(regions, data):
             torch.testing.assert_close(slope, expected, rtol=EXACT, atol=EXACT)
 
 
-def test_a_basis_for_each_copy_is_refused():
-    bases = random_axes((6,), (0,), 3).bases[0].unsqueeze(1)
-    with pytest.raises(ValueError, match="bases: got one for each copy"):
-        torch.vmap(lambda v, b: ops.separable_apply(v, ops.Axes([b], [0], (6,))))(randn(3, 2, 6), bases)
+def test_a_basis_for_each_copy_is_its_own():
+    bases, rows = random_axes((6,), (0,), 3).bases[0].unsqueeze(1), randn(3, 2, 6)
+
+    def turned(v: Tensor, b: Tensor) -> Tensor:
+        return ops.separable_apply(v, ops.Axes([b], [0], (6,)), inward=False)
+
+    wanted = torch.stack([turned(v, b) for v, b in zip(rows, bases, strict=True)])
+    torch.testing.assert_close(torch.vmap(turned)(rows, bases), wanted, rtol=EXACT, atol=EXACT)
 
 
 def check_compiled(backend: str, regions: int) -> None:
