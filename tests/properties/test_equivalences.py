@@ -46,6 +46,7 @@ def whitened_model(field: nn.Module, factor: Tensor) -> Denoiser:
     """ANSN with ``L`` any square root, not only a triangular one."""
     covariance = fixed_covariance(factor @ factor.T, root="symmetric")
     covariance.snapshot.factor.copy_(factor)
+    covariance.snapshot.inverse.copy_(torch.linalg.inv(factor))
     return Denoiser(field, noise_model(covariance, TAU), "whitened", precondition=False)
 
 
