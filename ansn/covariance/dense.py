@@ -57,7 +57,8 @@ class DensePencil(Pencil):
     ) -> Tensor:
         """``L z``, ``L^T z``, ``L^-1 z`` or ``L^-T z``."""
         if inverse and not self.lower and torch.promote_types(z.dtype, self.factor.dtype) == self.factor.dtype:
-            return ops.apply_factor(z, self.inverse, region, lower=False)  # rows of more digits than it has are solved
+            # Rows of more digits than it has are solved.
+            return ops.apply_factor(z, self.inverse, region, transpose=transpose, lower=False)
         return ops.apply_factor(z, self.factor, region, transpose=transpose, inverse=inverse, lower=self.lower)
 
     def step(self, x: Tensor, denoised: Tensor | None = None, f: Tensor | None = None, **options: Any) -> Tensor:
