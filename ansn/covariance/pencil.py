@@ -336,10 +336,12 @@ class Pencil(nn.Module):
 
     def _flat(self, v: Tensor) -> Tensor:
         self.structure.check("v", v)
-        return v.flatten(1).to(torch.promote_types(v.dtype, self.like.dtype))
+        flat = v if v.ndim == 2 else v.flatten(1)
+        return flat if v.dtype == self.like.dtype else flat.to(torch.promote_types(v.dtype, self.like.dtype))
 
     def _back(self, out: Tensor, v: Tensor) -> Tensor:
-        return out.to(v.dtype).reshape(v.shape)
+        out = out if out.dtype == v.dtype else out.to(v.dtype)
+        return out if v.ndim == 2 else out.reshape(v.shape)
 
     def _product(self, v: Tensor, region: Tensor | None, *, inward: bool = False, outward: bool = False,
                  **how: Any) -> Tensor:  # fmt: skip

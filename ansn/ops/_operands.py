@@ -16,6 +16,13 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Contiguous, in ``dtype``; what is so already takes no call."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
+
+
 def stride(coefficient: Tensor | None) -> int:
     """0: one for all rows, 1: one for each."""
     return 0 if coefficient is None or coefficient.ndim == 0 else 1

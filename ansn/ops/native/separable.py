@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ansn.ops import _checks, _dispatch
-from ansn.ops._operands import contiguous, stride
+from ansn.ops._operands import contiguous, plain, stride
 from ansn.ops.native._module import DTYPE, address, module, placed, why_not_cpu
 
 
@@ -61,10 +61,9 @@ def _apply(
 ) -> Tensor:  # fmt: skip
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     # Contiguous copies are bound to names so that they outlive the call that uses their addresses.
-    v, region = v.contiguous(), contiguous(region)
-    center, weights = (None if t is None else t.to(dtype).contiguous() for t in (center, weights))
+    v, region, center, weights = v.contiguous(), contiguous(region), plain(center, dtype), plain(weights, dtype)
     held: list[Tensor] = []
-    tau2, each = placed(tau2.to(dtype) if isinstance(tau2, Tensor) else tau2, held)
+    tau2, each = placed(tau2 if isinstance(tau2, float) else plain(tau2, dtype), held)
     out = torch.empty_like(v)
     known, basis_dtype = _axes(bases, axes, shape)
     module.separable_apply(
