@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
 from ansn.sampling import Draw
+from benchmarks.training import heun
 
 ROWS, STEPS = 64, 6
 NETWORKS = {
@@ -35,13 +36,7 @@ def _loop(model: Denoiser, taus: list[float]) -> Tensor:
     """Heun as a user writes it: torch's own normals, numbers for levels."""
     covariance = model.noise.covariance
     x = covariance.color(torch.randn(ROWS, *covariance.shape)) * taus[0] + covariance.center.reshape(covariance.shape)
-    for tau, following in zip(taus, [*taus[1:], 0.0], strict=True):
-        slope = (x - model(x, tau)) / tau
-        guess = x + (following - tau) * slope
-        if following:
-            slope = 0.5 * (slope + (guess - model(guess, following)) / following)
-        x = x + (following - tau) * slope
-    return x
+    return heun(model, x, taus)
 
 
 @pytest.mark.slow

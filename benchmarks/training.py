@@ -98,23 +98,24 @@ class Null(nn.Module):
         return torch.zeros_like(x)
 
 
-def drawn(rows: int, structure: str) -> dict[str, Any]:
+def heun(denoise: Callable[[Tensor, float], Tensor], x: Tensor, taus: list[float]) -> Tensor:
+    """Heun's method as a user writes it: numbers for levels, from ``x`` at the first of them to 0."""
+    for tau, following in zip(taus, [*taus[1:], 0.0], strict=True):
+        slope = (x - denoise(x, tau)) / tau
+        guess = x + (following - tau) * slope
+        if following:
+            slope = 0.5 * (slope + (guess - denoise(guess, following)) / following)
+        x = x + (following - tau) * slope
+    return x
+
+
+def drawn(rows: int) -> dict[str, Any]:
     """One row: milliseconds of a draw of Heun's method of ``rows`` at d = 3072."""
     shape = (3, 32, 32)
-    covariance = ansn.AdaptiveCovariance(shape, 1, structure, rho=0.0).update(fields(256)).freeze()
+    covariance = ansn.AdaptiveCovariance(shape, 1, "separable", rho=0.0).update(fields(256)).freeze()
     model = ansn.Denoiser(Null(), ansn.NoiseModel(covariance, ansn.levels.karras(20.0, 0.01)), skip="scalar")
     draw = Draw(model, "heun", EVALUATIONS)
     taus = draw.taus.tolist()
-
-    def loop() -> Tensor:
-        x = torch.randn(rows, *shape) * taus[0]
-        for tau, following in zip(taus, [*taus[1:], 0.0], strict=True):
-            slope = (x - plain(x, tau)) / tau
-            guess = x + (following - tau) * slope
-            if following:
-                slope = 0.5 * (slope + (guess - plain(guess, following)) / following)
-            x = x + (following - tau) * slope
-        return x
 
     mean, scale = covariance.center.reshape(shape), float(covariance.scale)
 
@@ -122,6 +123,9 @@ def drawn(rows: int, structure: str) -> dict[str, Any]:
         variance = 1.0 + tau * tau
         output = model.network((x - mean) / (scale * variance**0.5), torch.full((rows,), tau).log() / 4)
         return mean + (x - mean) / variance + output * (scale * tau / variance**0.5)
+
+    def loop() -> Tensor:
+        return heun(plain, torch.randn(rows, *shape) * taus[0], taus)
 
     with torch.inference_mode():
         taken = interleave({"ansn": lambda: draw.batch(0, rows), "loop": loop}, rounds=30, seconds=5.0)
@@ -148,7 +152,7 @@ def rows() -> Iterator[dict[str, Any]]:
             replace(config, data=DataConfig(dataset=str(path)), optim=replace(config.optim, batch_size=64)),
         )
     for count in (1, 16, 128):
-        yield drawn(count, "separable")
+        yield drawn(count)
 
 
 def main() -> None:

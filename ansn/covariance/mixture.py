@@ -5,7 +5,6 @@ r"""Regions found in the data: a mixture of K Gaussians, learned online (math se
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import warnings
@@ -183,8 +182,7 @@ class Mixture(nn.Module):
         with uncast(flat):
             if q is not None and not noise.requires_grad:
                 return ops.mixture(flat, q, *known)
-            turned = functools.partial(covariance.structure.turn_all, basis=basis)
-            return ops.mixture_by(lambda v, inverse: turned(v, inverse=inverse), flat, *known)
+            return ops.mixture_by(lambda v, inverse: covariance.structure.turn_all(v, basis, inverse), flat, *known)
 
     def _by_parts(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """``ln p_k(x)``, float64 ``[K, B]``, of some rows at a time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -81,15 +81,12 @@ class Structure(abc.ABC):
             return ops.separable_apply(
                 v, q, inward=inward, outward=outward, weights=weights, tau=tau, center=center, region=region, rest=rest
             )
-        w, out = of_region(weights, region, v), v if center is None else v - of_region(center, region, v)
-        if inward:
-            out = self.turn(out, basis, region, True)
-        if w is not None:
-            tau2 = None if tau is None else torch.as_tensor(tau, dtype=v.dtype, device=v.device).square().reshape(-1, 1)
-            out = out * w if tau2 is None else out / (w / tau2 + 1.0)
-        if outward:
-            out = self.turn(out, basis, region, False)
-        return v - out if rest else out
+        tau2 = None if tau is None else torch.as_tensor(tau, dtype=v.dtype, device=v.device).square()
+
+        def turned(rows: Tensor, inverse: bool) -> Tensor:
+            return self.turn(rows, basis, region, inverse)
+
+        return ops.apply_by(turned, v, center, weights, tau2, region, inward, outward, rest)
 
     def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
         """:meth:`turn` of rows ``[K, B, d]``, B of each region; a batched product replaces this."""
@@ -202,13 +199,6 @@ class Structure(abc.ABC):
         """Bytes of state and snapshot, and of a refresh: about six temporaries of each part in the state's dtype."""
         kept = sum(map(math.prod, (*self.scatters(regions).values(), *self.parts(regions).values())))
         return kept * (7 * state.itemsize + snapshot.itemsize) + 4 * regions * self.dim * snapshot.itemsize
-
-
-def of_region(value: Tensor | None, region: Tensor | None, v: Tensor) -> Any:
-    """The row of ``[K or 1, d]`` of each row's region, in v's dtype."""
-    if value is None or region is None or len(value) == 1:
-        return value if value is None else value.to(v.dtype)
-    return value[region].to(v.dtype)
 
 
 def by_region(rows: Tensor, owner: Tensor | None, regions: int) -> tuple[Tensor, ...]:

@@ -24,6 +24,7 @@ from ansn.ops.reference import (
     PROBES,
     REGIONS,
     REVERSE,
+    apply_by,
     mixture_by,
 )
 from ansn.ops.separable import Axes, mixture, separable_apply, separable_step, separable_update_
@@ -42,6 +43,7 @@ __all__ = [
     "REGIONS",
     "REVERSE",
     "Axes",
+    "apply_by",
     "apply_factor",
     "backend",
     "cholesky",

@@ -111,8 +111,8 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
         library.impl(name, here, key)
 
     def run(*args: Any) -> Any:
-        straight = direct([args[i] for i in tensors])
-        if straight:
+        function = None
+        if direct([args[i] for i in tensors]):
             kind, function = _kernel(name, "cpu", args)
             if kind == "native":
                 return function(*args)
@@ -121,7 +121,11 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
             if isinstance(given[i], (int, float)):
                 wide = torch.float64 if args[0].dtype == torch.float64 else torch.float32
                 given[i] = torch.full((), given[i], dtype=wide, device=args[0].device)
-        return call(name, args[0].device, *given) if straight else overload(*given)
+        if function is None:
+            return overload(*given)
+        if values is not None:
+            values(*given)
+        return function(*given)
 
     return run
 
@@ -139,13 +143,10 @@ def direct(args: Sequence[Any]) -> bool:
         if a is None:
             continue
         kind = type(a)
-        if kind is Tensor or kind is Parameter:
-            if not a.is_cpu or a.is_neg() or a._is_zerotensor():
+        if kind is list:
+            if not all(map(_ordinary, a)):
                 return False
-        elif kind is list:
-            if not all((type(t) is Tensor or type(t) is Parameter) and t.is_cpu and not t.is_neg() for t in a):
-                return False
-        elif kind is not float:
+        elif kind is not float and not _ordinary(a):
             return False
     return (
         _current != "triton"
@@ -156,6 +157,12 @@ def direct(args: Sequence[Any]) -> bool:
         and _c._get_tracing_state() is None
         and not _c._autograd._profiler_enabled()
     )
+
+
+def _ordinary(a: Any) -> bool:
+    """Whether it is a tensor, and one that is what it seems."""
+    kind = type(a)
+    return (kind is Tensor or kind is Parameter) and a.is_cpu and not a.is_neg() and not a._is_zerotensor()
 
 
 def _kernel(operation: str, kind: str, args: tuple[Any, ...]) -> tuple[str, Callable[..., Any]]:

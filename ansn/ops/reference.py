@@ -136,10 +136,32 @@ def covariance_update_(
 
     Only the lower triangle of a dense scatter is written, and never is the upper one read.
     """
+
+    def add(k: int, rows_of_a: Tensor) -> None:
+        if scatter.ndim == 2:
+            scatter[k] += rows_of_a.square().sum(0)
+        else:
+            scatter[k] += (rows_of_a.mT @ rows_of_a).tril()
+
+    _merge(weight, weight2, mean, (scatter,), x, region, decay, add)
+
+
+def _merge(
+    weight: Tensor,
+    weight2: Tensor,
+    mean: Tensor,
+    scatters: Sequence[Tensor],
+    x: Tensor,
+    region: Tensor | None,
+    decay: float,
+    add: Callable[[int, Tensor], None],
+) -> None:
+    """Forget, move the means, and let ``add(k, A)`` take the rows A of each region that the batch has."""
     if decay != 1.0:
         weight *= decay
         weight2 *= decay * decay
-        scatter *= decay
+        for scatter in scatters:
+            scatter *= decay
     x = x.to(mean.dtype)
     if x.shape[0] == 0:
         return
@@ -152,11 +174,7 @@ def covariance_update_(
         delta = batch_mean - mean[k]
         # The mean correction is one more row of the product, not a separate addition: see math section 1.
         correction = (torch.sqrt(n * b / (n + b)) * delta).unsqueeze(0)
-        rows_of_a = torch.cat((part - batch_mean, correction.to(mean.dtype)))
-        if scatter.ndim == 2:
-            scatter[k] += rows_of_a.square().sum(0)
-        else:
-            scatter[k] += (rows_of_a.mT @ rows_of_a).tril()
+        add(k, torch.cat((part - batch_mean, correction.to(mean.dtype))))
         mean[k] += (b / (n + b)) * delta
         weight[k] += b
         weight2[k] += b
@@ -202,8 +220,8 @@ def along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
     without B."""
     n, before, after = x.shape[axis + 1], product(x.shape[1 : axis + 1]), product(x.shape[axis + 2 :])
     if after == 1:
-        return (x.reshape(-1, before, n) @ matrix.mT).reshape(x.shape)
-    flat = x.reshape(-1, before, n, after)
+        return (x.reshape(x.shape[0], before, n) @ matrix.mT).reshape(x.shape)
+    flat = x.reshape(x.shape[0], before, n, after)
     return ((matrix if matrix.ndim == 2 else matrix.unsqueeze(1)) @ flat).reshape(x.shape)
 
 
@@ -236,20 +254,39 @@ def separable_apply(
     axes: Sequence[int],
     shape: Sequence[int],
 ) -> Tensor:
-    """``y = [Q] (w * [Q^T] (v - m))`` or ``v - y`` (math sections 10 and 11)."""
-    dtype = compute_dtype(v)
-    wide = v.to(dtype)
-    out = wide if center is None else wide - _of(center, region, dtype)
+    """:func:`apply_by` in a basis of one matrix an axis."""
+
+    def turned(rows: Tensor, inverse: bool) -> Tensor:
+        return turn(rows, bases, axes, shape, region, inverse)
+
+    wide = v.to(compute_dtype(v))
+    out = apply_by(turned, wide, center, weights, tau2, region, inward, outward, rest).to(v.dtype)
+    nothing = weights is None and center is None and not rest and not (bases and (inward or outward))
+    return out.clone() if nothing and wide.dtype == v.dtype else out
+
+
+def apply_by(
+    turned: Callable[[Tensor, bool], Tensor],
+    v: Tensor,
+    center: Tensor | None,
+    weights: Tensor | None,
+    tau2: Tensor | None,
+    region: Tensor | None,
+    inward: bool,
+    outward: bool,
+    rest: bool,
+) -> Tensor:
+    """``y = [Q] (w * [Q^T] (v - m))`` or ``v - y`` (math sections 10 and 11) of rows ``[B, d]``, float32 or float64;
+    ``turned(v, inverse)``: ``Q v`` or ``Q^T v``."""
+    out = v if center is None else v - _of(center, region, v.dtype)
     if inward:
-        out = turn(out, bases, axes, shape, region, True)
+        out = turned(out, True)
     if weights is not None:
-        w = _of(weights, region, dtype)
-        out = out * w if tau2 is None else out / (w / _per_row(tau2, dtype) + 1.0)
+        w = _of(weights, region, v.dtype)
+        out = out * w if tau2 is None else out / (w / _per_row(tau2, v.dtype) + 1.0)
     if outward:
-        out = turn(out, bases, axes, shape, region, False)
-    out = (wide - out if rest else out).to(v.dtype)
-    same = weights is None and center is None and not rest and not (bases and (inward or outward)) and dtype == v.dtype
-    return out.clone() if same else out
+        out = turned(out, False)
+    return v - out if rest else out
 
 
 def separable_step(
@@ -288,26 +325,14 @@ def separable_update_(
     decay: float,
 ) -> None:
     """Pebay/Chan merge of a batch into moments in a separable basis (math section 11), in place."""
-    for sums in (*axis_scatters, scatter, weight, weight2):
-        sums *= decay * decay if sums is weight2 else decay
-    x = x.to(mean.dtype)
-    if x.shape[0] == 0:
-        return
-    groups = [(0, None)] if region is None else _regions_present(region, mean.shape[0])
-    for k, rows in groups:
-        part = x if rows is None else x[rows]
-        b, n = part.shape[0], weight[k].clone()
-        batch_mean = part.mean(0)
-        delta = batch_mean - mean[k]
-        correction = (torch.sqrt(n * b / (n + b)) * delta).unsqueeze(0)
-        rows_of_a = torch.cat((part - batch_mean, correction.to(mean.dtype)))
+
+    def add(k: int, rows_of_a: Tensor) -> None:
         scatter[k] += turn(rows_of_a, [q[k % len(q)][None] for q in bases], axes, shape, None, True).square().sum(0)
         for axis, sums in zip(axes, axis_scatters, strict=False):
             unfolded = rows_of_a.reshape(-1, *shape).movedim(axis + 1, 0).flatten(1)
             sums[k] += unfolded @ unfolded.mT * (shape[axis] / x.shape[1])
-        mean[k] += (b / (n + b)) * delta
-        weight[k] += b
-        weight2[k] += b
+
+    _merge(weight, weight2, mean, (scatter, *axis_scatters), x, region, decay, add)
 
 
 def mixture(
@@ -324,12 +349,10 @@ def mixture(
     """:func:`mixture_by` in a basis of one matrix an axis."""
 
     def turned(v: Tensor, inverse: bool) -> Tensor:
-        out = v
+        out = v.reshape(*v.shape[:2], *shape)
         for axis, basis in zip(axes, bases, strict=True):
-            q = basis.to(v.dtype).mT if inverse else basis.to(v.dtype)
-            after = product(shape[axis + 1 :])
-            out = out.reshape(v.shape[0], -1, shape[axis], after)
-            out = out.squeeze(3) @ q.mT if after == 1 else q.unsqueeze(1) @ out
+            q = basis.to(v.dtype)
+            out = along(out, axis + 1, q.mT if inverse else q)
         return out.reshape(v.shape)
 
     return mixture_by(turned, x, center, variances, log_weights, sigma2, denoise)

@@ -91,14 +91,14 @@ def _step(
 ) -> Tensor:  # fmt: skip
     x, denoised, f, region = x.contiguous(), contiguous(denoised), contiguous(f), contiguous(region)
     held: list[Tensor] = []
-    deviation = deviation.float().contiguous()
+    scale = plain(deviation, torch.float32)
     (c, c_stride), (a, a_stride), (b, b_stride) = (placed(value, held) for value in (c, a, b))
     out = torch.empty_like(x)
     known, basis_dtype = _axes(bases, axes, shape)
     module.separable_step(
         DTYPE[x.dtype], out.data_ptr(), x.data_ptr(), address(denoised), address(f), *x.shape,
-        c, a, b, c_stride, a_stride, b_stride, deviation.data_ptr(),
-        _per_region(deviation), known, basis_dtype, address(region), 1 if region is None else _count(deviation, *bases),
+        c, a, b, c_stride, a_stride, b_stride, address(scale),
+        _per_region(scale), known, basis_dtype, address(region), 1 if region is None else _count(deviation, *bases),
         *counters, torch.get_num_threads(),
     )  # fmt: skip
     return out
