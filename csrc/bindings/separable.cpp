@@ -63,11 +63,23 @@ class AxesOf {
   std::vector<int64_t> listed_, slot_;
 };
 
+// The kernel at work on p, in the scratch memory that it asks for.
+template <class P>
+void run(P& p, int64_t (*scratch_bytes)(const P&), void (*kernel)(const P&)) {
+  static thread_local Scratch scratch;
+  p.scratch = nullptr;
+  p.scratch = scratch.reserve(scratch_bytes(p));
+  {
+    py::gil_scoped_release unlocked;
+    kernel(p);
+  }
+  scratch.trim();
+}
+
 void separable_apply(const std::string& dtype, uintptr_t out, uintptr_t v, int64_t rows, int64_t cols, const AxisList& list,
                      const std::string& basis_dtype, uintptr_t region, int64_t regions, uintptr_t center,
                      int64_t center_stride, uintptr_t weights, int64_t weight_stride, const py::object& tau2, int64_t tau2_stride,
                      bool inward, bool outward, bool rest, int threads, const std::string& isa) {
-  static thread_local Scratch scratch;
   check_sizes(rows, cols, threads);
   cpu::SeparableApply p;
   p.storage = storage_of(dtype, "dtype");
@@ -94,14 +106,8 @@ void separable_apply(const std::string& dtype, uintptr_t out, uintptr_t v, int64
   p.outward = outward;
   p.rest = rest;
   p.threads = threads;
-  p.scratch = nullptr;
   const cpu::KernelTable& table = cpu::kernels(isa);
-  p.scratch = scratch.reserve(table.separable_apply_scratch_bytes(p));
-  {
-    py::gil_scoped_release unlocked;
-    table.separable_apply(p);
-  }
-  scratch.trim();
+  run(p, table.separable_apply_scratch_bytes, table.separable_apply);
 }
 
 void separable_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintptr_t D, uintptr_t f, int64_t rows,
@@ -109,7 +115,6 @@ void separable_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintpt
                     int64_t a_stride, int64_t b_stride, uintptr_t deviation, int64_t deviation_stride, const AxisList& list,
                     const std::string& basis_dtype, uintptr_t region, int64_t regions, py::int_ seed, py::int_ row0,
                     py::int_ step, py::int_ stream, int threads, const std::string& isa) {
-  static thread_local Scratch scratch;
   check_sizes(rows, cols, threads);
   const Storage storage = single_or_half(dtype);
   if (rows == 0 || cols == 0) return;
@@ -123,14 +128,8 @@ void separable_step(const std::string& dtype, uintptr_t out, uintptr_t x, uintpt
                    threads);
   p.step.diag = at<const float>(deviation);
   p.deviation_stride = deviation_stride;
-  p.scratch = nullptr;
   const cpu::KernelTable& table = cpu::kernels(isa);
-  p.scratch = scratch.reserve(table.separable_step_scratch_bytes(p));
-  {
-    py::gil_scoped_release unlocked;
-    table.separable_step(p);
-  }
-  scratch.trim();
+  run(p, table.separable_step_scratch_bytes, table.separable_step);
 }
 
 int64_t separable_update(const std::string& dtype, uintptr_t weight, uintptr_t weight2, uintptr_t mean, uintptr_t scatter,
@@ -162,7 +161,6 @@ void mixture(const std::string& dtype, uintptr_t out, uintptr_t logs, uintptr_t 
              uintptr_t center, uintptr_t variances, uintptr_t log_weights, int64_t regions, uintptr_t sigma2,
              int64_t sigma2_stride, const AxisList& list, const std::string& basis_dtype, int threads,
              const std::string& isa) {
-  static thread_local Scratch scratch;
   check_sizes(rows, cols, threads);
   cpu::Mixture p;
   p.storage = single_or_half(dtype);
@@ -183,14 +181,8 @@ void mixture(const std::string& dtype, uintptr_t out, uintptr_t logs, uintptr_t 
   p.sigma2_stride = checked_stride(sigma2_stride, "sigma2_stride");
   p.logs = at<double>(logs);
   p.threads = threads;
-  p.scratch = nullptr;
   const cpu::KernelTable& table = cpu::kernels(isa);
-  p.scratch = scratch.reserve(table.mixture_scratch_bytes(p));
-  {
-    py::gil_scoped_release unlocked;
-    table.mixture(p);
-  }
-  scratch.trim();
+  run(p, table.mixture_scratch_bytes, table.mixture);
 }
 
 }  // namespace
