@@ -106,13 +106,12 @@ class Denoiser(nn.Module):
             return self.denoised_from(x, tau, region, self._network(x, tau, region, extra))
         if not self.precondition:
             return self._network(x, tau, region, extra).to(x.dtype)
-        wide = column(tau, x)
-        mean, scale = self._snapshot(x, region)
-        estimate = SKIPS[self.skip].estimate(self.noise, x, tau, region, mean)
-        seen = Seen(self.noise, x, tau, region, mean, scale, estimate)
-        further = [INPUTS[name](seen) for name in self.inputs]
-        rest = self._network(x, tau, region, extra, further).to(x.dtype)
-        return estimate + wide / torch.sqrt(1.0 + wide * wide) * scale * rest
+        seen = self.seen(x, tau, region)
+        seen.estimate = SKIPS[self.skip].estimate(seen)
+        deviation = torch.sqrt(seen.variance)
+        inputs = [seen.centered / (deviation * seen.scale), *(INPUTS[name](seen) for name in self.inputs)]
+        rest = self._call(inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), tau, extra)
+        return torch.addcmul(seen.estimate, seen.level / deviation * seen.scale, rest.to(x.dtype))
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""
@@ -163,24 +162,8 @@ class Denoiser(nn.Module):
         noise (measurements of their own)."""
         return self
 
-    def _network(
-        self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any], further: Sequence[Tensor] = ()
-    ) -> Tensor:
-        if self.precondition:
-            mean, scale = self._snapshot(x, region)
-            x = (x - mean) / (torch.sqrt(1.0 + column(tau, x) ** 2) * scale)
-        if further:
-            x = torch.cat((x, *further), 1)
-        if self.conditioning == "none":
-            return self.network(x, **extra)
-        if self.conditioning == "log":
-            return self.network(x, (torch.log(tau) / 4.0).to(x.dtype), **extra)
-        # Nearest in the logarithm, where the ladder is even.
-        distance = (torch.log(tau).unsqueeze(1) - torch.log(self.noise.tau.to(tau)).unsqueeze(0)).abs()
-        return self.network(x, distance.argmin(1), **extra)
-
-    def _snapshot(self, x: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean ``[B or 1, *shape]`` and pixel standard deviation ``[B or 1, 1, ...]`` of each row's region."""
+    def seen(self, x: Tensor, tau: Tensor, region: Tensor | None) -> Seen:
+        """What skips and inputs are made of; ``tau`` ``[B]``."""
         covariance = self.noise.covariance
         mean, scale = covariance.center, covariance.scale
         if covariance.regions > 1:
@@ -188,8 +171,23 @@ class Denoiser(nn.Module):
                 count = covariance.regions
                 raise ValueError(f"region: got None, expected int64 [{x.shape[0]}] because there are {count} regions")
             mean, scale = mean[region], scale[region]
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return mean.to(x.dtype).reshape(-1, *covariance.shape), scale.to(x.dtype).reshape(shape)
+        mean = mean.to(x.dtype).reshape(-1, *covariance.shape)
+        return Seen(self.noise, x, tau, region, mean, column(scale, x))
+
+    def _network(self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any]) -> Tensor:
+        if self.precondition:
+            seen = self.seen(x, tau, region)
+            x = seen.centered / (torch.sqrt(seen.variance) * seen.scale)
+        return self._call(x, tau, extra)
+
+    def _call(self, x: Tensor, tau: Tensor, extra: dict[str, Any]) -> Tensor:
+        if self.conditioning == "none":
+            return self.network(x, **extra)
+        if self.conditioning == "log":
+            return self.network(x, (torch.log(tau) / 4.0).to(x.dtype), **extra)
+        # Nearest in the logarithm, where the ladder is even.
+        distance = (torch.log(tau).unsqueeze(1) - torch.log(self.noise.tau.to(tau)).unsqueeze(0)).abs()
+        return self.network(x, distance.argmin(1), **extra)
 
     def _tau(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         if x.shape[1:] != self.noise.covariance.shape:

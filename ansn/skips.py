@@ -1,8 +1,7 @@
 """What a denoiser is before its network has learned, and what else the network may see (math sections 4 and 12).
 
-A skip is a function ``(noise, x, tau, region, mean)`` that returns an estimate of the clean data, x's shape and dtype;
-an input a function of :class:`Seen` that returns a tensor of the data's shape, of order one. To add one, decorate it
-with :func:`skip` or :func:`further_input`.
+A skip is a function of :class:`Seen` that returns an estimate of the clean data, x's shape and dtype; an input one that
+returns a tensor of the data's shape, of order one. To add one, decorate it with :func:`skip` or :func:`further_input`.
 """
 
 from __future__ import annotations
@@ -11,16 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from ansn.noise import NoiseModel
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """What an input is made of: noisy data ``[B, *shape]``, ``tau`` ``[B]``, region int64 ``[B]`` or None, the data's
-    mean and deviation (they broadcast against x), and the skip's estimate."""
+    """What skips and inputs are made of: noisy data ``[B, *shape]``, ``tau`` ``[B]``, region int64 ``[B]`` or None, the
+    data's mean and deviation, ``[B or 1, *shape]`` and ``[B or 1, 1, ...]``; and made of these ``x - mean``, and tau
+    and ``1 + tau^2`` as columns ``[B, 1, ...]``. ``estimate``: the skip's, for inputs."""
 
     noise: NoiseModel
     x: Tensor
@@ -28,10 +29,15 @@ class Seen:
     region: Tensor | None
     mean: Tensor
     scale: Tensor
-    estimate: Tensor
+
+    def __post_init__(self) -> None:
+        self.centered = self.x - self.mean
+        self.level = column(self.tau, self.x)
+        self.variance = 1.0 + self.level * self.level
+        self.estimate = self.mean
 
 
-Estimate = Callable[["NoiseModel", Tensor, Tensor, "Tensor | None", Tensor], Tensor]
+Estimate = Callable[[Seen], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Skip:
 
 
 SKIPS: dict[str, Skip] = {}
-INPUTS: dict[str, Callable[[Seen], Tensor]] = {}
+INPUTS: dict[str, Estimate] = {}
 
 
 def skip(summary: str) -> Callable[[Estimate], Estimate]:
@@ -56,7 +62,7 @@ def skip(summary: str) -> Callable[[Estimate], Estimate]:
     return known
 
 
-def further_input(function: Callable[[Seen], Tensor]) -> Callable[[Seen], Tensor]:
+def further_input(function: Estimate) -> Estimate:
     """Make an input known under its function's name."""
     INPUTS[function.__name__] = function
     return function
@@ -68,23 +74,23 @@ def column(tau: Tensor, x: Tensor) -> Tensor:
 
 
 @skip("EDM's, alike in every direction")
-def scalar(noise: NoiseModel, x: Tensor, tau: Tensor, region: Tensor | None, mean: Tensor) -> Tensor:
+def scalar(seen: Seen) -> Tensor:
     """``m + (x~ - m) / (1 + tau^2)`` (Karras et al. 2022, Table 1), in units where the data has unit variance."""
-    wide = column(tau, x)
-    return mean + (x - mean) / (1.0 + wide * wide)
+    return torch.addcdiv(seen.mean, seen.centered, seen.variance)
 
 
 @skip("the best denoiser of Gaussian data")
-def wiener(noise: NoiseModel, x: Tensor, tau: Tensor, region: Tensor | None, mean: Tensor) -> Tensor:
+def wiener(seen: Seen) -> Tensor:
     """``m + S (S + tau^2 R)^-1 (x~ - m)``."""
-    return noise.covariance.filter(x, tau, region, center=noise.covariance.center)
+    covariance = seen.noise.covariance
+    return covariance.filter(seen.x, seen.tau, seen.region, center=covariance.center)
 
 
 @skip("the best denoiser of a mixture of Gaussians, one for each region")
-def mixture(noise: NoiseModel, x: Tensor, tau: Tensor, region: Tensor | None, mean: Tensor) -> Tensor:
+def mixture(seen: Seen) -> Tensor:
     """:meth:`ansn.Mixture.denoise` of the regions that the noise model knows, under its isotropic noise."""
-    assert noise.mixture is not None
-    return noise.mixture.denoise(x, tau * noise.deviation)
+    assert seen.noise.mixture is not None
+    return seen.noise.mixture.denoise(seen.x, seen.tau * seen.noise.deviation)
 
 
 @further_input

@@ -97,15 +97,14 @@ METRICS = {
 @further_input
 def filtered(seen: Seen) -> Tensor:
     """The Wiener estimate, whatever the skip."""
-    found = SKIPS["wiener"].estimate(seen.noise, seen.x, seen.tau, seen.region, seen.mean)
-    return (found - seen.mean) / seen.scale
+    return (SKIPS["wiener"].estimate(seen) - seen.mean) / seen.scale
 
 
 @further_input
 def residual(seen: Seen) -> Tensor:
     """``(tau L)^-1 (x~ - D_skip)``."""
     white = seen.noise.covariance.whiten(seen.x - seen.estimate, seen.region)
-    return white / seen.tau.to(white.dtype).reshape(-1, *[1] * (white.ndim - 1))
+    return white / seen.level
 
 
 @further_input

@@ -265,12 +265,12 @@ def test_the_network_sees_the_skip_s_estimate(skip):
 
 def test_one_more_skip_and_one_more_input_are_a_function_each():
     @skip("the mean")
-    def middle(noise, x, tau, region, mean):
-        return mean.expand_as(x)
+    def middle(seen):
+        return seen.mean.expand_as(seen.x)
 
     @further_input
     def level(seen):
-        return (seen.tau.reshape(-1, 1, 1) * seen.scale).expand_as(seen.x)
+        return (seen.level * seen.scale).expand_as(seen.x)
 
     try:
         network = Halves()

@@ -16,6 +16,7 @@ from ansn import ops
 from ansn.covariance.moments import Basis, Moments, keep_dtypes, owners
 from ansn.errors import InputError
 from ansn.ops import _checks
+from ansn.ops.separable import apply_known
 
 if TYPE_CHECKING:
     from ansn.covariance.structure import Structure
@@ -238,11 +239,8 @@ class Pencil(nn.Module):
         """The Wiener filter ``S (S + tau^2 R)^-1 v``, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
         Gaussian; ``center`` m ``[K, d]``: from ``x~`` to ``E[x | x~]``."""
         _checks.batched("v", v)
-        level = torch.as_tensor(tau, dtype=self.l.dtype, device=v.device)
         # What is taken away, not what is left: the last digits of v stay right at small tau, where D is close to x~.
-        return self._product(
-            v, region, inward=True, outward=True, weights=self.l, tau=level, center=center, rest=True
-        )
+        return self._product(v, region, inward=True, outward=True, weights=self.l, tau=tau, center=center, rest=True)
 
     def start(self, mean: Tensor, tau: float | Tensor, region: Tensor | None = None, **counters: Any) -> Tensor:
         """``N(mean, S + tau^2 R)``, ``mean`` ``[B, d]``: ``mean + Q diag(s sqrt(l + tau^2)) Q^T z``."""
@@ -343,15 +341,35 @@ class Pencil(nn.Module):
         out = out if out.dtype == v.dtype else out.to(v.dtype)
         return out if v.ndim == 2 else out.reshape(v.shape)
 
-    def _product(self, v: Tensor, region: Tensor | None, *, inward: bool = False, outward: bool = False,
-                 **how: Any) -> Tensor:  # fmt: skip
-        """:meth:`Structure.apply` of rows of any shape and dtype."""
+    def _product(
+        self,
+        v: Tensor,
+        region: Tensor | None,
+        *,
+        inward: bool = False,
+        outward: bool = False,
+        weights: Tensor | None = None,
+        tau: float | Tensor | None = None,
+        center: Tensor | None = None,
+        rest: bool = False,
+    ) -> Tensor:
+        """``y = [Q] (w * [Q^T] (v - center))`` or ``v - y``; arguments as of :func:`ansn.ops.separable_apply`."""
+        self.structure.check("v", v)
         _checks.region(region, v.shape[0], self.regions, v.device)
-        flat = self._flat(v)
+        q = self.structure.by_axes(self.basis, v)
+        if q is not None and not (isinstance(tau, Tensor) and tau.requires_grad):
+            narrow = v.dtype.itemsize < self.like.dtype.itemsize
+            rows, owner = v.to(self.like.dtype) if narrow else v, None if self.regions == 1 else region
+            out = apply_known(rows, q, inward, outward, weights, tau, center, owner, rest)
+            return out.to(v.dtype) if narrow else out
+        flat, basis = self._flat(v), self.basis
+        tau2 = None if tau is None else torch.as_tensor(tau, dtype=flat.dtype, device=v.device).square()
+
+        def turned(rows: Tensor, inverse: bool) -> Tensor:
+            return self.structure.turn(rows, basis, region, inverse)
+
         with uncast(flat):
-            return self._back(
-                self.structure.apply(flat, self.basis, region, inward=inward, outward=outward, **how), v
-            )
+            return self._back(ops.apply_by(turned, flat, center, weights, tau2, region, inward, outward, rest), v)
 
 
 def uncast(v: Tensor) -> AbstractContextManager[None]:

@@ -61,33 +61,6 @@ class Structure(abc.ABC):
         :mod:`ansn.ops.separable` take."""
         return None
 
-    def apply(
-        self,
-        v: Tensor,
-        basis: Basis,
-        region: Tensor | None,
-        *,
-        inward: bool = True,
-        outward: bool = True,
-        weights: Tensor | None = None,
-        tau: float | Tensor | None = None,
-        center: Tensor | None = None,
-        rest: bool = False,
-    ) -> Tensor:
-        """``y = [Q] (w * [Q^T] (v - center))`` or ``v - y``, of rows ``[B, d]``; arguments as of
-        :func:`ansn.ops.separable_apply`."""
-        q = self.by_axes(basis, v)
-        if q is not None and not (isinstance(tau, Tensor) and tau.requires_grad):
-            return ops.separable_apply(
-                v, q, inward=inward, outward=outward, weights=weights, tau=tau, center=center, region=region, rest=rest
-            )
-        tau2 = None if tau is None else torch.as_tensor(tau, dtype=v.dtype, device=v.device).square()
-
-        def turned(rows: Tensor, inverse: bool) -> Tensor:
-            return self.turn(rows, basis, region, inverse)
-
-        return ops.apply_by(turned, v, center, weights, tau2, region, inward, outward, rest)
-
     def turn_all(self, v: Tensor, basis: Basis, inverse: bool) -> Tensor:
         """:meth:`turn` of rows ``[K, B, d]``, B of each region; a batched product replaces this."""
         owner = owners(len(v), v.device, v.shape[1])

@@ -136,11 +136,25 @@ def separable_apply(
     """
     _checks.batched("v", v)
     region = _known(v, q, region, weights=weights, center=center)
-    _checks.without_gradient(tau=tau)
+    if tau is not None and weights is None:
+        raise ValueError("weights: got None, expected l where there is a tau")
+    return apply_known(v, q, inward, outward, weights, tau, center, region, rest)
+
+
+def apply_known(
+    v: Tensor,
+    q: Axes,
+    inward: bool,
+    outward: bool,
+    weights: Tensor | None,
+    tau: float | Tensor | None,
+    center: Tensor | None,
+    region: Tensor | None,
+    rest: bool,
+) -> Tensor:
+    """:func:`separable_apply` of what is known to go together; ``region`` is None where K = 1."""
     tau2: float | Tensor | None = None
     if tau is not None:
-        if weights is None:
-            raise ValueError("weights: got None, expected l where there is a tau")
         at = _checks.term("tau", tau, v.shape[0], v)
         tau2 = 0.0 if at is None else at * at
     out = _applied(_checks.flat(v), center, weights, tau2, region, inward, outward, rest, *map(list, q))
@@ -164,7 +178,6 @@ def separable_step(
     ``Q diag(s)``, ``deviation`` s ``[K or 1, d]``; the other arguments are its."""
     _checks.batched("x", x)
     region = _known(x, q, region, "x", deviation=deviation)
-    _checks.without_gradient(c=c, a=a, b=b)
     rows = x.shape[0]
     terms = [_checks.term(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
     if (terms[2] is None and (f is None or terms[1] is None)) or _checks.followed(x, denoised, f):

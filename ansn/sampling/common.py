@@ -48,6 +48,11 @@ def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
     return levels.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
+def towards(x: Tensor, goal: Tensor, c: Tensor) -> Tensor:
+    """``x + c (goal - x)``; ``c`` ``[]``, in x's arithmetic."""
+    return torch.lerp(x, goal, c) if c.dtype == x.dtype == goal.dtype else ops.colored_step(x, goal, c=c)
+
+
 def targets(taus: Tensor) -> Tensor:
     """Where each step leads: the next level, and 0 from the last one; ``[N]``."""
     return torch.cat((taus[1:], taus.new_zeros(1)))

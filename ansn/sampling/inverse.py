@@ -132,9 +132,8 @@ class Replacement(Measured):
         solved = self.white.solve(self._missing(denoised), everything, region)
         change = self.white.spread(self.operator.adjoint(solved), everything, region)  # V(inf) = s^2 I
         if self.sigma_y:
-            _, scale = self._snapshot(x, region)
-            tau = self._tau(x, sigma).to(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
-            change = change * (tau * scale / self.sigma_y).clamp_max(1.0)
+            seen = self.seen(x, self._tau(x, sigma), region)
+            change = change * (seen.level * seen.scale / self.sigma_y).clamp_max(1.0)
         return denoised + change
 
 

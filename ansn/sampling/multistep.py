@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ansn import ops
 from ansn.denoiser import Denoiser
-from ansn.sampling.common import Callback, bar, ladder, targets, tell
+from ansn.sampling.common import Callback, bar, ladder, targets, tell, towards
 
 ORDERS = (1, 2, 3)
 
@@ -40,15 +39,15 @@ def dpmpp_2m(
     are Euler's.
     """
     taus = ladder(model, x, taus)
-    shrink, forward = (1.0 - targets(taus) / taus).unbind(), two_step_weights(taus).unbind()
-    before = x
+    shrink, forward = (1.0 - targets(taus) / taus).unbind(), (1.0 + two_step_weights(taus)).unbind()
+    before = None
     for i, tau in enumerate(bar(taus.unbind(), progress, "DPM-Solver++(2M)")):
         denoised = model(x, tau, region, **extra)
         tell(callback, i, tau, x, denoised)
         if i + 1 == len(taus):
             return denoised
-        ahead = denoised if i == 0 else denoised + forward[i] * (denoised - before)
-        x = ops.colored_step(x, ahead, c=shrink[i])
+        ahead = denoised if before is None else towards(before, denoised, forward[i])
+        x = towards(x, ahead, shrink[i])
         before = denoised
     return x
 
@@ -85,7 +84,7 @@ def exponential_ab(
         mean = weights[i, 0] * denoised
         for j, value in enumerate(values[1:], 1):
             mean = mean + weights[i, j] * value
-        x = ops.colored_step(x, mean, c=shrink[i])
+        x = towards(x, mean, shrink[i])
     return x
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ansn import ops
 from ansn.denoiser import Denoiser
-from ansn.sampling.common import Callback, bar, ladder, targets, tell
+from ansn.sampling.common import Callback, bar, ladder, targets, tell, towards
 
 
 @torch.no_grad()
@@ -34,7 +33,7 @@ def euler(
     for i, tau in enumerate(bar(taus.unbind(), progress, "Euler")):
         denoised = model(x, tau, region, **extra)
         tell(callback, i, tau, x, denoised)
-        x = ops.colored_step(x, denoised, c=shrink[i])
+        x = towards(x, denoised, shrink[i])
     return x
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ansn
-from ansn.skips import INPUTS, Seen
+from ansn.skips import INPUTS, SKIPS, Seen
 from experiments import skips
 from experiments.lab.claim import Settings
 from experiments.lab.training import Setup
@@ -90,8 +90,8 @@ def test_further_inputs_are_what_they_say() -> None:
     tau = torch.full((500,), 0.5, dtype=torch.float64)
     noisy, _ = noise.perturb(x, tau=tau, seed=1)
     mean, scale = covariance.center, covariance.scale
-    best = ansn.skips.SKIPS["wiener"].estimate(noise, noisy, tau, None, mean)
-    seen = Seen(noise, noisy, tau, None, mean, scale, best)
+    seen = Seen(noise, noisy, tau, None, mean, scale)
+    seen.estimate = SKIPS["wiener"].estimate(seen)
     s, r = covariance.covariance()[0], covariance.noise_shape()[0] * 0.25
     posterior = torch.linalg.inv(torch.linalg.inv(s) + torch.linalg.inv(r)).diagonal().sqrt()
     torch.testing.assert_close(INPUTS["deviation"](seen)[0] * scale, posterior, rtol=1e-6, atol=0)
