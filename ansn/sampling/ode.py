@@ -54,15 +54,33 @@ def heun(
     Arguments as in :func:`euler`; 2 N - 1 evaluations.
     """
     taus = ladder(model, x, taus)
-    for i in bar(range(len(taus)), progress, "Heun"):
-        denoised = model(x, taus[i], region, **extra)
-        tell(callback, i, taus[i], x, denoised)
+    levels, weights = taus.unbind(), heun_weights(taus, targets(taus))
+    for i, tau in enumerate(bar(levels, progress, "Heun")):
+        denoised = model(x, tau, region, **extra)
+        tell(callback, i, tau, x, denoised)
         if i + 1 == len(taus):
-            x = denoised
-        else:
-            step = taus[i + 1] - taus[i]
-            slope = (x - denoised) / taus[i]
-            guess = x + step * slope
-            slope_there = (guess - model(guess, taus[i + 1], region, **extra)) / taus[i + 1]
-            x = x + step * 0.5 * (slope + slope_there)
+            return denoised
+        x = heun_step(model, x, denoised, levels[i + 1], weights[i], region, extra)
     return x
+
+
+def heun_weights(taus: Tensor, following: Tensor) -> list[tuple[Tensor, ...]]:
+    """What :func:`heun_step` takes for each step ``taus`` -> ``following``, ``[N]``."""
+    whole = 1.0 - following / taus
+    return list(zip(whole.unbind(), (0.5 * whole).unbind(), (0.5 * whole * taus / following).unbind(), strict=True))
+
+
+def heun_step(
+    model: Denoiser,
+    x: Tensor,
+    denoised: Tensor,
+    following: Tensor,
+    weights: tuple[Tensor, ...],
+    region: Tensor | None,
+    extra: dict[str, Any],
+) -> Tensor:
+    """From x to level ``following``: half of the step along the slope here, half along that at Euler's guess."""
+    whole, half, other = weights
+    guess = towards(x, denoised, whole)
+    change = model(guess, following, region, **extra) - guess
+    return torch.addcmul(towards(x, denoised, half), other, change)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.denoiser import Denoiser
-from ansn.sampling.common import Callback, NoiseSampler, StepNoise, bar, ladder, targets, tell
+from ansn.sampling.common import Callback, NoiseSampler, StepNoise, bar, ladder, targets, tell, towards
 from ansn.sampling.multistep import two_step_weights
+from ansn.sampling.ode import heun_step, heun_weights
 
 
 @torch.no_grad()
@@ -42,17 +43,17 @@ def dpmpp_2m_sde(
     if not eta >= 0:
         raise ValueError(f"eta: got {eta}, expected >= 0")
     taus = ladder(model, x, taus)
-    following, forward = targets(taus), two_step_weights(taus)
+    following, forward = targets(taus), (1.0 + two_step_weights(taus)).unbind()
     shrink = 1.0 - (following / taus) ** (1.0 + eta)
     spread = following * torch.sqrt(1.0 - (following / taus) ** (2.0 * eta))
     noise = StepNoise.of(model, region, seed, row, ops.REVERSE, noise_sampler)
-    before = x
+    before = None
     for i in bar(range(len(taus)), progress, "DPM-Solver++(2M) SDE"):
         denoised = model(x, taus[i], region, **extra)
         tell(callback, i, taus[i], x, denoised)
         if i + 1 == len(taus):
             return denoised
-        ahead = denoised if i == 0 else denoised + forward[i] * (denoised - before)
+        ahead = denoised if before is None else towards(before, denoised, forward[i])
         x = noise.step(x, i, spread[i], denoised=ahead, c=shrink[i])
         before = denoised
     return x
@@ -93,7 +94,7 @@ def heun_churn(
     taus = ladder(model, x, taus)
     gamma = min(s_churn / len(taus), 2**0.5 - 1)
     raised = torch.where((taus >= s_min) & (taus <= s_max), (1.0 + gamma) * taus, taus)
-    spread = s_noise * torch.sqrt(raised**2 - taus**2)
+    spread, weights = s_noise * torch.sqrt(raised**2 - taus**2), heun_weights(raised, targets(taus))
     noise = StepNoise.of(model, region, seed, row, ops.REVERSE, noise_sampler)
     for i in bar(range(len(taus)), progress, "Heun with churn"):
         if gamma > 0:
@@ -102,9 +103,5 @@ def heun_churn(
         tell(callback, i, raised[i], x, denoised)
         if i + 1 == len(taus):
             return denoised
-        step = taus[i + 1] - raised[i]
-        slope = (x - denoised) / raised[i]
-        guess = x + step * slope
-        slope_there = (guess - model(guess, taus[i + 1], region, **extra)) / taus[i + 1]
-        x = x + step * 0.5 * (slope + slope_there)
+        x = heun_step(model, x, denoised, taus[i + 1], weights[i], region, extra)
     return x

@@ -140,6 +140,11 @@ def mixture() -> Iterator[Call]:
                 yield lambda x=x, o=known, d=denoise: ops.mixture(x, *o, torch.ones(()), d)
 
 
+def levels() -> Iterator[Call]:
+    for rows, law in itertools.product((0, 1, 70), (None, (-0.5, 1.2, 0.01, 5.0))):
+        yield lambda n=rows, law=law: ops.levels(torch.rand(7), n, law, seed=3, row=2**32 - 3)
+
+
 def beyond(dtype: Any, count: int, skip: int, memory: Tensor) -> Tensor:
     """A tensor of ``count`` numbers over ``memory``, ``skip`` bytes in, whether or not they fit."""
     return torch.frombuffer((dtype * count).from_address(memory.data_ptr() + skip), dtype=torch.float32)
@@ -163,8 +168,8 @@ def main() -> None:
     if native.missing:
         raise SystemExit(native.missing)
     if not options.only_planted:
-        for operation in ops.operations():
-            if "native" not in ops.registered(operation):
+        for operation in (*ops.operations(), "levels"):  # a composition, of which the module has a call
+            if operation != "levels" and "native" not in ops.registered(operation):
                 print(f"{operation}: no native kernel")
                 continue
             count: Counter[str] = Counter()
