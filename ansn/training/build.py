@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ansn import levels, networks
 from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
@@ -189,6 +189,22 @@ def ladder(
     return replace(chosen, training=noise.training_levels or chosen.training)
 
 
+def network(config: TrainConfig, info: DataInfo, rungs: int, regions: int = 1) -> nn.Module:
+    """The network of a ladder of ``rungs`` and noise of ``regions``, freshly initialised from the run's seed.
+    InputError for settings that are wrong or do not fit the data."""
+    settings = config.network
+    if settings.class_conditional and not info.num_classes:
+        raise InputError(f"--class-conditional: {info.name} has no labels; expected a labelled data set")
+    told = info.num_classes if settings.class_conditional else regions  # classes, or regions found
+    options = _options(settings, rungs, told if told > 1 or settings.class_conditional else None)
+    try:
+        with torch.random.fork_rng(devices=[]):  # who loads a run keeps the state of their own generator
+            torch.manual_seed(config.run.seed)
+            return networks.build(settings.network, info.shape, **options)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+
+
 def denoiser(
     config: TrainConfig,
     info: DataInfo,
@@ -197,22 +213,15 @@ def denoiser(
     device: torch.device | str = "cpu",
     found: Mixture | None = None,
 ) -> Denoiser:
-    """Network, covariance and levels, freshly initialised from the run's seed, around the regions that were found."""
+    """Network, covariance and levels, freshly initialised, around the regions that were found."""
     of_noise = None if found is None or mixed(config) else found.covariance
     learned = covariance(config, info, structure, device) if of_noise is None else of_noise
-    network = config.network
-    if network.class_conditional and not info.num_classes:
-        raise InputError(f"--class-conditional: {info.name} has no labels; expected a labelled data set")
-    told = info.num_classes if network.class_conditional else learned.regions  # classes, or regions found
+    settings, built = config.network, network(config, info, len(chosen), learned.regions)
     try:
         noise = NoiseModel(learned, chosen, config.run.seed, found if of_noise is None else None)
-        with torch.random.fork_rng(devices=[]):  # who loads a run keeps the state of their own generator
-            torch.manual_seed(config.run.seed)
-            options = _options(network, chosen, told if told > 1 or network.class_conditional else None)
-            built = networks.build(network.network, info.shape, **options)
         model = Denoiser(
-            built, noise, network.prediction, precondition=network.precondition, skip=_skip(network, learned),
-            inputs=network.inputs or (), label_dropout=network.label_dropout,
+            built, noise, settings.prediction, precondition=settings.precondition, skip=_skip(settings, learned),
+            inputs=settings.inputs or (), label_dropout=settings.label_dropout,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
@@ -236,7 +245,7 @@ def _skip(config: NetworkConfig, learned: AdaptiveCovariance) -> str | None:
     return "scalar" if config.skip is None and few else config.skip
 
 
-def _options(config: NetworkConfig, chosen: Levels, classes: int | None) -> dict[str, Any]:
+def _options(config: NetworkConfig, rungs: int, classes: int | None) -> dict[str, Any]:
     """The named network's own arguments."""
     told = {"conditioning": "none" if config.unconditional else "log"}
     common: dict[str, Any] = {"num_classes": classes, "inputs": 1 + len(config.inputs or ())}
@@ -252,5 +261,5 @@ def _options(config: NetworkConfig, chosen: Levels, classes: int | None) -> dict
     # The RefineNets map [0, 1] to [-1, 1] themselves, which preconditioned input does not want.
     published = {"rescale": not config.precondition} | ({} if config.width is None else {"ngf": config.width})
     if config.network == "ncsn":
-        return published | {"num_levels": None if config.unconditional else len(chosen)} | common
+        return published | {"num_levels": None if config.unconditional else rungs} | common
     return published | common | told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
 from ansn.covariance.choice import AUTO, Choice
@@ -75,6 +75,8 @@ class Trainer:
                 self.structure, self.found = checkpoint.structure(stored[1]), checkpoint.found(stored[1])
                 self.regions = None if self.found is None else build.regions(config, self.info, self.found)
         else:
+            with torch.device("meta"):  # what is wrong with the network is said before minutes of looking at the data
+                build.network(config, self.info, rungs=2)
             x, labels = build.first_rows(config.noise, dataset, config.run.seed)
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)
@@ -94,10 +96,12 @@ class Trainer:
             self.covariance.orient(x.to(device), None if region is None else region.to(device))
             share_basis(self.covariance.moments)
         network = self.model.network
-        self.ema = self._average(network) if config.optim.ema else None
+        self.ema = copy.deepcopy(network).requires_grad_(False) if config.optim.ema else None
+        self.weights: list[Tensor] = list(network.parameters())
+        self.averages: list[Tensor] = [] if self.ema is None else list(self.ema.parameters())
         # A fused step reads moments and gradients as they lie in memory, so all have their parameter's layout.
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay,
+            self.weights, config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay,
             fused=True,
         )  # fmt: skip
         if stored:
@@ -151,7 +155,7 @@ class Trainer:
                     reporter.record(self._metrics(mean_over_ranks(total) / since, float(norm), since, seconds))
                     total, since, begun = torch.zeros_like(total), 0, time.perf_counter()
                 if last or stop or self.step % run.checkpoint_every == 0:
-                    self._guard(bool(finite) and all(bool(p.isfinite().all()) for p in self.bare.parameters()))
+                    self._guard(bool(finite) and all(bool(p.isfinite().all()) for p in self.weights))
                     self._save()
                 if stop:
                     raise Interrupted(f"interrupted at step {self.step}; the checkpoint is in {self.folder}")
@@ -182,12 +186,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = optim.clip if optim.clip > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.weights, limit)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * self._schedule(step)
         self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.bare)
+        if self.averages:
+            # The decay grows to its value, so that the start is forgotten.
+            decay = min(optim.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, self.weights, 1.0 - decay)
         return loss.detach(), norm
 
     def _loss(self, x: Tensor, perturbed: Tensor, level: Level, y: Tensor | None) -> Tensor:
@@ -211,15 +218,6 @@ class Trainer:
         if optim.schedule == "constant":
             return 1.0
         return 0.5 * (1.0 + math.cos(math.pi * (step - optim.warmup) / max(optim.steps - optim.warmup, 1)))
-
-    def _average(self, network: nn.Module) -> AveragedModel:
-        """Exponential average of the weights, whose decay grows to its value so that the start is forgotten."""
-
-        def lerp(averaged: Any, current: Any, _: Any) -> None:
-            decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(averaged, current, 1.0 - decay)
-
-        return AveragedModel(network, multi_avg_fn=lerp)
 
     # -- guards and reports --------------------------------------------------------------------------------------
 
@@ -285,7 +283,7 @@ class Trainer:
         tensors = {name: covariance.state_dict() for name, covariance in build.covariances(self.model).items()}
         tensors |= {"network": self.bare.state_dict(), "optimizer": optimizer}
         if self.ema is not None:
-            tensors["ema"] = self.ema.module.state_dict()
+            tensors["ema"] = self.ema.state_dict()
         state = {
             "config": to_dict(self.config),
             "data": dataclasses.asdict(self.info),
@@ -323,8 +321,7 @@ class Trainer:
         checkpoint.unflatten_optimizer(self.optimizer, tensors["optimizer"], state["groups"])
         self.step = int(state["step"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(tensors["ema"])
-            self.ema.n_averaged.fill_(self.step)  # 0 would copy the weights instead of averaging
+            self.ema.load_state_dict(tensors["ema"])
         if self.rank == 0:
             print(f"going on from step {self.step} in {self.folder}", file=sys.stderr)
 

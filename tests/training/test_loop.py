@@ -220,6 +220,15 @@ def test_regions_need_labels_and_a_network_that_knows_them(tmp_path: Path) -> No
             train(small(tmp_path, dataset=str(rows), **settings))
 
 
+def test_a_wrong_network_is_refused_before_the_data_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "first_rows", lambda *_: pytest.fail("looked"))
+    for network in ("mlp", "unet"):
+        with pytest.raises(InputError, match=r"dropout: got 2"):
+            train(small(tmp_path, network=network, dropout=2.0))
+
+
 # -- levels ----------------------------------------------------------------------------------------------------
 
 
