@@ -224,7 +224,11 @@ class _Work:
         self.tell(f"likelihood of {len(index)} held-out rows")
         # Regions that were found are no labels, also where nothing is left of their prior.
         told = self.run.config.network.class_conditional
-        found = bits_per_dim(self.run.model, self.test, index, seed=self.settings.seed, conditional=told)
+        # One probe a row: the interval is over rows and holds its error. Regions are summed over, which noise biases.
+        probes = 1 if self.run.model.noise.covariance.regions == 1 else 2
+        found = bits_per_dim(
+            self.run.model, self.test, index, seed=self.settings.seed, conditional=told, probes=probes
+        )
         note = f"of held-out rows; interval from the standard error over rows; {found.evaluations} evaluations a row"
         if self.test.levels is not None:
             note += f"; an upper bound, dequantisation {found.dequantisation}"

@@ -74,12 +74,10 @@ def nearest(rows: Array, among: Array | Iterable[Array], k: int = 1) -> tuple[Ar
     for part in [among] if isinstance(among, np.ndarray) else among:
         # Products in float32 find a few rows more than k; their distances are float64's.
         centre, many = part.mean(0), min(k + _SPARE, len(part))
-        low = (part - centre).astype(np.float32)
-        half = np.square(low).sum(1) / 2
-        at = np.concatenate([
-            torch.from_numpy(half - (block - centre).astype(np.float32) @ low.T).topk(many, largest=False)[1].numpy()
-            for _, block in parted(rows, 512)
-        ])  # fmt: skip
+        low = torch.from_numpy((part - centre).astype(np.float32))
+        half = low.square().sum(1) / 2
+        blocks = (torch.from_numpy((block - centre).astype(np.float32)) for _, block in parted(rows, 512))
+        at = torch.cat([torch.addmm(half, b, low.T, alpha=-1.0).topk(many, largest=False)[1] for b in blocks]).numpy()
         away = (part[near].astype(np.float64) - row for near, row in zip(at, rows, strict=True))
         found = np.stack([np.linalg.norm(rest, axis=1) for rest in away])
         distance, index = np.concatenate((distance, found), 1), np.concatenate((index, at + first), 1)
