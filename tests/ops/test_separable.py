@@ -15,7 +15,7 @@ from ansn import ops
 from tests.ops.helpers import back_ends, generator, needs_native, on, randn, random_axes
 from tests.tolerances import RATIO, rms_ratio
 
-NAMES = back_ends("separable_apply")
+NAMES, UPDATES = back_ends("separable_apply"), back_ends("separable_update_")
 F32, F64 = torch.float32, torch.float64
 SHAPE, DIM = (2, 3, 4), 24
 REGION = torch.tensor([0, 2, 1, 0, 2, 2, 1])
@@ -136,7 +136,7 @@ def parts(state: list) -> list[Tensor]:
     return [*state[:4], *state[4]]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UPDATES)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_the_update_is_the_definition_however_it_is_cut(name, data):
@@ -168,7 +168,7 @@ def test_the_update_is_the_definition_however_it_is_cut(name, data):
             torch.testing.assert_close(cut, whole, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UPDATES)
 def test_what_is_not_finite_or_out_of_range_leaves_the_state_alone(name):
     q, x = basis(2, F32), randn(4, DIM)
     state = fresh(2, q, F32)
@@ -183,7 +183,7 @@ def test_what_is_not_finite_or_out_of_range_leaves_the_state_alone(name):
         assert torch.equal(now, then)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UPDATES)
 def test_a_long_stream_keeps_its_accuracy(name):
     """Batches far from the origin, in float32: the error does not grow with their number."""
     q, x = basis(1, F32), (5.0 + randn(500, 8, DIM)).float()
@@ -234,7 +234,7 @@ def test_the_logarithms_are_the_densities_and_the_denoiser_their_score(name, dty
 @pytest.mark.parametrize("name", back_ends("mixture"))
 def test_the_density_is_one_in_all(name):
     q, center, variances, shares = gaussians(2, F32, (1, 2))
-    line = torch.linspace(-9, 9, 241)
+    line = torch.linspace(-9, 9, 91)
     grid = torch.cartesian_prod(line, line)
     logs = on(name, lambda: ops.mixture(grid, q, center, variances, shares.log(), torch.tensor(0.04), denoise=False))
     mass = (logs[1].logsumexp(0) - math.log(2 * math.pi)).exp().sum() * (line[1] - line[0]) ** 2
