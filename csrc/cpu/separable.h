@@ -19,6 +19,7 @@ namespace {
 namespace axes {
 
 constexpr int64_t kSerialProducts = 1 << 18;  // below this, waking a second thread costs more than it saves
+constexpr int64_t kProductsOfNumber = 4;      // what loading, weighting and storing a number counts as
 
 inline int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -33,7 +34,7 @@ struct Plan {
   Plan(const cpu::Axes& q, bool inward, bool outward, int64_t rows, int64_t further, int64_t turns, int wanted, void* scratch)
       : packed(q, inward, outward, scratch), unit_rows(axes::unit_rows<T>(q, rows)), units((rows + unit_rows - 1) / unit_rows) {
     const Unit unit(q, unit_rows);
-    int64_t products = 0;
+    int64_t products = kProductsOfNumber * rows * unit.cols;
     for (int a = 0; a < q.count; ++a) products += q.basis[a] ? turns * rows * unit.cols * q.size[a] : 0;
     threads = products < kSerialProducts ? 1 : wanted;
     buffer = whole_lines((unit.numbers() + kSlack) * (int64_t)sizeof(T));
