@@ -108,10 +108,9 @@ class Denoiser(nn.Module):
             return self._network(x, tau, region, extra).to(x.dtype)
         seen = self.seen(x, tau, region)
         seen.estimate = SKIPS[self.skip].estimate(seen)
-        deviation = torch.sqrt(seen.variance)
-        inputs = [seen.centered / (deviation * seen.scale), *(INPUTS[name](seen) for name in self.inputs)]
-        rest = self._call(inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), tau, extra)
-        return torch.addcmul(seen.estimate, seen.level / deviation * seen.scale, rest.to(x.dtype))
+        further = [INPUTS[name](seen) for name in self.inputs]
+        rest = self._call(torch.cat((seen.noisy, *further), 1) if further else seen.noisy, tau, extra)
+        return torch.addcmul(seen.estimate, seen.tau_column / seen.deviation * seen.scale, rest.to(x.dtype))
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""
@@ -175,10 +174,7 @@ class Denoiser(nn.Module):
         return Seen(self.noise, x, tau, region, mean, column(scale, x))
 
     def _network(self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any]) -> Tensor:
-        if self.precondition:
-            seen = self.seen(x, tau, region)
-            x = seen.centered / (torch.sqrt(seen.variance) * seen.scale)
-        return self._call(x, tau, extra)
+        return self._call(self.seen(x, tau, region).noisy if self.precondition else x, tau, extra)
 
     def _call(self, x: Tensor, tau: Tensor, extra: dict[str, Any]) -> Tensor:
         if self.conditioning == "none":

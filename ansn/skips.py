@@ -7,7 +7,7 @@ returns a tensor of the data's shape, of order one. To add one, decorate it with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Seen:
-    """What skips and inputs are made of: noisy data ``[B, *shape]``, ``tau`` ``[B]``, region int64 ``[B]`` or None, the
-    data's mean and deviation, ``[B or 1, *shape]`` and ``[B or 1, 1, ...]``; and made of these ``x - mean``, and tau
-    and ``1 + tau^2`` as columns ``[B, 1, ...]``. ``estimate``: the skip's, for inputs."""
+    """What skips and inputs are made of.
+
+    Given: noisy data x ``[B, *shape]``, ``tau`` ``[B]``, region int64 ``[B]`` or None, the data's mean and deviation,
+    ``[B or 1, *shape]`` and ``[B or 1, 1, ...]``. Made of these: ``centered`` is ``x - mean``; ``tau_column`` tau as
+    ``[B, 1, ...]``, ``variance`` ``v^2 = 1 + tau^2`` and ``deviation`` v as columns, too; ``noisy`` what every network
+    sees, ``(x - mean) / (v scale)``. ``estimate``: the skip's; an input may read it.
+    """
 
     noise: NoiseModel
     x: Tensor
@@ -29,40 +33,42 @@ class Seen:
     region: Tensor | None
     mean: Tensor
     scale: Tensor
+    estimate: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.centered = self.x - self.mean
-        self.level = column(self.tau, self.x)
-        self.variance = 1.0 + self.level * self.level
-        self.estimate = self.mean
+        self.tau_column = column(self.tau, self.x)
+        self.variance = 1.0 + self.tau_column * self.tau_column
+        self.deviation = torch.sqrt(self.variance)
+        self.noisy = self.centered / (self.deviation * self.scale)
 
 
-Estimate = Callable[[Seen], Tensor]
+Maker = Callable[[Seen], Tensor]
 
 
 @dataclass(frozen=True)
 class Skip:
     """``estimate`` and, for ``--help``, a ``summary``."""
 
-    estimate: Estimate
+    estimate: Maker
     summary: str
 
 
 SKIPS: dict[str, Skip] = {}
-INPUTS: dict[str, Estimate] = {}
+INPUTS: dict[str, Maker] = {}
 
 
-def skip(summary: str) -> Callable[[Estimate], Estimate]:
+def skip(summary: str) -> Callable[[Maker], Maker]:
     """Make an estimate known under its function's name."""
 
-    def known(function: Estimate) -> Estimate:
+    def known(function: Maker) -> Maker:
         SKIPS[function.__name__] = Skip(function, summary)
         return function
 
     return known
 
 
-def further_input(function: Estimate) -> Estimate:
+def further_input(function: Maker) -> Maker:
     """Make an input known under its function's name."""
     INPUTS[function.__name__] = function
     return function

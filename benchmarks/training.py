@@ -29,6 +29,7 @@ from ansn.config import DataConfig, TrainConfig
 from ansn.data import iterate, load_dataset
 from ansn.presets import PRESETS
 from ansn.sampling import Draw
+from ansn.skips import SKIPS
 from ansn.training import build
 from ansn.training.trainer import Trainer
 from benchmarks.harness import interleave
@@ -81,8 +82,16 @@ def trained(name: str, config: TrainConfig, steps: int) -> dict[str, Any]:
             return (time.perf_counter() - begun) / steps
 
         taken = np.array([[turn(lambda: trainer._train_step(*next(batches[0]))), turn(loop)] for _ in range(TURNS)])
+        with torch.no_grad():
+            share = np.median([turn(lambda: noise_and_skip(trainer.model, next(batches[0])[1])) for _ in range(TURNS)])
         trainer.close()
-    return _row(name, *taken.T)
+    return _row(name, *taken.T) | {"noise and skip, %": 100 * share / np.median(taken[:, 0])}
+
+
+def noise_and_skip(model: ansn.Denoiser, x: Tensor) -> Tensor:
+    """What a step asks of the covariance once it has learned."""
+    perturbed, level = model.noise.perturb(x, step=0)
+    return SKIPS[model.skip].estimate(model.seen(perturbed, level.tau, None))
 
 
 def _row(name: str, ours: np.ndarray, loop: np.ndarray) -> dict[str, Any]:
@@ -129,7 +138,8 @@ def drawn(name: str, network: nn.Module, rows: int, levels: int) -> dict[str, An
 
     with torch.inference_mode():
         taken = interleave({"ansn": lambda: draw.batch(0, rows), "loop": loop}, rounds=30, seconds=5.0)
-    return _row(f"draw of {rows} x 3 x 32 x 32 by Heun, {levels} levels, {name}", taken["ansn"], taken["loop"])
+    row = _row(f"draw of {rows} x 3 x 32 x 32 by Heun, {levels} levels, {name}", taken["ansn"], taken["loop"])
+    return row | {"noise and skip, %": "-"}
 
 
 def fields(count: int) -> Tensor:

@@ -104,7 +104,7 @@ def filtered(seen: Seen) -> Tensor:
 def residual(seen: Seen) -> Tensor:
     """``(tau L)^-1 (x~ - D_skip)``."""
     white = seen.noise.covariance.whiten(seen.x - seen.estimate, seen.region)
-    return white / seen.level
+    return white / seen.tau_column
 
 
 @further_input

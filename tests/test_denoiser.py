@@ -270,7 +270,7 @@ def test_one_more_skip_and_one_more_input_are_a_function_each():
 
     @further_input
     def level(seen):
-        return (seen.level * seen.scale).expand_as(seen.x)
+        return (seen.tau_column * seen.scale).expand_as(seen.x)
 
     try:
         network = Halves()

@@ -174,6 +174,7 @@ class Pencil(nn.Module):
     def spread(self, v: Tensor, weights: Tensor, region: Tensor | None = None) -> Tensor:
         """``Q diag(weights) Q^T v``; ``weights`` ``[1 or B, d]``."""
         if len(weights) == 1:
+            self._check_rows("weights", weights)
             return self._product(v, region, inward=True, outward=True, weights=weights)
         c = self.coordinates(v, region)
         return self._back(self.directions(weights.to(c.dtype) * c, region), v)
@@ -239,6 +240,10 @@ class Pencil(nn.Module):
         """The Wiener filter ``S (S + tau^2 R)^-1 v``, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
         Gaussian; ``center`` m ``[K, d]``: from ``x~`` to ``E[x | x~]``."""
         _checks.batched("v", v)
+        if center is not None:
+            self._check_rows("center", center)
+        if not isinstance(tau, (float, Tensor)):
+            tau = torch.as_tensor(tau, dtype=self.l.dtype, device=self.l.device)
         # What is taken away, not what is left: the last digits of v stay right at small tau, where D is close to x~.
         return self._product(v, region, inward=True, outward=True, weights=self.l, tau=tau, center=center, rest=True)
 
@@ -332,6 +337,15 @@ class Pencil(nn.Module):
         tau = torch.as_tensor(tau, dtype=self.l.dtype, device=v.device).reshape(-1, 1)
         return self._of(self.l, region), tau * tau
 
+    def _check_rows(self, name: str, value: Tensor) -> None:
+        """Raises TypeError or ValueError unless a caller's value is ``[K or 1, d]``, as kernels take it."""
+        _checks.floating(name, value)
+        sizes = {(1, self.structure.dim), (self.regions, self.structure.dim)}
+        if value.shape not in sizes or value.device != self.like.device:
+            expected = f"[{self.regions} or 1, {self.structure.dim}] on {self.like.device}"
+            raise ValueError(f"{name}: got {_checks.describe(value)}, expected {expected}")
+        _checks.without_gradient(**{name: value})
+
     def _flat(self, v: Tensor) -> Tensor:
         self.structure.check("v", v)
         flat = v if v.ndim == 2 else v.flatten(1)
@@ -354,21 +368,22 @@ class Pencil(nn.Module):
         rest: bool = False,
     ) -> Tensor:
         """``y = [Q] (w * [Q^T] (v - center))`` or ``v - y``; arguments as of :func:`ansn.ops.separable_apply`."""
-        self.structure.check("v", v)
-        _checks.region(region, v.shape[0], self.regions, v.device)
-        q = self.structure.by_axes(self.basis, v)
-        if q is not None and not (isinstance(tau, Tensor) and tau.requires_grad):
-            narrow = v.dtype.itemsize < self.like.dtype.itemsize
-            rows, owner = v.to(self.like.dtype) if narrow else v, None if self.regions == 1 else region
-            out = apply_known(rows, q, inward, outward, weights, tau, center, owner, rest)
-            return out.to(v.dtype) if narrow else out
+        _checks.batched("v", v)
         flat, basis = self._flat(v), self.basis
-        tau2 = None if tau is None else torch.as_tensor(tau, dtype=flat.dtype, device=v.device).square()
-
-        def turned(rows: Tensor, inverse: bool) -> Tensor:
-            return self.structure.turn(rows, basis, region, inverse)
-
+        if v.device != self.like.device:
+            raise ValueError(f"v: got {_checks.describe(v)}, expected the covariance's device, {self.like.device}")
+        _checks.region(region, v.shape[0], self.regions, v.device)
+        q = self.structure.by_axes(basis, v)
         with uncast(flat):
+            if q is not None and not (isinstance(tau, Tensor) and tau.requires_grad):
+                owner = None if self.regions == 1 else region
+                out = apply_known(flat, q, inward, outward, weights, tau, center, owner, rest)
+                return self._back(out, v)
+            tau2 = None if tau is None else torch.as_tensor(tau, dtype=flat.dtype, device=v.device).square()
+
+            def turned(rows: Tensor, inverse: bool) -> Tensor:
+                return self.structure.turn(rows, basis, region, inverse)
+
             return self._back(ops.apply_by(turned, flat, center, weights, tau2, region, inward, outward, rest), v)
 
 

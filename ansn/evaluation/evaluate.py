@@ -224,8 +224,9 @@ class _Work:
         self.tell(f"likelihood of {len(index)} held-out rows")
         # Regions that were found are no labels, also where nothing is left of their prior.
         told = self.run.config.network.class_conditional
-        # One probe a row: the interval is over rows and holds its error. Regions are summed over, which noise biases.
-        probes = 1 if self.run.model.noise.covariance.regions == 1 else 2
+        # One probe a row: the interval is over rows and holds its error. A sum over regions is biased by noise.
+        by_class = told and self.run.config.noise.regions == "labels"
+        probes = 1 if by_class or self.run.model.noise.covariance.regions == 1 else 2
         found = bits_per_dim(
             self.run.model, self.test, index, seed=self.settings.seed, conditional=told, probes=probes
         )

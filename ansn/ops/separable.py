@@ -152,7 +152,8 @@ def apply_known(
     region: Tensor | None,
     rest: bool,
 ) -> Tensor:
-    """:func:`separable_apply` of what is known to go together; ``region`` is None where K = 1."""
+    """:func:`separable_apply`, with its arguments, of a caller who has looked at all but tau; ``region`` is None where
+    K = 1."""
     tau2: float | Tensor | None = None
     if tau is not None:
         at = _checks.term("tau", tau, v.shape[0], v)

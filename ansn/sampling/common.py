@@ -49,7 +49,7 @@ def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
 
 
 def towards(x: Tensor, goal: Tensor, c: Tensor) -> Tensor:
-    """``x + c (goal - x)``; ``c`` ``[]``, in x's arithmetic."""
+    """``x + c (goal - x)``; ``c`` ``[]``. In one torch call where all have one dtype; else c keeps its own."""
     return torch.lerp(x, goal, c) if c.dtype == x.dtype == goal.dtype else ops.colored_step(x, goal, c=c)
 
 

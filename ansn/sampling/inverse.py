@@ -133,7 +133,7 @@ class Replacement(Measured):
         change = self.white.spread(self.operator.adjoint(solved), everything, region)  # V(inf) = s^2 I
         if self.sigma_y:
             seen = self.seen(x, self._tau(x, sigma), region)
-            change = change * (seen.level * seen.scale / self.sigma_y).clamp_max(1.0)
+            change = change * (seen.tau_column * seen.scale / self.sigma_y).clamp_max(1.0)
         return denoised + change
 
 

@@ -65,9 +65,9 @@ def heun(
 
 
 def heun_weights(taus: Tensor, following: Tensor) -> list[tuple[Tensor, ...]]:
-    """What :func:`heun_step` takes for each step ``taus`` -> ``following``, ``[N]``."""
-    whole = 1.0 - following / taus
-    return list(zip(whole.unbind(), (0.5 * whole).unbind(), (0.5 * whole * taus / following).unbind(), strict=True))
+    """``c = 1 - tau'/tau``, ``c / 2`` and ``2 tau' / (c tau)`` of each step ``tau -> tau'``, ``[N]``."""
+    c = 1.0 - following / taus
+    return list(zip(c.unbind(), (0.5 * c).unbind(), (2.0 * following / (c * taus)).unbind(), strict=True))
 
 
 def heun_step(
@@ -79,8 +79,9 @@ def heun_step(
     region: Tensor | None,
     extra: dict[str, Any],
 ) -> Tensor:
-    """From x to level ``following``: half of the step along the slope here, half along that at Euler's guess."""
-    whole, half, other = weights
-    guess = towards(x, denoised, whole)
+    """From x to level ``following``: half of the step along the slope here, half along that at Euler's guess; weights
+    of :func:`heun_weights`."""
+    c, half, divisor = weights
+    guess = towards(x, denoised, c)
     change = model(guess, following, region, **extra) - guess
-    return torch.addcmul(towards(x, denoised, half), other, change)
+    return torch.addcdiv(towards(x, denoised, half), change, divisor)

@@ -76,7 +76,7 @@ class Trainer:
                 self.regions = None if self.found is None else build.regions(config, self.info, self.found)
         else:
             with torch.device("meta"):  # what is wrong with the network is said before minutes of looking at the data
-                build.network(config, self.info, rungs=2)
+                build.network(config, self.info, rungs=2)  # of any number
             x, labels = build.first_rows(config.noise, dataset, config.run.seed)
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)
@@ -99,6 +99,7 @@ class Trainer:
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.optim.ema else None
         self.weights: list[Tensor] = list(network.parameters())
         self.averages: list[Tensor] = [] if self.ema is None else list(self.ema.parameters())
+        self.copied = [] if self.ema is None else list(zip(self.ema.buffers(), network.buffers(), strict=True))
         # A fused step reads moments and gradients as they lie in memory, so all have their parameter's layout.
         self.optimizer = torch.optim.AdamW(
             self.weights, config.optim.lr, eps=config.optim.adam_eps, weight_decay=config.optim.weight_decay,
@@ -192,9 +193,11 @@ class Trainer:
         self.optimizer.step()
         if self.averages:
             # The decay grows to its value, so that the start is forgotten.
-            decay = min(optim.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
+            decay = min(optim.ema, (1 + step) / (10 + step)) if step else 0.0
             with torch.no_grad():
                 torch._foreach_lerp_(self.averages, self.weights, 1.0 - decay)
+                for kept, buffer in self.copied:
+                    kept.copy_(buffer)
         return loss.detach(), norm
 
     def _loss(self, x: Tensor, perturbed: Tensor, level: Level, y: Tensor | None) -> Tensor:

@@ -405,6 +405,44 @@ def test_wrong_arguments_of_the_filter_are_named(structure):
             call()
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_what_a_kernel_would_read_past_is_refused(structure):
+    covariance, owner, v = AdaptiveCovariance(3, regions=3, structure=structure).track(), torch.arange(3), randn(3, 3)
+    pencil = covariance.pencil
+    for name, error, call in (
+        ("center: got float64 tensor of shape [2, 3]", ValueError, lambda: pencil.filter(v, 0.5, owner, center=v[:2])),
+        ("center: got float64 tensor of shape [3]", ValueError, lambda: pencil.filter(v, 0.5, owner, center=v[0])),
+        ("center: got int64", TypeError, lambda: pencil.filter(v, 0.5, owner, center=v.long())),
+        (
+            "center: got a tensor that requires",
+            ValueError,
+            lambda: pencil.filter(v, 1, owner, center=v.requires_grad_()),
+        ),
+        (
+            "weights: got float64 tensor of shape [1, 2]",
+            ValueError,
+            lambda: pencil.spread(v, v[:1, :2].detach(), owner),
+        ),
+        ("v: got int64", TypeError, lambda: covariance.whiten(v.long(), owner)),
+        ("v: got float64 tensor of shape [3, 3] on meta", ValueError, lambda: pencil.coordinates(v.to("meta"), owner)),
+    ):
+        with pytest.raises(error, match="^" + re.escape(name)):
+            call()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_autocast_leaves_derivatives_alone(structure):
+    covariance = AdaptiveCovariance(3, structure=structure).update(randn(60, 3)).track()
+    v, t = randn(2, 4, 3).float()
+
+    def derivative():
+        return torch.func.jvp(lambda rows: covariance.pencil.filter(rows, 0.7), (v,), (t,))[1]
+
+    wanted = derivative()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(derivative(), wanted)
+
+
 def test_levels_of_the_filter_are_a_number_a_scalar_or_a_row_each():
     covariance = AdaptiveCovariance(3).update(randn(20, 3)).track()
     v = randn(4, 3)
