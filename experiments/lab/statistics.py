@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 Row = dict[str, Any]
+WORDS = {-1: "better", 1: "worse", 0: "no difference seen"}
+"""What the sign of a difference says where less is better."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ def by_seed(rows: Sequence[Row], column: str) -> dict[int, float]:
             raise ValueError(f"rows: seed {row['seed']} is there twice, expected one row a seed")
         out[row["seed"]] = math.nan if row[column] is None else float(row[column])
     return out
+
+
+def unique(rows: Sequence[Row], *columns: str) -> list[Any]:
+    """Values of a column, tuples of several, in the order of the rows."""
+    if len(columns) == 1:
+        return list(dict.fromkeys(row[columns[0]] for row in rows))
+    return list(dict.fromkeys(tuple(row[name] for name in columns) for row in rows))
+
+
+def mean(rows: Sequence[Row], column: str, **settings: Any) -> Estimate:
+    """Of a column over the seeds of the rows of these settings."""
+    return estimate(list(by_seed(select(rows, **settings), column).values()))
 
 
 def paired(
@@ -133,6 +147,13 @@ def sooner(ours: dict[int, float], theirs: dict[int, float], first: float, last:
     high = any(not math.isfinite(ours[s]) or theirs[s] <= first for s in both)
     return Sooner(estimate(logs), "about " if low and high else "at least " if low else "at most " if high else "",
                   len(both))  # fmt: skip
+
+
+def listed(found: Iterable[tuple[int, str]], words: dict[int, str] = WORDS) -> str:
+    """Names after the word for their sign."""
+    found = list(found)
+    told = {word: [name for sign, name in found if sign == which] for which, word in words.items()}
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told.items() if names)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
