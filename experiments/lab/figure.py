@@ -38,7 +38,7 @@ def curve(
     """One curve, its 95 % interval shaded where it is finite."""
     told: dict[str, Any] = {"color": COLOURS[colour % len(COLOURS)], "marker": "o", "markersize": 3.5, "linewidth": 1.4}
     axis.plot(at, means, label=label, **(told | style))
-    if halves is not None:
+    if halves is not None and any(map(math.isfinite, halves)):
         widths = [half if math.isfinite(half) else 0.0 for half in halves]
         low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
         axis.fill_between(at, low, high, color=told["color"], alpha=0.15, linewidth=0)
