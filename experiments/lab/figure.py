@@ -45,14 +45,14 @@ def curve(
 
 
 def means(
-    axis: Any, rows: Sequence[Row], at: str, column: str, *, shaded: bool = True, label: str, colour: int = 0,
-    **style: Any,
+    axis: Any, rows: Sequence[Row], at: str, column: str, *, x: Sequence[float] = (), shaded: bool = True, label: str,
+    colour: int = 0, **style: Any,
 ) -> None:  # fmt: skip
-    """The curve of a column's means over seeds against another column."""
+    """The curve of a column's means over seeds against another column, drawn there or at ``x``."""
     points = sorted({row[at] for row in rows})
     found = [mean(select(rows, **{at: point}), column) for point in points]
     halves = [each.half for each in found] if shaded else None
-    curve(axis, points, [each.mean for each in found], halves, label=label, colour=colour, **style)
+    curve(axis, x or points, [each.mean for each in found], halves, label=label, colour=colour, **style)
 
 
 def ticks(axis: Any, at: Sequence[float]) -> None:

@@ -121,6 +121,16 @@ def reached(at: Sequence[float], values: Sequence[float], target: float) -> floa
     return math.inf
 
 
+def crossings(rows: Sequence[Row], column: str, target: float, at: str = "step") -> dict[int, float]:
+    """Step (or second) of each seed at which a column comes down to the target; inf where it does not."""
+    out = {}
+    for seed in sorted(unique(rows, "seed")):
+        own = sorted(select(rows, seed=seed), key=lambda row: row["step"])
+        values = [math.inf if row[column] is None else float(row[column]) for row in own]
+        out[seed] = reached([float(row[at]) for row in own], values, target)
+    return out
+
+
 @dataclass(frozen=True)
 class Sooner:
     """How much sooner than a control a goal is reached. ``log``: mean of ``ln(control's / ours)``, above 0 if sooner;

@@ -372,7 +372,7 @@ def tuned(
 ) -> float:
     """The learning rate of ``grid`` whose run has the lowest ``key``, by default the held-out loss."""
     key = key or partial(held_out_loss, problem=problem, metric=setup.metric)
-    return tuned_for(problem, setup, grid, {"": key})[""] if len(grid) > 1 else grid[0]
+    return tuned_for(problem, setup, grid, {"": key})[""]
 
 
 def nearest_rate(problem: Problem, setup: Setup, grid: tuple[float, ...]) -> float:
@@ -383,7 +383,9 @@ def nearest_rate(problem: Problem, setup: Setup, grid: tuple[float, ...]) -> flo
 def tuned_for(
     problem: Problem, setup: Setup, grid: tuple[float, ...], keys: dict[str, Callable[[Trained], float]]
 ) -> dict[str, float]:
-    """:func:`tuned` for several keys of the same runs."""
+    """:func:`tuned` for several keys of the same runs; a grid of one rate needs none."""
+    if len(grid) == 1:
+        return dict.fromkeys(keys, grid[0])
     found: dict[str, dict[float, float]] = {name: {} for name in keys}
     for lr in grid:
         for trained in fit(problem, replace(setup, lr=lr)):
