@@ -30,14 +30,13 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn.data import Dataset
-from ansn.evaluation import PixelFeatures, everything, frechet_distance
+from ansn.evaluation import frechet_distance
 from ansn.sampling.schedules import few_steps, polynomial
 from ansn.sampling.wrapper import Wrapper
 from experiments.lab import figure, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.mixture import Mixture
-from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, problem
+from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, of_density, problem
 from experiments.lab.statistics import WORDS, Estimate, estimate, mean, paired, select, table, unique
 from experiments.lab.training import TUNING_SEED, WIENER, Made, Setup, Trained, fit, judge, one_copy, reference
 
@@ -169,12 +168,10 @@ def ladders(trained: Trained, n: int = 12) -> dict[str, Tensor]:
 
 def _levels(cell: Cell, settings: Settings) -> list[Row]:
     p, shape, last = problem(cell["problem"]), cell["shape"], _steps(settings)[-1]
-    features = p.features(reference(p))
     count = 100 if settings.quick else 2000
 
     def distance(trained: Trained, taus: Tensor, seed: int) -> float:
-        x = trained.sample(count, seed=seed, taus=taus)
-        return frechet_distance(p.features(x), features) if bool(torch.isfinite(x).all()) else math.inf
+        return training.frechet(trained.sample(count, seed=seed, taus=taus), p)
 
     setup = _tuned(p, Setup(shape, TUNING_SEED, steps=last, batch_size=BATCH), settings)
     tried: dict[tuple[float, float], tuple[float, Trained]] = {}
@@ -244,7 +241,7 @@ def stream(dim: int = 16, seed: int = 0) -> Stream:
 
 def _drift(cell: Cell, settings: Settings) -> list[Row]:
     data, steps = stream(), 8 if settings.quick else 600
-    p = _made("drift", data.still, hidden=128)
+    p = of_density("drift", data.still, 128)
     at = tuple(steps * k // 4 for k in range(1, 5))
     how = cell["variant"]
     setup = Setup(
@@ -289,15 +286,6 @@ def clusters(dim: int = 16, seed: int = 0) -> Mixture:
     generator = torch.Generator().manual_seed(seed + 1)
     means = torch.randn(5, dim, generator=generator, dtype=torch.float64)
     return Mixture(means, within.covariances, within.weights)
-
-
-def _made(name: str, density: Mixture, hidden: int = 256) -> Problem:
-    """A problem of rows of a density."""
-    train, test = (Dataset(density.sample(n, seed)[0].float(), name=name) for n, seed in ((8000, 1), (2000, 2)))
-    return Problem(
-        name, train, test, lambda **o: ansn.networks.MLP((density.dim,), hidden, 2, **o),
-        WhitenedFeatures(everything(train), name=name), PixelFeatures((density.dim,), name), density,
-    )  # fmt: skip
 
 
 # -- covariance of the score ------------------------------------------------------------------------------------------
@@ -373,7 +361,7 @@ def _score(cell: Cell, settings: Settings) -> list[Row]:
 
 @cache
 def _clusters() -> Problem:
-    return _made("clusters", clusters())
+    return of_density("clusters", clusters(), 256)
 
 
 # -- late in training -------------------------------------------------------------------------------------------------

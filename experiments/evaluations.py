@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn.evaluation import frechet_distance
-from ansn.evaluation.discrepancy import energy_distance
 from experiments.lab import figure, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.exact import ExactDenoiser, known_covariance
+from experiments.lab.exact import ExactDenoiser, known_noise
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import Problem, problem
 from experiments.lab.statistics import WORDS, Sooner, listed, mean, paired, reached, select, sooner, table, unique
@@ -50,6 +48,7 @@ EXACT_N = 3000  # samples of the closed form, which cost little
 _DRAWN = ("rho=0", "rho=0.5", "rho=1", "whitened", "diagonal", *WIENER)
 _DRAWN_TWICE = (CONTROL, WIENER[1])
 _FEWER = {-1: "fewer", 1: "more", 0: "no difference seen"}
+_DISTANCES = ("fd", "energy")
 _NAMES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", GAUSSIAN: "Gaussian 2M"}
 
 
@@ -99,24 +98,16 @@ def _learned(cell: Cell, learned: Problem) -> list[Row]:
 def _exact(cell: Cell, learned: Problem) -> list[Row]:
     density, frame = learned.density, Frame()
     assert density is not None
-    shape, options = cell["shape"], {}
-    if shape == "diagonal":
-        options = {"rho": 0.5, "structure": "diagonal"}
-    elif shape == "whitened":
-        x = one_copy(learned.train)
-        frame = Frame(x)
-        density, options = carried(density, frame), {"rho": 0.0}
-    else:
-        options = {"rho": float(shape.removeprefix("rho="))}
-    covariance = known_covariance([density], **options)
+    shape = cell["shape"]
+    if shape == "whitened":
+        frame = Frame(one_copy(learned.train))
+        density, shape = carried(density, frame), "rho=0"
     x = density.sample(1000, seed=5)[0].to(torch.float32)
-    start = ansn.levels.tau_start(x, covariance)
-    if shape == "diagonal":  # its start knows no correlations
-        start = max(start, training.diagonal_start(x, covariance))
-    model = ExactDenoiser(ansn.NoiseModel(covariance, ansn.levels.karras(start, 0.01)), [density])
+    noise = known_noise([density], shape, x)
+    model = ExactDenoiser(noise, [density])
     trained = Trained(0, 0.0, 0.0, model, frame, model)
     return [
-        {"seed": seed, "lr": None, "start": start, **row}
+        {"seed": seed, "lr": None, "start": noise.levels.maximum, **row}
         for seed in range(cell["seeds"])
         for row in _curve(trained, learned, seed, EXACT_N)
     ]
@@ -154,7 +145,7 @@ def _langevin(trained: Trained, learned: Problem, seed: int, count: int) -> Row:
 
 def distances(x: Tensor, learned: Problem) -> dict[str, float]:
     """Frechet and energy distance to the training rows, each beside its floor, of as many rows of the data."""
-    return {**_distances(x, learned), **_floor(learned.name, len(x)), "n": len(x)}
+    return {**training.distances(x, learned, _DISTANCES), **_floor(learned.name, len(x)), "n": len(x)}
 
 
 @cache
@@ -165,17 +156,7 @@ def _floor(name: str, n: int) -> dict[str, float]:
     if n > len(x):
         assert learned.density is not None
         x = learned.density.sample(n, seed=9)[0].float()
-    return {f"{name}_floor": value for name, value in _distances(x[:n], learned).items()}
-
-
-def _distances(x: Tensor, learned: Problem) -> dict[str, float]:
-    if not bool(torch.isfinite(x).all()):
-        return {"fd": math.inf, "energy": math.inf}
-    data = reference(learned)
-    return {
-        "fd": frechet_distance(learned.features(x), learned.features(data)),
-        "energy": energy_distance(learned.columns(x), learned.columns(data[:4000])),
-    }
+    return {f"{name}_floor": value for name, value in training.distances(x[:n], learned, _DISTANCES).items()}
 
 
 # -- what the rows say -------------------------------------------------------------------------------------------

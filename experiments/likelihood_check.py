@@ -15,6 +15,7 @@ The tables are printed as Markdown at the end.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from ansn.machine import cpu_name
 from ansn.presets import PRESETS
 from ansn.training import train
 from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.statistics import select, table, unique
 
 _NAME = "likelihood_check"
 _SOLVERS: dict[str, list[dict[str, Any]]] = {
@@ -225,11 +227,8 @@ def _scored(model: ansn.Denoiser, data: Dataset, settings: Settings) -> Row:
 
 def solver_table(rows: list[Row]) -> str:
     """Markdown: mean (largest) error in nats a dimension."""
-    targets = list(dict.fromkeys((row["target"], row["dim"]) for row in rows))
-    lines = [
-        "| | " + " | ".join(f"{kind}, d = {dim}" for kind, dim in targets) + " |",
-        "| --- |" + " --- |" * len(targets),
-    ]
+    targets = unique(rows, "target", "dim")
+    lines = []
     for solver, choices in _SOLVERS.items():
         for option in choices:
             name, value = next(iter(option.items()))
@@ -237,40 +236,35 @@ def solver_table(rows: list[Row]) -> str:
             spent = sorted({r["evaluations"] for r in own.values()})
             told = f"{spent[0]}" if len(spent) == 1 else f"{spent[0]} to {spent[-1]}"
             cells = [f"{own[t]['mean_error']:.1e} ({own[t]['max_error']:.1e})" for t in targets]
-            lines.append(f"| {solver}, {name} {value:g}: {told} evaluations | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([f"{solver}, {name} {value:g}: {told} evaluations", *cells])
+    return table(["", *(f"{kind}, d = {dim}" for kind, dim in targets)], lines)
 
 
 def probe_table(rows: list[Row]) -> str:
     """Markdown: standard deviation of one probe, nats a dimension."""
-    targets = list(dict.fromkeys((row["target"], row["dim"], row["rho"]) for row in rows))
-    names = [f"{kind}, d = {dim}, rho = {rho:g}" for kind, dim, rho in targets]
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(targets)]
-    for basis in BASES:
-        for probe in PROBES:
-            own = {
-                (r["target"], r["dim"], r["rho"]): r["sd"] for r in rows if (r["basis"], r["probe"]) == (basis, probe)
-            }
-            lines.append(f"| {basis}, {probe} | " + " | ".join(f"{own[t]:.2g}" for t in targets) + " |")
-    return "\n".join(lines)
+    targets = unique(rows, "target", "dim", "rho")
+    lines = []
+    for basis, probe in itertools.product(BASES, PROBES):
+        own = {(r["target"], r["dim"], r["rho"]): r["sd"] for r in select(rows, basis=basis, probe=probe)}
+        lines.append([f"{basis}, {probe}", *(f"{own[target]:.2g}" for target in targets)])
+    return table(["", *(f"{kind}, d = {dim}, rho = {rho:g}" for kind, dim, rho in targets)], lines)
 
 
 def digits_table(rows: list[Row]) -> str:
     """Markdown: mean over the seeds (each seed)."""
-    lines = ["| | training | held out |", "| --- | --- | --- |"]
-    for rho in dict.fromkeys(row["rho"] for row in rows):
+    lines = []
+    for rho in unique(rows, "rho"):
         cells = []
         for split in ("train", "test"):
-            values = [r["bits_per_dim"] for r in rows if (r["rho"], r["split"]) == (rho, split)]
+            values = [row["bits_per_dim"] for row in select(rows, rho=rho, split=split)]
             cells.append(f"**{sum(values) / len(values):.3f}** ({' / '.join(f'{v:.3f}' for v in values)})")
-        lines.append(f"| rho = {rho:g} | {cells[0]} | {cells[1]} |")
+        lines.append([f"rho = {rho:g}", *cells])
     errors, probe_errors = ([row[name] for row in rows] for name in ("error", "probe_error"))
-    lines += [
-        "",
+    note = (
         f"Bits a dimension, {rows[0]['n']} images a split; standard error over the images {min(errors):.3f} to"
-        f" {max(errors):.3f}, of which the probes make {min(probe_errors):.3f} to {max(probe_errors):.3f}.",
-    ]
-    return "\n".join(lines)
+        f" {max(errors):.3f}, of which the probes make {min(probe_errors):.3f} to {max(probe_errors):.3f}."
+    )
+    return "\n".join([table(["", "training", "held out"], lines), "", note])
 
 
 def run(settings: Settings) -> list[str]:

@@ -32,11 +32,11 @@ from ansn.evaluation.discrepancy import sliced_to
 from ansn.evaluation.resampling import Statistic, of_all
 from experiments.lab import figure
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.exact import ExactDenoiser, known_covariance
+from experiments.lab.exact import ExactDenoiser, known_noise
 from experiments.lab.mixture import Mixture
-from experiments.lab.problems import Problem, vectors
+from experiments.lab.problems import Problem, of_density
 from experiments.lab.statistics import WORDS, Estimate, estimate, listed, mean, paired, select, table, unique
-from experiments.lab.training import TUNING_SEED, WIENER, Setup, Trained, diagonal_start, fit, halfway, tuned
+from experiments.lab.training import TUNING_SEED, WIENER, Setup, Trained, fit, halfway, tuned
 
 DIM = 8
 N = 1000  # samples of a seed
@@ -336,20 +336,11 @@ def _noise(cell: Cell, bottom: float) -> tuple[ansn.NoiseModel, list[Mixture]]:
     """Noise of the exact moments, its start from the data as in training; the parts that the denoiser tells apart."""
     density = scene(*_place(cell)).density
     shape, _, regions = cell["shape"].partition(" ")
-    options: dict[str, object] = {"rho": 0.5, "structure": "diagonal"} if shape == "diagonal" else {}
-    if shape == "whitened":  # isotropic noise on whitened data is noise of exactly the data's shape
-        options = {"rho": 1.0, "eps": 0.0}
-    elif shape != "diagonal":
-        options = {"rho": float(shape.removeprefix("rho="))}
     parts = [density]
     if regions:
         parts = [Mixture(m[None], s[None]) for m, s in zip(density.means, density.covariances, strict=True)]
-    covariance = known_covariance(parts, **options)
     x, owner = density.sample(1000, seed=1)
-    start = ansn.levels.tau_start(x, covariance, region=owner if regions else None)
-    if shape == "diagonal":  # its start knows no correlations
-        start = max(start, diagonal_start(x, covariance))
-    return ansn.NoiseModel(covariance, ansn.levels.karras(start, bottom)), parts
+    return known_noise(parts, shape, x, owner if regions else None, bottom), parts
 
 
 def _langevin(model: ansn.Denoiser, seed: int, n: int) -> Tensor:
@@ -425,13 +416,7 @@ def _transport(cell: Cell) -> list[Row]:
 
 def modes_problem(cell: Cell) -> Problem:
     """Rows of a cell's density, and its network."""
-    density = scene(*_place(cell)).density
-    splits = [vectors("modes", *density.sample(n, seed)) for n, seed in ((8000, 1), (2000, 2))]
-    features = PixelFeatures((DIM,), "modes")
-    return Problem(
-        "modes", splits[0], splits[1], lambda **o: ansn.networks.MLP((DIM,), 64, 2, **o),
-        features, features, density,
-    )  # fmt: skip
+    return of_density("modes", scene(*_place(cell)).density, 64, features=PixelFeatures((DIM,), "modes"))
 
 
 def _learned(cell: Cell) -> list[Row]:

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn.data import Dataset
 from ansn.evaluation import PixelFeatures
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_covariance
 from experiments.lab.figure import COLOURS, means, panels, save
 from experiments.lab.linear import Array, annealed, denoised, kl, langevin, spectrum
 from experiments.lab.mixture import Mixture
-from experiments.lab.problems import Problem
+from experiments.lab.problems import Problem, of_density
 from experiments.lab.statistics import Estimate, estimate, select, table
 from experiments.lab.training import TUNING_SEED, Setup, excess_loss, fit, tuned
 
@@ -247,13 +246,8 @@ def descent(l: Array, weight: Array, steps: int) -> float:
 
 def gaussian_problem(quick: bool = False) -> Problem:
     """The Gaussian as something to learn."""
-    target = data()
     sizes = (1000, 200) if quick else (8000, 2000)
-    train, test = (
-        Dataset(target.sample(n, seed)[0].float(), name="gaussian") for n, seed in zip(sizes, (1, 2), strict=True)
-    )
-    plain = PixelFeatures((DIM,), "gaussian")
-    return Problem("gaussian", train, test, lambda **o: ansn.networks.MLP((DIM,), 64, 2, **o), plain, plain, target)
+    return of_density("gaussian", data(), 64, sizes, PixelFeatures((DIM,), "gaussian"))
 
 
 def training_rows(metric: str, settings: Settings) -> list[Row]:

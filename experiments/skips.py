@@ -192,22 +192,16 @@ def _judged(
         return out | judged | mode_collapse.floor(seed, *PLACES[name])
     if "fd" in for_:
         x = trained.sample(len(learned.test), evaluations=learned.evaluations, seed=seed)
-        out["fd"] = _distance(learned, x)
+        out["fd"] = training.frechet(x, learned)
         if name == "cifar10":
             out["spectrum"] = _off(x, reference(learned))
         for method, count in product(("dpmpp_2m", "gaussian_2m"), FEW if last else ()):
-            out[f"fd_{method}_{count}"] = _distance(learned, trained.sample(len(x), method, count, seed=seed))
+            out[f"fd_{method}_{count}"] = training.frechet(trained.sample(len(x), method, count, seed=seed), learned)
     # Over the regions that were found the density is summed; over classes it would be another sum.
     if last and "loss" in for_ and (trained.shares is None or trained.model.noise.covariance.regions > 1):
         held = one_copy(learned.test)[: learned.likelihood_rows]
         out["nll"] = -float(trained.log_likelihood(held, learned.likelihood_steps).mean()) / learned.dim
     return out
-
-
-def _distance(learned: Problem, x: Tensor) -> float:
-    if not bool(torch.isfinite(x).all()):
-        return math.inf
-    return ansn.evaluation.frechet_distance(learned.features(x), learned.features(reference(learned)))
 
 
 def _off(x: Tensor, data: Tensor) -> float:
@@ -235,7 +229,7 @@ def _start(learned: Problem) -> list[Row]:
                         "structure": told.structure, "tau": level, "error": error} | floor)  # fmt: skip
         drawn = found.sample(len(held)).float()
         nll = -float(found.log_prob(held, found.rounding).mean()) / learned.dim
-        out[-1] |= {"fd": _distance(learned, drawn), "nll": nll}
+        out[-1] |= {"fd": training.frechet(drawn, learned), "nll": nll}
     return out
 
 

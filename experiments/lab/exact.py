@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ansn
 from experiments.lab.mixture import Mixture
+from experiments.lab.training import diagonal_start
 
 
 def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovariance:
@@ -29,6 +30,23 @@ def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovar
         rows.append(part.mean() + torch.cat((away, -away) * times))
     region = torch.arange(len(parts)).repeat_interleave(2 * dim * times) if len(parts) > 1 else None
     return covariance.update(torch.cat(rows), region).freeze()
+
+
+def known_noise(
+    parts: list[Mixture], shape: str, x: Tensor, region: Tensor | None = None, bottom: float = 0.01
+) -> ansn.NoiseModel:
+    """Noise of a shape (``rho=R``, ``diagonal``, or ``whitened``: the data's own) made of exact moments, from the level
+    that rows ``x`` of the data give."""
+    options: dict[str, Any] = {"rho": 0.5, "structure": "diagonal"}
+    if shape == "whitened":  # isotropic noise on whitened data is noise of exactly the data's shape
+        options = {"rho": 1.0, "eps": 0.0}
+    elif shape != "diagonal":
+        options = {"rho": float(shape.removeprefix("rho="))}
+    covariance = known_covariance(parts, **options)
+    start = ansn.levels.tau_start(x, covariance, region=region)
+    if shape == "diagonal":  # its start knows no correlations
+        start = max(start, diagonal_start(x, covariance))
+    return ansn.NoiseModel(covariance, ansn.levels.karras(start, bottom))
 
 
 class ExactDenoiser(ansn.Denoiser):

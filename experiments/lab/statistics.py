@@ -166,7 +166,7 @@ def listed(found: Iterable[tuple[int, str]], words: dict[int, str] = WORDS) -> s
     return "; ".join(f"{word}: {', '.join(names)}" for word, names in told.items() if names)
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+def table(head: Sequence[Any], lines: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     shown = ["| " + " | ".join(str(value) for value in line) + " |" for line in lines]
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *shown])
+    return "\n".join(["| " + " | ".join(map(str, head)) + " |", "|" + " --- |" * len(head), *shown])

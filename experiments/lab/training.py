@@ -326,35 +326,41 @@ def judge(
     """Distances of as many samples as there are held-out rows to the training rows, and the mean held-out negative
     log-likelihood a dimension, nats. A run that has diverged has inf."""
     x = trained.sample(len(problem.test), method, evaluations or problem.evaluations, seed=seed)
-    if not bool(torch.isfinite(x).all()):
-        return dict.fromkeys(("fd", "fd_columns", "energy", "nll"), math.inf)
-    train = reference(problem)
+    found = distances(x, problem)
+    if math.isinf(found["fd"]):
+        return found | {"nll": math.inf}
     held = one_copy(problem.test)[: problem.likelihood_rows]
-    nll = -float(trained.log_likelihood(held, problem.likelihood_steps).mean()) / problem.dim
-    return {
-        "fd": frechet_distance(problem.features(x), problem.features(train)),
-        "fd_columns": frechet_distance(problem.columns(x), problem.columns(train)),
-        "energy": energy_distance(problem.columns(x), problem.columns(train[:4000])),
-        "nll": nll,
+    return found | {"nll": -float(trained.log_likelihood(held, problem.likelihood_steps).mean()) / problem.dim}
+
+
+def frechet(x: Tensor, problem: Problem) -> float:
+    """The first of :func:`distances` alone."""
+    return distances(x, problem, ("fd",))["fd"]
+
+
+def distances(x: Tensor, problem: Problem, names: tuple[str, ...] = ("fd", "fd_columns", "energy")) -> dict[str, float]:
+    """Frechet distances of features and of bare coordinates, and the energy distance, to the training rows; inf for
+    samples that are not finite."""
+    if not bool(torch.isfinite(x).all()):
+        return dict.fromkeys(names, math.inf)
+    train = reference(problem)
+    of: dict[str, Callable[[], float]] = {
+        "fd": lambda: frechet_distance(problem.features(x), problem.features(train)),
+        "fd_columns": lambda: frechet_distance(problem.columns(x), problem.columns(train)),
+        "energy": lambda: energy_distance(problem.columns(x), problem.columns(train[:4000])),
     }
+    return {name: of[name]() for name in names}
 
 
 def distance(trained: Trained, problem: Problem, seed: int) -> float:
     """The Frechet distance of :func:`judge` alone: what a rate is chosen by where distances are compared."""
     x = trained.sample(len(problem.test), evaluations=problem.evaluations, seed=seed)
-    if not bool(torch.isfinite(x).all()):
-        return math.inf
-    return frechet_distance(problem.features(x), problem.features(reference(problem)))
+    return frechet(x, problem)
 
 
 def floors(problem: Problem) -> dict[str, float]:
     """What as many rows of the data itself have: the held-out rows against the training rows."""
-    test, train = one_copy(problem.test), reference(problem)
-    return {
-        "fd_floor": frechet_distance(problem.features(test), problem.features(train)),
-        "fd_columns_floor": frechet_distance(problem.columns(test), problem.columns(train)),
-        "energy_floor": energy_distance(problem.columns(test), problem.columns(train[:4000])),
-    }
+    return {f"{name}_floor": value for name, value in distances(one_copy(problem.test), problem).items()}
 
 
 def reference(problem: Problem) -> Tensor:
