@@ -182,13 +182,16 @@ def needed(rows: Sequence[Row], control: Sequence[Row], kind: str) -> dict[int, 
     return out
 
 
+def fewer(ours: Sequence[Row], theirs: Sequence[Row], control: Sequence[Row], kind: str) -> Sooner | None:
+    """How many times fewer evaluations are needed; kinds and ``control`` of :func:`needed`."""
+    tried = unique([*ours, *theirs], "evaluations")
+    return sooner(needed(ours, control, kind), needed(theirs, control, kind), min(tried), max(tried))
+
+
 def compared(rows: Sequence[Row], shape: str, kind: str) -> Sooner | None:
-    """How many times fewer evaluations than isotropic noise a shape needs, in rows of one problem and solver; kinds of
-    :func:`needed`."""
+    """The same of a shape against isotropic noise, in rows of one problem and solver."""
     control = select(rows, shape=CONTROL)
-    ours, theirs = (needed(select(rows, shape=s), control, kind) for s in (shape, CONTROL))
-    tried = unique(rows, "evaluations")
-    return sooner(ours, theirs, min(tried), max(tried))
+    return fewer(select(rows, shape=shape), control, control, kind)
 
 
 def sign(found: Sooner | None) -> int:
@@ -329,10 +332,8 @@ def solvers(rows: Sequence[Row], place: str, name: str, shape: str) -> tuple[dic
     ours, theirs = (select(rows, kind=place, problem=name, shape=shape, method=m) for m in (GAUSSIAN, "dpmpp_2m"))
     if not ours or not theirs:
         return None
-    at = needed(ours, theirs, "fixed")
-    tried = unique(theirs, "evaluations")
-    found = sooner(at, needed(theirs, theirs, "fixed"), min(tried), max(tried))
-    return None if found is None else (at, found)
+    found = fewer(ours, theirs, theirs, "fixed")
+    return None if found is None else (needed(ours, theirs, "fixed"), found)
 
 
 def _solver_table(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -172,7 +172,10 @@ def best(rows: list[Row]) -> list[Row]:
 
 
 def section(rows: list[Row], folder: Path) -> Section:
-    groups = {plan: select(rows, problem=plan[0], size=plan[1]) for plan in unique(rows, "problem", "size")}
+    groups = {
+        f"{name} {size}": [_in_unit(row) for row in select(rows, problem=name, size=size)]
+        for name, size in unique(rows, "problem", "size")
+    }
     at_best: dict[str, list[tuple[str, Estimate]]] = {}
     tables: list[tuple[str, str]] = []
     for plan, group in groups.items():
@@ -180,7 +183,7 @@ def section(rows: list[Row], folder: Path) -> Section:
         control = best(select(group, shape="rho=0"))
         for shape in unique(group, "shape"):
             apart = paired(best(select(group, shape=shape)), control, "test")
-            at_best.setdefault(shape, []).append((_label(plan), _scaled(apart, plan)))
+            at_best.setdefault(shape, []).append((plan, apart))
     tables += [_table_steps(plan, group) for plan, group in groups.items()]
     figures = [
         ("Negative log-likelihood of held-out rows (full) and training rows (dotted) while training; the shade is the"
@@ -214,72 +217,53 @@ covariance, shrunk as the validation rows like it. Every shape's density is that
 is."""
 
 
-def _label(plan: tuple[str, int]) -> str:
-    return f"{plan[0]} {plan[1]}"
+def _unit(plan: str) -> str:
+    return "bits/dim" if plan.split()[0] in LEVELS else "nats/dim"
 
 
-def _bits(plan: tuple[str, int]) -> bool:
-    return plan[0] in LEVELS
-
-
-def _unit(plan: tuple[str, int]) -> str:
-    return "bits/dim" if _bits(plan) else "nats/dim"
-
-
-def _scaled(apart: Estimate, plan: tuple[str, int]) -> Estimate:
-    """A difference of nats a dimension in the unit of its problem."""
-    unit = 1 / math.log(2) if _bits(plan) else 1.0
-    return Estimate(apart.mean * unit, apart.half * unit, apart.n)
-
-
-def _shown(value: float, plan: tuple[str, int]) -> float:
+def _in_unit(row: Row) -> Row:
     """Nats a dimension of a density in the unit of its problem: bits of a grey value, whose cell is 1/levels wide."""
-    return value / math.log(2) + math.log2(LEVELS[plan[0]]) if _bits(plan) else value
+    if row["problem"] not in LEVELS:
+        return row
+    shift = math.log2(LEVELS[row["problem"]])
+    told = {name: row[name] / math.log(2) + shift for name in ("train", "test", "gaussian")}
+    return row | told | {"footing": row["footing"] / math.log(2)}
 
 
-def _level(rows: list[Row], column: str, plan: tuple[str, int]) -> str:
-    found = mean(rows, column)
-    return f"{_shown(found.mean, plan):.3f}"
-
-
-def _gap(rows: list[Row], plan: tuple[str, int]) -> Estimate:
-    return _scaled(estimate([row["test"] - row["train"] for row in rows]), plan)
-
-
-def _table_best(plan: tuple[str, int], group: list[Row]) -> tuple[str, str]:
+def _table_best(plan: str, group: list[Row]) -> tuple[str, str]:
     control = best(select(group, shape="rho=0"))
     lines = []
     for shape in unique(group, "shape"):
         own = best(select(group, shape=shape))
-        apart = _scaled(paired(own, control, "test"), plan)
+        apart = paired(own, control, "test")
         steps = sorted(row["step"] for row in own)
         lines.append([
             shape, f"{own[0]['lr']:g}", f"{steps[0]} to {steps[-1]}" if steps[0] < steps[-1] else steps[0],
-            _level(own, "test", plan), "-" if shape == "rho=0" else apart.show(2), _gap(own, plan).show(2),
+            f"{mean(own, 'test').mean:.3f}", "-" if shape == "rho=0" else apart.show(2), estimate([row["test"] - row["train"] for row in own]).show(2),
             f"{mean(own, 'memorised').mean:.3f}", f"{mean(own, 'ratio').mean:.2f}",
-            f"{mean(own, 'footing').mean / (math.log(2) if _bits(plan) else 1):.1e}",
+            f"{mean(own, 'footing').mean:.1e}",
         ])  # fmt: skip
     some = select(group, shape=unique(group, "shape")[0], step=group[0]["step"])
     lines.append(["validation rows", "", "", "", "", "", f"{mean(some, 'memorised_held').mean:.3f}",
                   f"{mean(some, 'ratio_held').mean:.2f}", ""])  # fmt: skip
-    lines.append(["Gaussian", "", "", _level(some, "gaussian", plan), "", "", "", "", ""])
+    lines.append(["Gaussian", "", "", f"{mean(some, 'gaussian').mean:.3f}", "", "", "", "", ""])
     unit = _unit(plan)
     head = ("shape", "rate", "best step", f"test, {unit}", "less rho=0 (paired)", "gap", "repeated", "ratio", "blur")
-    return f"{_label(plan)} rows, each run at its best checkpoint", table(head, lines)
+    return f"{plan} rows, each run at its best checkpoint", table(head, lines)
 
 
-def _table_steps(plan: tuple[str, int], group: list[Row]) -> tuple[str, str]:
+def _table_steps(plan: str, group: list[Row]) -> tuple[str, str]:
     steps = sorted(unique(group, "step"))
     lines: list[list[Any]] = []
     for shape in unique(group, "shape"):
         line: list[Any] = [shape]
         for step in steps:
             own, control = select(group, shape=shape, step=step), select(group, shape="rho=0", step=step)
-            value = _level(own, "test", plan)
-            told = "" if shape == "rho=0" else f" ({_scaled(paired(own, control, 'test'), plan).show(2)})"
+            value = f"{mean(own, 'test').mean:.3f}"
+            told = "" if shape == "rho=0" else f" ({paired(own, control, 'test').show(2)})"
             line.append(f"{value}{told}, {mean(own, 'memorised').mean:.2f}")
         lines.append(line)
-    caption = f"{_label(plan)} rows at equal steps: test {_unit(plan)} (paired difference to rho=0), share repeated"
+    caption = f"{plan} rows at equal steps: test {_unit(plan)} (paired difference to rho=0), share repeated"
     return caption, table(["shape", *(f"{step} steps" for step in steps)], lines)
 
 
@@ -300,8 +284,8 @@ def _verdict(found: list[tuple[str, Estimate]]) -> str:
     return "No: it generalises worse" if 1 in signs else "No difference seen"
 
 
-def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[str, int], list[Row]]) -> str:
-    unit = {_label(plan): _unit(plan) for plan in groups}
+def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[str, list[Row]]) -> str:
+    unit = {plan: _unit(plan) for plan in groups}
     partial = at_best.get("rho=0.5", [])
     parts = [
         f"{_verdict(partial)}: at each run's best checkpoint and against isotropic noise, the held-out likelihood of"
@@ -314,7 +298,7 @@ def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[s
     for plan, group in groups.items():
         last = max(row["step"] for row in group)
         apart = paired(select(group, shape="rho=0.5", step=last), select(group, shape="rho=0", step=last), "memorised")
-        repeated.append((_label(plan), apart))
+        repeated.append((plan, apart))
     more, fewer = ([apart.sign for _, apart in repeated].count(sign) for sign in (1, -1))
     told = "; ".join(f"{name}: {apart.mean:+.2g} ± {apart.half:.1g}" for name, apart in repeated)
     parts.append(
@@ -324,18 +308,18 @@ def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[s
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
 
 
-def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list[str]:
+def _findings(groups: dict[str, list[Row]], rows: list[Row]) -> list[str]:
     out = []
     for plan, group in groups.items():
         own, told = best(select(group, shape="rho=0.5")), []
         for control in ("diagonal", "whitened", "fixed rho=0.5"):
             other = best(select(group, shape=control))
             if other:
-                apart = _scaled(paired(own, other, "test"), plan)
+                apart = paired(own, other, "test")
                 word = {-1: "better than", 1: "worse than", 0: "not told from"}[apart.sign]
                 told.append(f"{word} {control} ({apart.mean:+.2g} ± {apart.half:.1g} {_unit(plan)})")
         if told:
-            out.append(f"{_label(plan)}: rho = 0.5, at its best, is {', '.join(told)}.")
+            out.append(f"{plan}: rho = 0.5, at its best, is {', '.join(told)}.")
     for plan, group in groups.items():
         last = max(row["step"] for row in group)
         told = []
@@ -343,21 +327,15 @@ def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list
             runs = select(group, shape=shape)
             if not runs:
                 continue
-            lost = _scaled(paired(select(runs, step=last), best(runs), "test"), plan)
+            lost = paired(select(runs, step=last), best(runs), "test")
             told.append(f"{shape} {lost.mean:.2g} ± {lost.half:.1g}")
-        out.append(f"{_label(plan)}: lost from the best checkpoint to step {last}, {_unit(plan)}: {', '.join(told)}.")
+        out.append(f"{plan}: lost from the best checkpoint to step {last}, {_unit(plan)}: {', '.join(told)}.")
     for plan, group in groups.items():
-        told = []
-        for shape in unique(group, "shape"):
-            apart = _scaled(paired(best(select(group, shape=shape)), best(select(group, shape=shape)), "test",
-                                   lambda a, b: a), plan)  # fmt: skip
-            told.append((apart.mean, shape))
-        gaussian = _scaled(
-            mean(select(group, shape=unique(group, "shape")[0], step=group[0]["step"]), "gaussian"), plan
-        )
+        told = [(mean(best(select(group, shape=shape)), "test").mean, shape) for shape in unique(group, "shape")]
+        gaussian = mean(group, "gaussian", shape=group[0]["shape"], step=group[0]["step"])
         below = [shape for value, shape in told if value < gaussian.mean]
         out.append(
-            f"{_label(plan)}: {len(below)} of {len(told)} shapes are ahead of a Gaussian with the training rows' shrunk"
+            f"{plan}: {len(below)} of {len(told)} shapes are ahead of a Gaussian with the training rows' shrunk"
             f" covariance; the best is {min(told)[1]}, by {gaussian.mean - min(told)[0]:.2g} {_unit(plan)}."
         )
     for plan, group in groups.items():
@@ -366,7 +344,7 @@ def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list
         rising = [runs[0]["shape"] for runs in ends if 2 * sum(row["step"] == last for row in runs) > len(runs)]
         if rising:
             out.append(
-                f"{_label(plan)}: still best at the last step, {last}, in most seeds, so that a longer run might do"
+                f"{plan}: still best at the last step, {last}, in most seeds, so that a longer run might do"
                 f" more for them: {', '.join(rising)}."
             )
     checked = [abs(row["integration"]) for row in rows if row.get("integration") is not None]
@@ -378,13 +356,11 @@ def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list
     return out
 
 
-def _draw(groups: dict[tuple[str, int], list[Row]], path: Path) -> str:
+def _draw(groups: dict[str, list[Row]], path: Path) -> str:
     """Likelihoods, or the share repeated, of every problem while training."""
     drawn, axes = figure.panels(len(groups))
     likelihood = "likelihood" in path.name
     for axis, (plan, group) in zip(axes, groups.items(), strict=True):
-        if likelihood:
-            group = [row | {name: _shown(row[name], plan) for name in ("test", "train")} for row in group]
         for colour, shape in enumerate(_drawn(group)):
             runs = select(group, shape=shape)
             figure.means(axis, runs, "step", "test" if likelihood else "memorised", label=shape, colour=colour)
@@ -394,7 +370,7 @@ def _draw(groups: dict[tuple[str, int], list[Row]], path: Path) -> str:
         if not likelihood:
             held = mean(group, "memorised_held", shape=group[0]["shape"], step=group[0]["step"]).mean
             axis.axhline(held, color="black", linewidth=0.8)
-        axis.set(title=f"{_label(plan)} rows", xlabel="training steps")
+        axis.set(title=f"{plan} rows", xlabel="training steps")
         axis.set_ylabel(_unit(plan) if likelihood else "share repeated")
         figure.ticks(axis, sorted(unique(group, "step")))
         axis.legend(fontsize=7, frameon=False)

@@ -136,6 +136,16 @@ def merge_level(half: Tensor, within: Tensor, shape: Tensor, share: float = 0.5)
     return 0.0 if excess(low) <= 0.0 else math.exp(brentq(excess, low, high))
 
 
+def _jumps(y: Any, half: float, deviation: float, share: float, rate: float) -> tuple[Any, Any, Any]:
+    """Rates between neighbouring cells, up and down, and out of each, of two modes at +-half on a grid."""
+    logs = np.logaddexp(
+        math.log(share) - 0.5 * ((y - half) / deviation) ** 2, math.log1p(-share) - 0.5 * ((y + half) / deviation) ** 2
+    )
+    change = np.clip(np.diff(logs), -50.0, 50.0)
+    up, down = rate * np.exp(0.5 * change), rate * np.exp(-0.5 * change)
+    return up, down, np.append(up, 0.0) + np.insert(down, 0, 0.0)
+
+
 def mixing_rate(half: float, width: float, r: float, tau: float, share: float = 0.5, cells: int = 800) -> float:
     """Second eigenvalue of Langevin's generator at one level, along the line between two modes, per unit of
     ``alpha`` times steps.
@@ -148,13 +158,8 @@ def mixing_rate(half: float, width: float, r: float, tau: float, share: float = 
     noise = tau * tau * r
     deviation = math.sqrt(width * width + noise)
     y, h = np.linspace(-half - 7 * deviation, half + 7 * deviation, cells, retstep=True)
-    logs = np.logaddexp(
-        math.log(share) - 0.5 * ((y - half) / deviation) ** 2, math.log1p(-share) - 0.5 * ((y + half) / deviation) ** 2
-    )
     rate = 0.5 * noise / h**2
-    up = rate * np.exp(0.5 * np.diff(logs))
-    down = rate * np.exp(-0.5 * np.diff(logs))
-    leaving = np.append(up, 0.0) + np.insert(down, 0, 0.0)
+    _, _, leaving = _jumps(y, half, deviation, share, rate)
     # Similar to the symmetric matrix of off-diagonals -sqrt(up down) = -rate.
     values = eigh_tridiagonal(leaving, np.full(cells - 1, -rate), eigvals_only=True, select="i", select_range=(1, 1))
     return max(float(values[0]), 0.0)
@@ -186,17 +191,12 @@ def annealed_share(
         grid = np.linspace(-reach, reach, cells + 1)
         mass = np.diff(np.interp(grid, edges, cumulative))
         edges, y, h = grid, 0.5 * (grid[1:] + grid[:-1]), grid[1] - grid[0]
-        logs = np.logaddexp(
-            math.log(share) - 0.5 * ((y - half) / deviation[i]) ** 2,
-            math.log1p(-share) - 0.5 * ((y + half) / deviation[i]) ** 2,
-        )
-        rate, change = 0.5 * tau * tau * r / h**2, np.clip(np.diff(logs), -50.0, 50.0)
-        up, down = rate * np.exp(0.5 * change), rate * np.exp(-0.5 * change)
+        up, down, leaving = _jumps(y, half, deviation[i], share, 0.5 * tau * tau * r / h**2)
         count = max(1, math.ceil(ALPHA * steps / 0.05))
         dt = ALPHA * steps / count
         banded = np.zeros((3, cells))
         banded[0, 1:], banded[2, :-1] = -dt * down, -dt * up
-        banded[1] = 1.0 + dt * (np.append(up, 0.0) + np.insert(down, 0, 0.0))
+        banded[1] = 1.0 + dt * leaving
         for _ in range(count):
             mass = solve_banded((1, 1), banded, mass, check_finite=False)
         cumulative = np.insert(np.cumsum(mass), 0, 0.0)

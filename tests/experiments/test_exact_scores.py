@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import ansn
 from experiments import exact_scores
 from experiments.lab import linear
 from experiments.lab.claim import Settings
+from tests.experiments.impulses import moments
 from tests.oracles import ExactDenoiser, covariance_within_five_sigma, fixed_covariance, gaussian, noise_model
 
 DIM = 4
@@ -57,14 +57,10 @@ def test_annealed_langevin_is_the_packages(precondition: bool, denoise: bool) ->
     options: dict[str, Any] = {
         "steps": steps, "eps": alpha * float(TAUS[-1]) ** 2, "precondition": precondition, "denoise": denoise,
     }  # fmt: skip
-    rows, zero = u.T.contiguous(), torch.zeros(DIM, DIM, dtype=torch.float64)
-
-    def run(start: Tensor, at: int | None) -> Tensor:
-        impulse = lambda number: rows if number == at else zero  # noqa: E731
-        return (ansn.sampling.annealed_langevin(tested, start, TAUS, noise_sampler=impulse, **options) @ u).diagonal()
-
-    mean = run(rows, None)
-    variance = sum(run(zero, at) ** 2 for at in range(steps * len(TAUS))) + 2.0 * mean**2
+    sampler = lambda start, noise_sampler: (  # noqa: E731
+        ansn.sampling.annealed_langevin(tested, start, TAUS, noise_sampler=noise_sampler, **options) @ u
+    )
+    mean, variance = moments(sampler, u.T.contiguous(), steps * len(TAUS), 2.0)
     g = None if precondition else np.full(DIM, r.min())
     found = linear.annealed(np.ones(DIM), np.full(DIM, 2.0), L, r, TAUS.numpy(), steps, alpha, g)
     if denoise:
@@ -182,7 +178,7 @@ def test_sentences_follow_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_cell_runs() -> None:
-    rows = exact_scores.run({"kappa": 1.0, "shape": "full", "seed": 0}, dataclasses.replace(Settings(), quick=True))
+    rows = exact_scores.run({"kappa": 1.0, "shape": "full", "seed": 0}, Settings(quick=True))
     assert {row["sampler"] for row in rows} == {*exact_scores.SAMPLERS, "langevin, beyond", "unannealed"}
     assert all(0 < row["evaluations"] < 1000 for row in rows)
     for sampler in exact_scores.SAMPLERS:
