@@ -235,13 +235,12 @@ def _table_best(plan: str, group: list[Row]) -> tuple[str, str]:
     lines = []
     for shape in unique(group, "shape"):
         own = best(select(group, shape=shape))
-        apart = paired(own, control, "test")
+        apart, gap = paired(own, control, "test"), estimate([row["test"] - row["train"] for row in own])
         steps = sorted(row["step"] for row in own)
         lines.append([
             shape, f"{own[0]['lr']:g}", f"{steps[0]} to {steps[-1]}" if steps[0] < steps[-1] else steps[0],
-            f"{mean(own, 'test').mean:.3f}", "-" if shape == "rho=0" else apart.show(2), estimate([row["test"] - row["train"] for row in own]).show(2),
-            f"{mean(own, 'memorised').mean:.3f}", f"{mean(own, 'ratio').mean:.2f}",
-            f"{mean(own, 'footing').mean:.1e}",
+            f"{mean(own, 'test').mean:.3f}", "-" if shape == "rho=0" else apart.show(2), gap.show(2),
+            f"{mean(own, 'memorised').mean:.3f}", f"{mean(own, 'ratio').mean:.2f}", f"{mean(own, 'footing').mean:.1e}",
         ])  # fmt: skip
     some = select(group, shape=unique(group, "shape")[0], step=group[0]["step"])
     lines.append(["validation rows", "", "", "", "", "", f"{mean(some, 'memorised_held').mean:.3f}",

@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,12 +33,12 @@ from ansn.denoiser import SKIPS
 from ansn.errors import refuse
 from ansn.evaluation import everything
 from ansn.machine import cpu_name
-from ansn.presets import PRESETS
 from ansn.sampling import Blur, Downsample, Mask, Operator, Posterior, Replacement, mmps, pigdm
 from ansn.training import train
 from experiments.lab import statistics
 from experiments.lab.claim import RESULTS, Row, write
 from experiments.lab.statistics import select, unique
+from experiments.lab.training import configured
 
 _NAME = "inverse_problems"
 _SHAPE = (1, 8, 8)
@@ -107,14 +107,12 @@ class Settings:
 
 def trained(settings: Settings, rho: float, seed: int) -> ansn.Denoiser:
     """The preset's model under that noise; trained unless the run is there."""
-    base, folder = PRESETS["digits"][1], str(settings.runs / f"rho{rho:g}-seed{seed}")
-    config = replace(
-        base,
-        noise=replace(base.noise, rho=rho),
-        network=replace(base.network, width=settings.width, skip=settings.skip),
-        optim=replace(base.optim, steps=settings.steps),
-        run=replace(base.run, out=folder, seed=seed, device="cpu", threads=settings.threads),
-    )
+    folder = str(settings.runs / f"rho{rho:g}-seed{seed}")
+    config = configured(
+        "digits", noise={"rho": rho}, network={"width": settings.width, "skip": settings.skip},
+        optim={"steps": settings.steps},
+        run={"out": folder, "seed": seed, "device": "cpu", "threads": settings.threads},
+    )  # fmt: skip
     return ansn.load_run(train(config)).model
 
 

@@ -30,12 +30,12 @@ from ansn.evaluation import Features, frechet_distance, frechet_floor
 from ansn.evaluation.features import Array, features_of
 from ansn.evaluation.spaces import classifier
 from ansn.machine import cpu_name
-from ansn.presets import PRESETS
 from ansn.sampling import METHODS, Draw
 from ansn.training import Run, load_run, train
 from experiments.lab import statistics
 from experiments.lab.claim import RESULTS, Row, write
 from experiments.lab.statistics import select, unique
+from experiments.lab.training import configured
 
 _NAME = "sampler_table"
 
@@ -78,16 +78,13 @@ class Settings:
 
 def trained(settings: Settings) -> tuple[Run, Dataset, Dataset]:
     """The run, and the data's two splits."""
-    preset = PRESETS[settings.preset][1]
     folder = settings.run or Path("runs") / f"sampler-table-{settings.preset}"
     root = None if settings.data is None else str(settings.data)
-    config = replace(
-        preset,
-        data=replace(preset.data, data=root),
-        network=replace(preset.network, skip=settings.skip),
-        optim=replace(preset.optim, steps=settings.train_steps or preset.optim.steps),
-        run=replace(preset.run, out=str(folder), threads=settings.threads),
-    )
+    config = configured(
+        settings.preset, data={"data": root}, network={"skip": settings.skip},
+        optim={"steps": settings.train_steps} if settings.train_steps else {},
+        run={"out": str(folder), "threads": settings.threads},
+    )  # fmt: skip
     train(config)
     splits = [load_dataset(config.data.dataset, root=root, split=split) for split in ("train", "test")]
     run = load_run(folder)

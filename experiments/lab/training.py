@@ -26,6 +26,7 @@ from ansn.covariance import find
 from ansn.data import Dataset, iterate
 from ansn.evaluation import frechet_distance
 from ansn.evaluation.discrepancy import energy_distance
+from ansn.presets import PRESETS, TrainConfig
 from experiments.lab.problems import Problem
 
 CONTROLS = ("rho=0", "diagonal", "whitened", "fixed rho=0.5")
@@ -78,6 +79,12 @@ class Setup:
         """Learning rate of a step: it rises over the first 50."""
         left = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
         return self.lr * max(min(1.0, (step + 1) / 50, left), 0.0)
+
+
+def configured(name: str, **parts: dict[str, Any]) -> TrainConfig:
+    """A preset with some settings of its parts replaced: ``optim={"steps": 5}``."""
+    base = PRESETS[name][1]
+    return replace(base, **{part: replace(getattr(base, part), **told) for part, told in parts.items()})
 
 
 class Frame:
