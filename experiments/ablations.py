@@ -722,13 +722,8 @@ def _say_late(rows: list[Row], folder: Path) -> Said:
         f" {_floor(group)}), held-out nll in nats/dim"
     )
     tables = [(caption, table(head, lines)), _table_directions(averaged, variants, early, last)]
-    lines = []
-    for variant in variants:
-        now = of(variant, last)
-        lines.append(
-            [variant, *(_told(_against(now, f"repaired_{g}", "fd")) for g in range(GROUPS))]
-            + [_told(_against(now, name, "fd")) for name in ("early_above", "early_below")]
-        )
+    mended = [*(f"repaired_{g}" for g in range(GROUPS)), "early_above", "early_below"]
+    lines = [[v, *(_told(_against(of(v, last), name, "fd")) for name in mended)] for v in variants]
     head = ["run", *(f"{_ordinal(g)} mended" for g in range(GROUPS)), f"{early} steps above {SWITCH:g}",
             f"{early} steps below {SWITCH:g}"]  # fmt: skip
     caption = (
@@ -781,23 +776,17 @@ def _late_findings(
     full = of("rho=1")
     late = paired(full, of("rho=1", early), "fd")
     verdict = {1: "confirmed", -1: "refuted: it gets better", 0: "not confirmed"}[late.sign]
+    held, nll = (paired(full, of("rho=1", early), column) for column in ("fd_held", "nll"))
     parts = [
         f"That rho = 1 gets worse late is {verdict} (distance at {last} steps less that at {early}: {_plain(late)})"
+        f"; distance from the held-out rows {_word(held)}, their likelihood {_WORDS[nll.sign]}"
+        f" ({_plain(nll)} nats/dim)"
     ]
-    held, nll = (paired(full, of("rho=1", early), column) for column in ("fd_held", "nll"))
-    parts[0] += (
-        f"; distance from the held-out rows {_word(held)}, their likelihood {_WORDS[nll.sign]} ({_plain(nll)} nats/dim)"
-    )
     if "rho=0" in variants:
-        apart = paired(full, of("rho=0"), "fd")
-        parts.append(f"at {last} steps it is, against isotropic noise, {_word(apart)}")
-    told = []
-    for variant in variants:
-        if variant.startswith("rho=1, "):
-            apart = paired(of(variant), full, "fd")
-            told.append(f"{variant.removeprefix('rho=1, ')}: {_word(apart)}")
-    apart = paired(select(latest, variant="rho=1", step=last), full, "fd")
-    told.append(f"weights not averaged: {_word(apart)}")
+        parts.append(f"at {last} steps it is, against isotropic noise, {_word(paired(full, of('rho=0'), 'fd'))}")
+    changed = {variant.removeprefix("rho=1, "): of(variant) for variant in variants if variant.startswith("rho=1, ")}
+    changed["weights not averaged"] = select(latest, variant="rho=1", step=last)
+    told = [f"{name}: {_word(paired(rows, full, 'fd'))}" for name, rows in changed.items()]
     parts.append("changed for it, " + ", ".join(told))
     gains = [_against(full, f"repaired_{g}", "fd") for g in range(GROUPS)]
     g = min(range(GROUPS), key=lambda g: gains[g].mean)

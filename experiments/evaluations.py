@@ -241,12 +241,12 @@ def answer(rows: Sequence[Row]) -> str:
             f"with the exact score of the mixture, to {FIXED:g} times isotropic noise's limit: fewer in {exact[0]}"
             f" of {sum(exact)} shapes, more in {exact[1]}{_best(rows)}"
         )
-    wiener = counts(rows, "fixed", WIENER, "dpmpp_2m", False)
-    if sum(wiener):
+    less, more, level = counts(rows, "fixed", WIENER, "dpmpp_2m", False)
+    if less + more + level:
         parts.append(
             "under a denoiser that begins as the best one of Gaussian data (`wiener`, isotropic or rho = 0.5), against"
-            f" isotropic noise without, to {FIXED:g} times its limit: fewer in {wiener[0]} of {sum(wiener)}, more in"
-            f" {wiener[1]}"
+            f" isotropic noise without, to {FIXED:g} times its limit: fewer in {less} of {less + more + level}, more in"
+            f" {more}"
         )
     parts += _solver_answer(rows)
     head = "adapted noise against isotropic noise, pairs of a problem and a rho, DPM-Solver++(2M)"

@@ -323,16 +323,14 @@ def _counts(limit: int, growth: float = 1.25) -> list[int]:
 def section(rows: list[Row], folder: Path) -> Section:
     """Tables, figures and the sentences that they bear out."""
     kappas = sorted({float(row["kappa"]) for row in rows})
-    top = kappas[-1]
-    found = _Found(rows)
+    top, found = kappas[-1], _Found(rows)
     verdicts = {sampler: _verdict(found, sampler, kappas) for sampler in SAMPLERS}
-    gain = {sampler: found.ratio(sampler, top) for sampler in SAMPLERS}
+    gain = [f"{found.ratio(sampler, top):.1f}" for sampler in ("langevin", *FLOWS)]
     grown = found.exponent("langevin", "isotropic", kappas)
     answer = (
         f"With exact scores, condition number {top:.0e} and a KL of {MAIN} nats, isotropic noise costs annealed "
-        f"Langevin {gain['langevin']:.1f} times the evaluations of noise shaped like the data, Euler "
-        f"{gain['euler']:.1f}, Heun {gain['heun']:.1f}, DPM-Solver++(2M) {gain['dpmpp_2m']:.1f}"
-        f"{_over_learned(found, top)}; {_growth(grown)}. "
+        f"Langevin {gain[0]} times the evaluations of noise shaped like the data, Euler {gain[1]}, Heun {gain[2]}, "
+        f"DPM-Solver++(2M) {gain[3]}{_over_learned(found, top)}; {_growth(grown)}. "
         f"The predicted ratio 1 + ln(kappa) / (2 ln(tau_1 / tau_N)) is {_summary(verdicts)}."
     )
     return Section(
@@ -423,7 +421,7 @@ def _over_learned(found: _Found, kappa: float) -> str:
     """The same against a shape that the package learned: the exact one lets a ladder be tuned to a single direction."""
     if not found.count("langevin", "learned", kappa):
         return ""
-    told = [f"{found.ratio(s, kappa, over='learned'):.1f}" for s in ("langevin", "euler", "heun", "dpmpp_2m")]
+    told = [f"{found.ratio(s, kappa, over='learned'):.1f}" for s in ("langevin", *FLOWS)]
     return f" (against the shape learned from {POINTS} points {', '.join(told)})"
 
 
@@ -518,28 +516,26 @@ def _ladders(found: _Found, kappa: float) -> str:
 
 
 def _findings(found: _Found, kappas: list[float], grown: float) -> list[str]:
-    top, out = kappas[-1], []
+    top, growth, why = kappas[-1], [], []
     for sampler in ("langevin", "langevin, wide", "heun"):
         added = _a_decade(found, sampler, kappas)
         if len(added) > 1:
             even = min(added) > 0.5 * max(added)
-            out.append(
+            growth.append(
                 f"{NAMES[sampler]}, isotropic: from one condition number to the next a factor of 10 adds "
                 f"{min(added):.3g} to {max(added):.3g} evaluations: "
                 + ("as a logarithm does." if even else "not evenly, so it is no logarithm over the whole range.")
             )
-    for sampler in ("langevin", "langevin, wide", "heun"):
-        rows = [found.one(sampler, shape, top) for shape in ("isotropic", "full")]
-        if any(row is None or not row.get("tau_1") for row in rows):
-            continue
-        spans = [math.log(row["tau_1"] / row["tau_n"]) for row in rows if row]
-        if min(spans) < 0.05:
-            continue
-        dense = [row["evaluations"] / span for row, span in zip(rows, spans, strict=True) if row]
-        out.append(
-            f"{NAMES[sampler]}, why: the isotropic ladder is {spans[0] / spans[1]:.1f} times as long in ln tau and has "
-            f"{dense[0] / dense[1]:.1f} times the evaluations on the same length; the formula counts the length alone."
-        )
+        rows = [row for shape in ("isotropic", "full") if (row := found.one(sampler, shape, top)) and row.get("tau_1")]
+        spans = [math.log(row["tau_1"] / row["tau_n"]) for row in rows]
+        if len(rows) == 2 and min(spans) >= 0.05:
+            dense = [row["evaluations"] / span for row, span in zip(rows, spans, strict=True)]
+            why.append(
+                f"{NAMES[sampler]}, why: the isotropic ladder is {spans[0] / spans[1]:.1f} times as long in ln tau and "
+                f"has {dense[0] / dense[1]:.1f} times the evaluations on the same length; the formula counts the length"
+                " alone."
+            )
+    out = growth + why
     slow = found.exponent("unannealed", "isotropic", kappas)
     steps = found.exponent("langevin", "full, isotropic steps", kappas)
     if not math.isnan(slow):

@@ -445,24 +445,18 @@ def section(rows: list[Row], folder: Path) -> Section:
     """One line for each formula, one figure, and the sentences that they bear out."""
     found = {name: verdict for name in ITEMS if (verdict := _verdict(rows, name))}
     groups = {sign: [name for name, verdict in found.items() if verdict.sign == sign] for sign in (1, 0, -1)}
-    parts = []
-    if groups[1]:
-        ordered = sorted(groups[1], key=lambda name: found[name].factor)
-        least = ", ".join(f"{ITEMS[name].formula} ({found[name].factor:.2g} times)" for name in ordered[:3])
-        below = sum(found[name].factor < 10.0 for name in ordered)
-        parts.append(
-            f"{len(ordered)} have the literal reading worse, {len(ordered) - below} of them by a factor of 10 or more, "
-            f"least {least}"
-        )
-    if groups[0]:
-        parts.append(f"{len(groups[0])} show no difference ({_named(groups[0])})")
-    if groups[-1]:
-        parts.append(f"{len(groups[-1])} have it better than the correction ({_named(groups[-1])})")
+    ordered = sorted(groups[1], key=lambda name: found[name].factor)
+    least = ", ".join(f"{ITEMS[name].formula} ({found[name].factor:.2g} times)" for name in ordered[:3])
+    above = sum(found[name].factor >= 10.0 for name in ordered)
+    parts = [
+        f"{len(ordered)} have the literal reading worse, {above} of them by a factor of 10 or more, least {least}",
+        f"{len(groups[0])} show no difference ({_named(groups[0])})",
+        f"{len(groups[-1])} have it better than the correction ({_named(groups[-1])})",
+    ]
+    told = "; ".join(part for part, sign in zip(parts, (1, 0, -1), strict=True) if groups[sign])
     return Section(
         question="The paper as printed: what do its formulas give literally, against the corrected forms?",
-        answer=f"Of {len(found)} errors measured of a literal reading and its correction on Gaussian data, "
-        + "; ".join(parts)
-        + ".",
+        answer=f"Of {len(found)} errors measured of a literal reading and its correction on Gaussian data, {told}.",
         design=_DESIGN,
         tables=[("An error of both readings, smaller is better (mean and 95 % interval over seeds)", _table(found))],
         figures=[("What each misprint does", _figure(rows, folder / "paper_as_printed.png"))],
@@ -556,10 +550,9 @@ def _findings(rows: list[Row]) -> list[str]:
             f"2 s_d m m^T at t = {POINTS}, {near}; as printed its smallest eigenvalue is {low.show(3)}"
             + (": no covariance at all." if low.high < 0 else ".")
         )
-    numbers = [_mean(rows, "training, whitened", reading) for reading in METRICS.values()]
+    told = [number.show(3) for name in METRICS.values() if (number := _mean(rows, "training, whitened", name))]
     default = _mean(rows, "training", "corrected, default")
-    if all(numbers) and default:
-        told = [number.show(3) for number in numbers if number]
+    if len(told) == 3 and default:
         out.append(
             f"Trained networks, excess loss 1/2 E|f - f*|^2 / d over all levels: inverse of Sigma {told[0]}, of its "
             f"root {told[1]}, the default pixel metric {told[2]} (its error at tau = 1: {default.show(3)})."
@@ -572,9 +565,8 @@ def _findings(rows: list[Row]) -> list[str]:
             + ("more" if slow.mean > printed.mean else "less")
             + f" than the printed algorithm's {printed.mean:.3g}: its step has to fit the narrowest direction."
         )
-    samples = [_mean(rows, "blind samples", reading) for reading in ("literal", "corrected", "floor")]
-    if all(samples):
-        told = [each.show(2) for each in samples if each]
+    told = [f.show(2) for name in ("literal", "corrected", "floor") if (f := _mean(rows, "blind samples", name))]
+    if len(told) == 3:
         out.append(
             f"Samples by the field without level, R = S: KL of their moments {told[0]} nats, with the levels "
             f"{told[1]}, of as many points of the data {told[2]}."

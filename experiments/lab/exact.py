@@ -51,14 +51,13 @@ def known_noise(
 
 class ExactDenoiser(ansn.Denoiser):
     """``E[x | x~]`` of a mixture, or of the part that is known to have been drawn (region k), where a trained network
-    would stand. Matrices of a level are made once."""
+    would stand."""
 
     def __init__(self, noise: ansn.NoiseModel, parts: list[Mixture]) -> None:
         super().__init__(nn.Identity(), noise, precondition=False)
         self.parts = parts
         shape = noise.covariance.noise_shape().double()
         self._shape = shape if shape.ndim == 3 else torch.diag_embed(shape)
-        self._levels: dict[tuple[int, float], tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """As :class:`ansn.Denoiser`; ``sigma`` one level for all rows, alone or once a row."""
@@ -67,25 +66,9 @@ class ExactDenoiser(ansn.Denoiser):
             raise ValueError("sigma: got several levels, expected one for all rows")
         tau, flat = float(given[0]), x.double()
         if region is None:
-            return self._part(0, tau, flat).to(x.dtype)
+            return self.parts[0].denoised(flat, tau**2 * self._shape[0]).to(x.dtype)
         out = torch.empty_like(flat)
-        for k in range(len(self.parts)):
+        for k, part in enumerate(self.parts):
             rows = region == k
-            out[rows] = self._part(k, tau, flat[rows])
+            out[rows] = part.denoised(flat[rows], tau**2 * self._shape[k])
         return out.to(x.dtype)
-
-    def _part(self, k: int, tau: float, x: Tensor) -> Tensor:
-        part = self.parts[k]
-        if (k, tau) not in self._levels:
-            total = part.covariances + tau**2 * self._shape[k]
-            factor = torch.linalg.cholesky(total)
-            eye = torch.eye(part.dim, dtype=torch.float64).expand_as(factor)
-            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-            gain = part.covariances @ inverse.mT @ inverse
-            constant = part.weights.log() - factor.diagonal(dim1=1, dim2=2).log().sum(1)
-            self._levels[k, tau] = inverse, gain, constant
-        inverse, gain, constant = self._levels[k, tau]
-        away = x.unsqueeze(0) - part.means.unsqueeze(1)  # [C, B, d]
-        logs = constant.unsqueeze(1) - 0.5 * (away @ inverse.mT).square().sum(2)
-        each = part.means.unsqueeze(1) + away @ gain.mT
-        return (logs.softmax(0).unsqueeze(2) * each).sum(0)
