@@ -35,7 +35,7 @@ from ansn.sampling.schedules import few_steps, polynomial
 from ansn.sampling.wrapper import Wrapper
 from experiments.lab import figure, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.mixture import Mixture
+from experiments.lab.mixture import Mixture, basis
 from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, of_density, problem
 from experiments.lab.statistics import WORDS, Estimate, estimate, mean, paired, select, table, unique
 from experiments.lab.training import TUNING_SEED, WIENER, Made, Setup, Trained, fit, judge, one_copy, reference
@@ -232,11 +232,10 @@ class Stream:
 def stream(dim: int = 16, seed: int = 0) -> Stream:
     """Five modes of condition number 1000, turned by 90 degrees in dim/2 random planes and three times as wide at the
     end."""
-    generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
     plane = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     skew = torch.block_diag(*[plane] * (dim // 2))
-    return Stream(anisotropic(dim), basis @ skew @ basis.T)
+    turned = basis(dim, seed)
+    return Stream(anisotropic(dim), turned @ skew @ turned.T)
 
 
 def _drift(cell: Cell, settings: Settings) -> list[Row]:
@@ -308,12 +307,12 @@ def shapes_of_score(model: ansn.Denoiser, x: Tensor, tau: float, seed: int = 0) 
     v = tau**2 * float(r.diagonal().mean())
     moment = away.T @ away / len(away)  # v^2 J
     eye = torch.eye(len(moment), dtype=torch.float64)
-    values, basis = torch.linalg.eigh(moment / v)  # v J, between 0 and 1 for the true score
+    values, vectors = torch.linalg.eigh(moment / v)  # v J, between 0 and 1 for the true score
     values = values.clamp(1e-3, 1.0 - 1e-3)
-    information = (basis * values) @ basis.T
+    information = (vectors * values) @ vectors.T
     return {
         "score": information / v,
-        "fisher": v * ((basis / values) @ basis.T - eye),
+        "fisher": v * ((vectors / values) @ vectors.T - eye),
         "posterior": v * (eye - information),
     }
 
@@ -327,10 +326,10 @@ def with_shape(noise: ansn.NoiseModel, r: Tensor, rho: float) -> ansn.NoiseModel
     r = r * (level / float(r.diagonal().mean()))
     eye = torch.eye(covariance.dim, dtype=torch.float64)
     total = rho * r + ((1 - rho) * level + max(1e-3 * level, covariance.rules.eps_floor)) * eye
-    values, basis = torch.linalg.eigh(total)
-    s = ((covariance.covariance()[0] @ basis) * basis).sum(0)
+    values, vectors = torch.linalg.eigh(total)
+    s = ((covariance.covariance()[0] @ vectors) * vectors).sum(0)
     covariance.track().snapshot.factor.copy_(torch.linalg.cholesky(total).unsqueeze(0))
-    covariance.snapshot.install({"basis0": basis.unsqueeze(0)}, values.unsqueeze(0), (s / values).unsqueeze(0))
+    covariance.snapshot.install({"basis0": vectors.unsqueeze(0)}, values.unsqueeze(0), (s / values).unsqueeze(0))
     covariance.revision += 1
     return noise
 

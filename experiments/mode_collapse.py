@@ -33,7 +33,7 @@ from ansn.evaluation.resampling import Statistic, of_all
 from experiments.lab import figure
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_noise
-from experiments.lab.mixture import Mixture
+from experiments.lab.mixture import Mixture, basis
 from experiments.lab.problems import Problem, of_density
 from experiments.lab.statistics import WORDS, Estimate, estimate, listed, mean, paired, select, table, unique
 from experiments.lab.training import TUNING_SEED, WIENER, Setup, Trained, fit, halfway, tuned
@@ -76,19 +76,13 @@ class Scene:
     within: Tensor | None = None
 
 
-def basis(dim: int = DIM, seed: int = 0) -> Tensor:
-    """A random orthonormal basis, columns, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
-
-
 @cache
 def scene(modes: str, half: float, ratio: float, share: float) -> Scene:
     """``two``: ``share N(h e, W) + (1 - share) N(-h e, W)``, W of deviation ``half / ratio`` along e and 1 elsewhere.
     ``eight``: all signs of ``h (e_1, e_2 / 5, e_3 / 25)``, deviations a ``ratio``-th of these along e_1 to e_3.
     ``rotated``: four of mean 0, deviations ``half`` in two directions each of their own and ``half / ratio`` in the
     others, so that the whole covariance is a multiple of the identity."""
-    q = basis()
+    q = basis(DIM)
     if modes == "rotated":
         spread = torch.full((4, DIM), (half / ratio) ** 2, dtype=torch.float64)
         for c in range(4):
@@ -362,7 +356,7 @@ def _exact(cell: Cell) -> list[Row]:
         model = ExactDenoiser(noise, parts)
         shape = noise.covariance.noise_shape()[0]
         shape = shape if shape.ndim == 2 else torch.diag(shape)
-        merge = math.nan
+        merge = None
         if own.within is not None:
             merge = min(merge_level(half, own.within, shape, cell["share"]) for half in own.halves)
         for seed in range(cell["seeds"]):
@@ -373,7 +367,7 @@ def _exact(cell: Cell) -> list[Row]:
                 x, last = draw.batch(0, N), float(draw.taus[-1])
             rows.append({
                 "seed": seed, "sampler": sampler, "evaluations": count, "bottom": last, "start": noise.levels.start,
-                "merge": None if math.isnan(merge) else merge, **judge(x, *place), **floor(seed, *place), "n": N,
+                "merge": merge, **judge(x, *place), **floor(seed, *place), "n": N,
             })  # fmt: skip
     return rows
 
@@ -396,7 +390,7 @@ def _transport(cell: Cell) -> list[Row]:
                 expected = annealed_share(cell["half"], width, r, taus, steps, share)
                 freeze = freezing_level(cell["half"], width, r, steps, share)
             else:
-                expected, freeze = flow_share(cell["half"], width, r, top, share), math.nan
+                expected, freeze = flow_share(cell["half"], width, r, top, share), None
             for seed in range(cell["seeds"]):
                 x = heavy.sample(N, seed=seed)[0].float()
                 x, _ = noise.perturb(x, tau=top, seed=seed, step=1)
@@ -408,7 +402,7 @@ def _transport(cell: Cell) -> list[Row]:
                 found = float(((x.double() @ direction) > 0).double().mean())
                 rows.append({
                     "seed": seed, "sampler": "langevin" if steps else "flow", "top": top, "per_rung": steps, "r": r,
-                    "merge": merge, "freeze": None if math.isnan(freeze) else freeze, "found": found,
+                    "merge": merge, "freeze": freeze, "found": found,
                     "predicted": expected, "n": N,
                 })  # fmt: skip
     return rows

@@ -28,7 +28,7 @@ from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_covariance
 from experiments.lab.figure import COLOURS, means, panels, save
 from experiments.lab.linear import Array, annealed, denoised, kl, langevin, spectrum
-from experiments.lab.mixture import Mixture
+from experiments.lab.mixture import Mixture, basis
 from experiments.lab.problems import Problem, of_density
 from experiments.lab.statistics import Estimate, estimate, select, table
 from experiments.lab.training import TUNING_SEED, Setup, excess_loss, fit, tuned
@@ -121,9 +121,8 @@ def _both(quantity: str, literal: float, corrected: float, at: float | None = No
 @cache
 def data() -> Mixture:
     """``N(m, S)``: S of condition number 1000 and mean variance 1 in a random basis."""
-    generator = torch.Generator().manual_seed(0)
-    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64))
-    s = (basis * torch.from_numpy(spectrum(KAPPA, DIM))) @ basis.T
+    vectors = basis(DIM)
+    s = (vectors * torch.from_numpy(spectrum(KAPPA, DIM))) @ vectors.T
     return Mixture(torch.full((1, DIM), MEAN, dtype=torch.float64), s.unsqueeze(0))
 
 

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def basis(dim: int, seed: int = 0) -> Tensor:
+    """A random orthonormal basis, columns, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
+
+
 class Mixture:
     """``p(x) = sum_c w_c N(m_c, S_c)``, float64: means ``[C, d]``, covariances ``[C, d, d]``, weights ``[C]``."""
 
