@@ -21,7 +21,8 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,17 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn.data import Dataset
-from ansn.evaluation import PixelFeatures, everything, frechet_distance
+from ansn.evaluation import frechet_distance
 from ansn.sampling.schedules import few_steps, polynomial
 from ansn.sampling.wrapper import Wrapper
+from experiments.lab import figure, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.figure import curve, panels, save
-from experiments.lab.mixture import Mixture
-from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, problem
-from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
-from experiments.lab.training import (
-    WIENER,
-    Made,
-    Setup,
-    Trained,
-    distance,
-    fit,
-    floors,
-    judge,
-    noise_model,
-    one_copy,
-    reference,
-    tuned,
-)  # fmt: skip
+from experiments.lab.mixture import Mixture, basis
+from experiments.lab.problems import Problem, WhitenedFeatures, anisotropic, of_density, problem
+from experiments.lab.statistics import WORDS, Estimate, estimate, mean, paired, select, table, unique
+from experiments.lab.training import TUNING_SEED, WIENER, Made, Setup, Trained, fit, judge, one_copy, reference
 
 SEEDS = 5
-TUNING_SEED = 1000  # of no result
 GRID = (5e-4, 1e-3, 2e-3)
 STEPS = (150, 400)  # early and late, of every study but drift and late
 BATCH = 64
@@ -136,12 +122,17 @@ def _steps(settings: Settings) -> tuple[int, ...]:
     return QUICK_STEPS if settings.quick else STEPS
 
 
-def _rate(p: Problem, setup: Setup, settings: Settings) -> float:
-    """The learning rate with the lowest Frechet distance after half of the steps, of a seed that no result uses."""
-    if settings.quick:
-        return GRID[1]
-    half = replace(setup, seed=TUNING_SEED, steps=max(setup.steps // 2, 1))
-    return tuned(p, half, GRID, partial(distance, problem=p, seed=TUNING_SEED))
+def _tuned(p: Problem, setup: Setup, settings: Settings) -> Setup:
+    """At the learning rate with the lowest Frechet distance halfway."""
+    return replace(setup, lr=training.nearest_rate(p, setup, GRID[1:2] if settings.quick else GRID))
+
+
+def _judged(p: Problem, setup: Setup, settings: Settings, made: Made | None = None, seed: int = 0) -> list[Row]:
+    """Rows of one seed's run, early and late."""
+    return [
+        {"seed": seed, "lr": setup.lr, "step": trained.step} | judge(trained, p, seed) | training.floors(p)
+        for trained in fit(p, replace(setup, seed=seed), _steps(settings), made=made)
+    ]
 
 
 def _problem(name: str, settings: Settings) -> Problem:
@@ -154,15 +145,10 @@ def _problem(name: str, settings: Settings) -> Problem:
 
 
 def _base(cell: Cell, settings: Settings) -> list[Row]:
-    p, at = _problem(cell["problem"], settings), _steps(settings)
+    p = _problem(cell["problem"], settings)
     told = OPTIONS[cell["variant"]][0] if cell["study"] == "option" else {}
-    setup = Setup(cell["shape"], steps=at[-1], batch_size=BATCH, **told)
-    setup = replace(setup, lr=_rate(p, setup, settings))
-    return [
-        {"seed": seed, "lr": setup.lr, "step": trained.step} | judge(trained, p, seed) | floors(p)
-        for seed in _seeds(settings)
-        for trained in fit(p, replace(setup, seed=seed), at)
-    ]
+    setup = _tuned(p, Setup(cell["shape"], steps=_steps(settings)[-1], batch_size=BATCH, **told), settings)
+    return [row for seed in _seeds(settings) for row in _judged(p, setup, settings, seed=seed)]
 
 
 # -- levels and ladder ------------------------------------------------------------------------------------------------
@@ -182,19 +168,16 @@ def ladders(trained: Trained, n: int = 12) -> dict[str, Tensor]:
 
 def _levels(cell: Cell, settings: Settings) -> list[Row]:
     p, shape, last = problem(cell["problem"]), cell["shape"], _steps(settings)[-1]
-    features = p.features(reference(p))
     count = 100 if settings.quick else 2000
 
     def distance(trained: Trained, taus: Tensor, seed: int) -> float:
-        x = trained.sample(count, seed=seed, taus=taus)
-        return frechet_distance(p.features(x), features) if bool(torch.isfinite(x).all()) else math.inf
+        return training.frechet(trained.sample(count, seed=seed, taus=taus), p)
 
-    setup = Setup(shape, TUNING_SEED, steps=last, batch_size=BATCH)
-    setup = replace(setup, lr=_rate(p, setup, settings))
+    setup = _tuned(p, Setup(shape, TUNING_SEED, steps=last, batch_size=BATCH), settings)
     tried: dict[tuple[float, float], tuple[float, Trained]] = {}
-    for mean, deviation in DISTRIBUTIONS[1:2] if settings.quick else DISTRIBUTIONS:
-        *_, trained = fit(p, replace(setup, steps=max(last // 2, 1), log_mean=mean, log_std=deviation))
-        tried[mean, deviation] = distance(trained, ladders(trained)["default"], TUNING_SEED), trained
+    for center, deviation in DISTRIBUTIONS[1:2] if settings.quick else DISTRIBUTIONS:
+        *_, trained = fit(p, replace(training.halfway(setup), log_mean=center, log_std=deviation))
+        tried[center, deviation] = distance(trained, ladders(trained)["default"], TUNING_SEED), trained
     log_mean, log_std = min(tried, key=lambda key: tried[key][0])
     trained = tried[log_mean, log_std][1]
     choice = min(ladders(trained), key=lambda name: distance(trained, ladders(trained)[name], TUNING_SEED))
@@ -211,7 +194,7 @@ def _levels(cell: Cell, settings: Settings) -> list[Row]:
                 }
             out += [
                 {"seed": seed, "lr": setup.lr, "step": last, "levels": levels, "ladder": ladder, "fd": value,
-                 "log_mean": log_mean, "log_std": log_std, "choice": choice} | floors(p)
+                 "log_mean": log_mean, "log_std": log_std, "choice": choice} | training.floors(p)
                 for ladder, value in told.items()
             ]  # fmt: skip
     return out
@@ -249,16 +232,15 @@ class Stream:
 def stream(dim: int = 16, seed: int = 0) -> Stream:
     """Five modes of condition number 1000, turned by 90 degrees in dim/2 random planes and three times as wide at the
     end."""
-    generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
     plane = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     skew = torch.block_diag(*[plane] * (dim // 2))
-    return Stream(anisotropic(dim), basis @ skew @ basis.T)
+    turned = basis(dim, seed)
+    return Stream(anisotropic(dim), turned @ skew @ turned.T)
 
 
 def _drift(cell: Cell, settings: Settings) -> list[Row]:
     data, steps = stream(), 8 if settings.quick else 600
-    p = _made("drift", data.still, hidden=128)
+    p = of_density("drift", data.still, 128)
     at = tuple(steps * k // 4 for k in range(1, 5))
     how = cell["variant"]
     setup = Setup(
@@ -267,7 +249,6 @@ def _drift(cell: Cell, settings: Settings) -> list[Row]:
         freeze_after=max(steps // 10, 1) * BATCH if how == "fixed" else 10**9,
         forgetting=float(how.removeprefix("forgetting ")) if how.startswith("forgetting") else 1.0,
     )  # fmt: skip
-    rates = GRID[:1] if settings.quick else GRID
 
     def follow(seed: int, lr: float) -> Iterator[Row]:
         x = data.batches(steps, BATCH, seed)
@@ -276,10 +257,9 @@ def _drift(cell: Cell, settings: Settings) -> list[Row]:
             row = {"seed": seed, "lr": lr, "step": trained.step, "time": trained.step / steps}
             yield row | _current(trained, law, seed, 50 if settings.quick else 500)
 
-    def mean(lr: float) -> float:
-        return sum(row["excess"] for row in follow(TUNING_SEED, lr))
-
-    lr = min(rates, key=mean) if len(rates) > 1 else rates[0]
+    lr = GRID[0]
+    if not settings.quick:
+        lr = min(GRID, key=lambda lr: sum(row["excess"] for row in follow(TUNING_SEED, lr)))
     return [row for seed in _seeds(settings) for row in follow(seed, lr)]
 
 
@@ -307,15 +287,6 @@ def clusters(dim: int = 16, seed: int = 0) -> Mixture:
     return Mixture(means, within.covariances, within.weights)
 
 
-def _made(name: str, density: Mixture, hidden: int = 256) -> Problem:
-    """A problem of rows of a density."""
-    train, test = (Dataset(density.sample(n, seed)[0].float(), name=name) for n, seed in ((8000, 1), (2000, 2)))
-    return Problem(
-        name, train, test, lambda **o: ansn.networks.MLP((density.dim,), hidden, 2, **o),
-        WhitenedFeatures(everything(train), name=name), PixelFeatures((density.dim,), name), density,
-    )  # fmt: skip
-
-
 # -- covariance of the score ------------------------------------------------------------------------------------------
 
 
@@ -336,12 +307,12 @@ def shapes_of_score(model: ansn.Denoiser, x: Tensor, tau: float, seed: int = 0) 
     v = tau**2 * float(r.diagonal().mean())
     moment = away.T @ away / len(away)  # v^2 J
     eye = torch.eye(len(moment), dtype=torch.float64)
-    values, basis = torch.linalg.eigh(moment / v)  # v J, between 0 and 1 for the true score
+    values, vectors = torch.linalg.eigh(moment / v)  # v J, between 0 and 1 for the true score
     values = values.clamp(1e-3, 1.0 - 1e-3)
-    information = (basis * values) @ basis.T
+    information = (vectors * values) @ vectors.T
     return {
         "score": information / v,
-        "fisher": v * ((basis / values) @ basis.T - eye),
+        "fisher": v * ((vectors / values) @ vectors.T - eye),
         "posterior": v * (eye - information),
     }
 
@@ -355,44 +326,41 @@ def with_shape(noise: ansn.NoiseModel, r: Tensor, rho: float) -> ansn.NoiseModel
     r = r * (level / float(r.diagonal().mean()))
     eye = torch.eye(covariance.dim, dtype=torch.float64)
     total = rho * r + ((1 - rho) * level + max(1e-3 * level, covariance.rules.eps_floor)) * eye
-    values, basis = torch.linalg.eigh(total)
-    s = ((covariance.covariance()[0] @ basis) * basis).sum(0)
+    values, vectors = torch.linalg.eigh(total)
+    s = ((covariance.covariance()[0] @ vectors) * vectors).sum(0)
     covariance.track().snapshot.factor.copy_(torch.linalg.cholesky(total).unsqueeze(0))
-    covariance.snapshot.install({"basis0": basis.unsqueeze(0)}, values.unsqueeze(0), (s / values).unsqueeze(0))
+    covariance.snapshot.install({"basis0": vectors.unsqueeze(0)}, values.unsqueeze(0), (s / values).unsqueeze(0))
     covariance.revision += 1
     return noise
 
 
 def _score(cell: Cell, settings: Settings) -> list[Row]:
-    p, at, source = _problem(cell["problem"], settings), _steps(settings), cell["variant"]
+    p, source = _problem(cell["problem"], settings), cell["variant"]
     rho = float(cell["shape"].removeprefix("rho="))
-    first = Setup("fixed rho=0", steps=at[-1], batch_size=BATCH)
+    setup = Setup("fixed rho=0", steps=_steps(settings)[-1], batch_size=BATCH)
+    half = training.halfway(setup)
 
     def made(seed: int) -> Made:
-        noise, frame, _ = noise_model(p, Setup("fixed rho=0", seed))
+        noise, frame, _ = training.noise_model(p, Setup("fixed rho=0", seed))
         x = reference(p)
         if source == "data":
             return Made(with_shape(noise, torch.cov(x.flatten(1).double().T), rho), frame)
-        *_, trained = fit(p, replace(first, seed=seed, steps=at[-1] // 2))
+        *_, trained = fit(p, replace(half, seed=seed))
         return Made(with_shape(noise, shapes_of_score(trained.model, x, 0.3)[source], rho), frame)
 
-    setup, out = first, []
     if not settings.quick:
         noise = made(TUNING_SEED)
         losses = {}
         for lr in GRID:
-            *_, trained = fit(p, replace(first, seed=TUNING_SEED, lr=lr, steps=at[-1] // 2), made=noise)
-            losses[lr] = distance(trained, p, TUNING_SEED)
-        setup = replace(first, lr=min(losses, key=lambda lr: losses[lr]))
-    for seed in _seeds(settings):
-        for trained in fit(p, replace(setup, seed=seed), at, made=made(seed)):
-            out.append({"seed": seed, "lr": setup.lr, "step": trained.step} | judge(trained, p, seed) | floors(p))
-    return out
+            *_, trained = fit(p, replace(half, lr=lr), made=noise)
+            losses[lr] = training.distance(trained, p, TUNING_SEED)
+        setup = replace(setup, lr=min(losses, key=lambda lr: losses[lr]))
+    return [row for seed in _seeds(settings) for row in _judged(p, setup, settings, made(seed), seed)]
 
 
 @cache
 def _clusters() -> Problem:
-    return _made("clusters", clusters())
+    return of_density("clusters", clusters(), 256)
 
 
 # -- late in training -------------------------------------------------------------------------------------------------
@@ -474,7 +442,7 @@ def _late(cell: Cell, settings: Settings) -> list[Row]:
     p = replace(whole, train=whole.train.select(few)) if f"{FEW} rows" in cell["variant"] else whole
     learned = one_copy(p.train)
     for trained in fit(p, replace(setup, seed=seed), at):
-        fixed = {"lr": setup.lr, "step": trained.step} | floors(whole)
+        fixed = {"lr": setup.lr, "step": trained.step} | training.floors(whole)
         row = fixed | {"weights": "averaged"} | looked_at(trained, seed, learned)
         if trained.step == at[min(1, len(at) - 2)]:
             early = copy.deepcopy(trained.model)
@@ -493,16 +461,16 @@ def _late(cell: Cell, settings: Settings) -> list[Row]:
 
 # -- what the rows say ------------------------------------------------------------------------------------------------
 
-_WORDS = {-1: "better", 1: "worse", 0: "not different"}
-
-
-def _mean(rows: Sequence[Row], column: str) -> Estimate:
-    return estimate(list(by_seed(rows, column).values()))
+_WORDS = WORDS | {0: "not different"}
 
 
 def _plain(apart: Estimate) -> str:
     """A paired difference."""
     return f"{apart.mean:+.2g} ± {apart.half:.1g}" if math.isfinite(apart.half) else f"{apart.mean:+.2g}"
+
+
+def _word(apart: Estimate) -> str:
+    return f"{_WORDS[apart.sign]} ({_plain(apart)})"
 
 
 def _told(apart: Estimate) -> str:
@@ -514,8 +482,30 @@ def _apart(rows: Sequence[Row], control: Sequence[Row], column: str) -> str:
     return "-" if not rows or not control or rows == control else _told(paired(rows, control, column))
 
 
-def _floor(rows: Sequence[Row], column: str = "fd_floor") -> str:
-    return f"{rows[0][column]:.2g}"
+def _floor(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['fd_floor']:.2g}"
+
+
+def _ends(rows: Sequence[Row]) -> tuple[int, int]:
+    """First and last step."""
+    return min(row["step"] for row in rows), max(row["step"] for row in rows)
+
+
+def _early_and_late(group: list[Row], column: str, first: str, controls: Sequence[str]) -> str:
+    """A line for each value of a column: distances early and late and less those of controls, likelihood late."""
+    steps, lines = _ends(group), []
+    against = [select(group, **{column: control}) for control in controls]
+    for name in unique(group, column):
+        own = select(group, **{column: name})
+        line = [name, f"{own[0]['lr']:g}"]
+        for step in steps:
+            now = select(own, step=step)
+            line += [mean(now, "fd").show(2), *(_apart(now, select(control, step=step), "fd") for control in against)]
+        now = select(own, step=steps[1])
+        lines.append([*line, f"{mean(now, 'nll').mean:.3f}", _apart(now, select(against[0], step=steps[1]), "nll")])
+    less = [f"less {control}" for control in controls]
+    head = [first, "rate", *(name for step in steps for name in (f"distance, {step} steps", *less))]
+    return table([*head, f"nll, {steps[1]} steps", less[0]], lines)
 
 
 def section(rows: list[Row], folder: Path) -> Section:
@@ -524,86 +514,59 @@ def section(rows: list[Row], folder: Path) -> Section:
         "drift": _say_drift, "score": _say_score, "late": _say_late,
     }  # fmt: skip
     said = [maker(rows, folder) for study, maker in makers.items() if select(rows, study=study)]
+    answers, tables, figures, findings = zip(*said, strict=True)
     return Section(
         question="Ablations: which part of adaptive noise matters, and what makes its full covariance worse late?",
-        answer=" ".join(part.answer for part in said if part.answer),
-        design=_DESIGN.format(
-            seeds=len({row["seed"] for row in rows}), grid=", ".join(f"{lr:g}" for lr in GRID), batch=BATCH
-        ),
-        tables=[table for part in said for table in part.tables],
-        figures=[figure for part in said for figure in part.figures],
-        findings=[line for part in said for line in part.findings],
+        answer=" ".join(filter(None, answers)),
+        design=_DESIGN.format(seeds=len(unique(rows, "seed")), grid=", ".join(f"{lr:g}" for lr in GRID), batch=BATCH),
+        tables=[*chain(*tables)],
+        figures=[*chain(*figures)],
+        findings=[*chain(*findings)],
         change="a convolutional network, whose errors are not alike in every direction; data of other spectra; training"
         " ten times as long; a stream that changes faster or slower than the network learns.",
     )
 
 
-@dataclass(frozen=True)
-class Said:
-    """One study's part of the section."""
-
-    answer: str = ""
-    tables: Sequence[tuple[str, str]] = ()
-    figures: Sequence[tuple[str, str]] = ()
-    findings: Sequence[str] = ()
+Parts = list[tuple[str, str]]
+Said = tuple[str, Parts, Parts, list[str]]
+"""One study's part of the section: answer, tables, figures, findings."""
 
 
 def _say_family(rows: list[Row], folder: Path) -> Said:
     tables, findings, told = [], [], []
-    for name in dict.fromkeys(row["problem"] for row in select(rows, study="family")):
+    for name in unique(select(rows, study="family"), "problem"):
         group = select(rows, study="family", problem=name)
-        early, late = min(row["step"] for row in group), max(row["step"] for row in group)
-        zero, half = select(group, shape="rho=0"), select(group, shape="rho=0.5")
-        lines, ahead, behind = [], [], []
-        for shape in dict.fromkeys(row["shape"] for row in group):
-            line, own = [shape, f"{select(group, shape=shape)[0]['lr']:g}"], select(group, shape=shape)
-            for step in (early, late):
-                now, of_zero, of_half = (select(some, step=step) for some in (own, zero, half))
-                line += [_mean(now, "fd").show(2), _apart(now, of_zero, "fd"), _apart(now, of_half, "fd")]
-            now = select(own, step=late)
-            line += [f"{_mean(now, 'nll').mean:.3f}", _apart(now, select(zero, step=late), "nll")]
-            lines.append(line)
-            if shape != "rho=0":
-                sign = paired(now, select(zero, step=late), "fd").sign
-                ahead += [shape] if sign < 0 else []
-                behind += [shape] if sign > 0 else []
-        head = ["shape", "rate"]
+        early, late = _ends(group)
+        shapes, zero = unique(group, "shape"), select(group, shape="rho=0", step=late)
+        lines = _early_and_late(group, "shape", "shape", ("rho=0", "rho=0.5"))
+        tables.append((f"Shape of the noise, {name} (distance of the data: {_floor(group)})", lines))
+        signs = {s: paired(select(group, shape=s, step=late), zero, "fd").sign for s in shapes if s != "rho=0"}
+        ahead, behind = (", ".join(s for s in signs if signs[s] == sign) or "none" for sign in (-1, 1))
+        told.append(f"{name}, {late} steps: ahead of isotropic noise {ahead}; behind it {behind}")
         for step in (early, late):
-            head += [f"distance, {step} steps", "less rho=0", "less rho=0.5"]
-        head += [f"nll, {late} steps", "less rho=0"]
-        tables.append((f"Shape of the noise, {name} (distance of the data: {_floor(group)})", table(head, lines)))
-        told.append(
-            f"{name}, {late} steps: ahead of isotropic noise {', '.join(ahead) or 'none'}; behind it"
-            f" {', '.join(behind) or 'none'}"
-        )
-        shapes = list(dict.fromkeys(row["shape"] for row in group))
-        for step in (early, late):
-            best = min(shapes, key=lambda s: _mean(select(group, shape=s, step=step), "fd").mean)
-            apart = paired(select(group, shape=best, step=step), select(half, step=step), "fd")
+            now = select(group, step=step)
+            best = min(shapes, key=lambda s, now=now: mean(now, "fd", shape=s).mean)
+            apart = paired(select(now, shape=best), select(now, shape="rho=0.5"), "fd")
             findings.append(
                 f"{name}, {step} steps: the smallest mean distance is that of {best}"
                 + ("." if best == "rho=0.5" else f"; less that of rho=0.5 {_plain(apart)} ({_WORDS[apart.sign]}).")
             )
-    return Said(f"Shapes, by Frechet distance ({'; '.join(told)}).", tables, (), findings)
+    return f"Shapes, by Frechet distance ({'; '.join(told)}).", tables, [], findings
 
 
 def _say_options(rows: list[Row], folder: Path) -> Said:
     base = select(rows, study="family", problem="digits")
     group = select(rows, study="option")
-    early, late = min(row["step"] for row in group), max(row["step"] for row in group)
-    lines, told = [], {-1: [], 1: []}
-    for variant, shape in dict.fromkeys((row["variant"], row["shape"]) for row in group):
+    early, late = _ends(group)
+    lines, told = [], {-1: [], 0: [], 1: []}
+    for variant, shape in unique(group, "variant", "shape"):
         own, control = select(group, variant=variant, shape=shape), select(base, shape=shape)
-        zero, line = select(base, shape="rho=0"), [variant, shape]
+        line = [variant, shape]
         for step in (early, late):
-            now = select(own, step=step)
-            line += [_mean(now, "fd").show(2), _apart(now, select(control, step=step), "fd")]
-        now = select(own, step=late)
-        line += [_apart(now, select(zero, step=late), "fd"), _apart(now, select(control, step=late), "nll")]
-        lines.append(line)
-        sign = paired(now, select(control, step=late), "fd").sign
-        if sign:
-            told[sign].append(f"{variant} at {shape}")
+            now, then = select(own, step=step), select(control, step=step)
+            line += [mean(now, "fd").show(2), _apart(now, then, "fd")]
+        lines.append([*line, _apart(now, select(base, shape="rho=0", step=late), "fd"), _apart(now, then, "nll")])
+        told[paired(now, then, "fd").sign].append(f"{variant} at {shape}")
     head = ["change", "shape", f"distance, {early} steps", "less base", f"distance, {late} steps", "less base",
             "less rho=0, base", f"nll less base, {late} steps"]  # fmt: skip
     answer = (
@@ -611,164 +574,131 @@ def _say_options(rows: list[Row], folder: Path) -> Said:
         f" worse {', '.join(told[1]) or 'none'}; the others are not told apart."
     )
     caption = f"One thing changed, digits (base: the shape in the table above; distance of the data: {_floor(group)})"
-    return Said(answer, [(caption, table(head, lines))])
+    return answer, [(caption, table(head, lines))], [], []
 
 
 def _say_levels(rows: list[Row], folder: Path) -> Said:
     group, tables, told = select(rows, study="levels"), [], []
-    stages = (("default", "default"), ("tuned", "default"), ("tuned", "tuned"))
     head = ["shape", "tuned mean, deviation of ln tau", "tuned ladder", "default", "levels tuned", "both tuned",
             "both less default"]  # fmt: skip
-    for name in dict.fromkeys(row["problem"] for row in group):
+    for name in unique(group, "problem"):
         own = select(group, problem=name)
-
-        def of(shape: str, stage: tuple[str, str], own: list[Row] = own) -> list[Row]:
-            return select(own, shape=shape, levels=stage[0], ladder=stage[1])
-
-        shapes = list(dict.fromkeys(row["shape"] for row in own))
-        lines = []
+        stages = [select(own, levels=levels, ladder=ladder)
+                  for levels, ladder in (("default", "default"), ("tuned", "default"), ("tuned", "tuned"))]  # fmt: skip
+        shapes, lines, over = unique(own, "shape"), [], []
         for shape in shapes:
-            one = select(own, shape=shape)[0]
-            line = [shape, f"{one['log_mean']:g}, {one['log_std']:g}", one["choice"]]
-            line += [_mean(of(shape, stage), "fd").show(2) for stage in stages]
-            line.append(_apart(of(shape, stages[2]), of(shape, stages[0]), "fd"))
-            lines.append(line)
-        for shape in shapes[1:]:
-            line = [f"{shape} less rho=0", "", ""]
-            line += [_apart(of(shape, stage), of("rho=0", stage), "fd") for stage in stages]
-            lines.append([*line, ""])
-        for shape in shapes[1:]:
-            before, after = (paired(of(shape, stage), of("rho=0", stage), "fd") for stage in (stages[0], stages[2]))
-            told.append(
-                f"{name}, {shape}: {_plain(after)} ({_WORDS[after.sign]}), before {_plain(before)}"
-                f" ({_WORDS[before.sign]})"
-            )
+            one, now = select(own, shape=shape)[0], [select(stage, shape=shape) for stage in stages]
+            lines.append([
+                shape, f"{one['log_mean']:g}, {one['log_std']:g}", one["choice"],
+                *(mean(stage, "fd").show(2) for stage in now), _apart(now[2], now[0], "fd"),
+            ])  # fmt: skip
+            if shape != shapes[0]:
+                apart = [
+                    paired(ours, select(all_, shape="rho=0"), "fd") for ours, all_ in zip(now, stages, strict=True)
+                ]
+                over.append([f"{shape} less rho=0", "", "", *map(_told, apart), ""])
+                before, after = apart[0], apart[2]
+                told.append(f"{name}, {shape}: {_plain(after)} ({_WORDS[after.sign]}), before {_plain(before)}"
+                            f" ({_WORDS[before.sign]})")  # fmt: skip
         caption = f"Levels and ladder tuned for each shape with equal effort: distance, {name}, {own[0]['step']} steps"
-        tables.append((f"{caption} (distance of the held-out rows: {_floor(own)})", table(head, lines)))
+        caption += f" (distance of the held-out rows: {_floor(own)})"
+        tables.append((caption, table(head, lines + over)))
     answer = f"With levels and ladder tuned for each shape, distance less that of rho = 0: {'; '.join(told)}."
-    return Said(answer, tables)
+    return answer, tables, [], []
 
 
-def _over_time(rows: Sequence[Row], column: str) -> list[Row]:
-    """A row a seed: the mean over the times."""
-    seeds = dict.fromkeys(row["seed"] for row in rows)
-    return [
-        {"seed": seed, column: sum(r[column] for r in some) / len(some)}
-        for seed in seeds
-        if (some := select(rows, seed=seed))
-    ]
+Seeds = dict[int, float]
+
+
+def _less(ours: Seeds, theirs: Seeds) -> Seeds:
+    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+
+
+def _of(seeds: Seeds) -> Estimate:
+    return estimate(list(seeds.values()))
 
 
 def _say_drift(rows: list[Row], folder: Path) -> Said:
     group = select(rows, study="drift")
-    times = sorted({row["time"] for row in group})
-    lines, verdicts, told = [], [], []
-    shapes = list(dict.fromkeys(row["shape"] for row in group))
-    for shape, how in dict.fromkeys((row["shape"], row["variant"]) for row in group):
-        own = select(group, shape=shape, variant=how)
-        mean = _over_time(own, "excess")
-        controls = [_over_time(select(group, shape=shape, variant=v), "excess") for v in ("fixed", "online")]
+    times, shapes = sorted(unique(group, "time")), unique(group, "shape")
+    over_time: dict[tuple[str, str], Seeds] = {}  # means over the times
+    for shape, how in unique(group, "shape", "variant"):
+        runs = select(group, shape=shape, variant=how)
+        each = {seed: [row["excess"] for row in select(runs, seed=seed)] for seed in unique(runs, "seed")}
+        over_time[shape, how] = {seed: sum(values) / len(values) for seed, values in each.items()}
+    lines = []
+    for (shape, how), found in over_time.items():
+        own, controls = (
+            select(group, shape=shape, variant=how),
+            [over_time.get((shape, v)) for v in ("fixed", "online")],
+        )
         lines.append(
-            [shape, how, f"{own[0]['lr']:g}"]
-            + [_mean(select(own, time=time), "excess").show(2) for time in times]
-            + [_mean(mean, "excess").show(2), *(_apart(mean, control, "excess") for control in controls)]
-            + [f"{_mean(select(own, time=times[-1]), 'fd').mean:.2g}"]
-        )
+            [shape, how, f"{own[0]['lr']:g}", *(mean(own, "excess", time=time).show(2) for time in times),
+             _of(found).show(2), *("-" if c in (None, found) else _told(_of(_less(found, c))) for c in controls),
+             f"{mean(own, 'fd', time=times[-1]).mean:.2g}"]
+        )  # fmt: skip
+    gains, told = {}, []
     for shape in shapes:
-        parts = {v: _over_time(select(group, shape=shape, variant=v), "excess")
-                 for v in ("fixed", "online", "forgetting 0.98")}  # fmt: skip
-        online, forgets = (paired(parts[v], parts["fixed"], "excess") for v in ("online", "forgetting 0.98"))
-        last = paired(parts["forgetting 0.98"], parts["online"], "excess")
+        fixed, online, forgets = (over_time[shape, how] for how in ("fixed", "online", "forgetting 0.98"))
+        gains[shape] = _less(forgets, fixed)
         told.append(
-            f"{shape}: online {_WORDS[online.sign]} ({_plain(online)}), forgetting {_WORDS[forgets.sign]}"
-            f" ({_plain(forgets)}), forgetting against online {_WORDS[last.sign]} ({_plain(last)})"
+            f"{shape}: online {_word(_of(_less(online, fixed)))}, forgetting {_word(_of(gains[shape]))},"
+            f" forgetting against online {_word(_of(_less(forgets, online)))}"
         )
-        verdicts.append((online.sign, forgets.sign))
-    wins = all(forgets < 0 for _, forgets in verdicts)
+    wins = all(_of(gain).sign < 0 for gain in gains.values())
     answer = (
         "On a drifting stream an online covariance that forgets "
         + ("beats one fixed by the first part under every shape" if wins else "does not beat a fixed one everywhere")
         + f" (divergence from the law of the moment, nats/dim, against fixed; {'; '.join(told)})."
     )
-    figure, axes = panels(len(shapes))
+    drawn, axes = figure.panels(len(shapes))
     for axis, shape in zip(axes, shapes, strict=True):
-        for colour, how in enumerate(dict.fromkeys(row["variant"] for row in select(group, shape=shape))):
-            found = [_mean(select(group, shape=shape, variant=how, time=time), "excess") for time in times]
-            curve(axis, times, [f.mean for f in found], [_finite(f.half) for f in found], label=how, colour=colour)
+        own = select(group, shape=shape)
+        for colour, how in enumerate(unique(own, "variant")):
+            figure.means(axis, select(own, variant=how), "time", "excess", label=how, colour=colour)
         axis.set(title=shape, xlabel="part of the stream", ylabel="divergence, nats/dim")
         axis.set_ylim(bottom=0.0)
         axis.legend(fontsize=7, frameon=False)
     findings = []
-    if "rho=0" in shapes:
-        for shape in shapes[1:]:
-            parts = {
-                (some, how): _over_time(select(group, shape=some, variant=how), "excess")
-                for some in (shape, "rho=0")
-                for how in ("fixed", "forgetting 0.98")
-            }
-            gain, of_scale = (
-                [
-                    {"seed": a["seed"], "excess": a["excess"] - b["excess"]}
-                    for a, b in zip(parts[some, "forgetting 0.98"], parts[some, "fixed"], strict=True)
-                ]
-                for some in (shape, "rho=0")
-            )
-            ours = paired(gain, of_scale, "excess")
-            against = paired(parts[shape, "forgetting 0.98"], parts["rho=0", "forgetting 0.98"], "excess")
-            findings.append(
-                f"Drift: under rho=0 forgetting follows mean and scale alone and moves the divergence by"
-                f" {_plain(_mean(of_scale, 'excess'))}, under {shape} by {_plain(_mean(gain, 'excess'))}; what"
-                f" following the shape adds is {_WORDS[ours.sign]} ({_plain(ours)}). Both forgetting, {shape} is,"
-                f" against rho=0, {_WORDS[against.sign]} ({_plain(against)})."
-            )
+    for shape in shapes[1:] if "rho=0" in shapes else ():
+        against = _less(over_time[shape, "forgetting 0.98"], over_time["rho=0", "forgetting 0.98"])
+        findings.append(
+            f"Drift: under rho=0 forgetting follows mean and scale alone and moves the divergence by"
+            f" {_plain(_of(gains['rho=0']))}, under {shape} by {_plain(_of(gains[shape]))}; what"
+            f" following the shape adds is {_word(_of(_less(gains[shape], gains['rho=0'])))}. Both forgetting, {shape}"
+            f" is, against rho=0, {_word(_of(against))}."
+        )
     head = ["shape", "covariance", "rate", *(f"at {time:g}" for time in times), "mean", "less fixed", "less online",
             "distance at the end"]  # fmt: skip
     caption = (
         "A stream that turns by 90 degrees and grows threefold: divergence from the law of the moment, nats/dim (0 for"
         f" the law itself; distance of its own rows: {_floor(group)})"
     )
-    figures = [("Drift: divergence from the law of the moment", save(figure, folder / "ablations_drift.png"))]
-    return Said(answer, [(caption, table(head, lines))], figures, findings)
+    figures = [("Drift: divergence from the law of the moment", figure.save(drawn, folder / "ablations_drift.png"))]
+    return answer, [(caption, table(head, lines))], figures, findings
 
 
 def _say_score(rows: list[Row], folder: Path) -> Said:
     group = select(rows, study="score")
     tables, told = [], []
-    for name in dict.fromkeys(row["problem"] for row in group):
+    for name in unique(group, "problem"):
         some = select(group, problem=name)
-        early, late = min(row["step"] for row in some), max(row["step"] for row in some)
-        data, lines = select(some, variant="data"), []
-        for source in dict.fromkeys(row["variant"] for row in some):
-            own, line = select(some, variant=source), [source, f"{select(some, variant=source)[0]['lr']:g}"]
-            for step in (early, late):
-                now, control = select(own, step=step), select(data, step=step)
-                line += [_mean(now, "fd").show(2), _apart(now, control, "fd")]
-            now, control = select(own, step=late), select(data, step=late)
-            line += [f"{_mean(now, 'nll').mean:.3f}", _apart(now, control, "nll")]
-            lines.append(line)
+        now = select(some, step=_ends(some)[1])
+        for source in unique(now, "variant"):
             if source != "data":
-                apart = paired(now, control, "fd")
-                told.append(f"{name}, {source}: {_WORDS[apart.sign]} ({_plain(apart)})")
-        head = ["covariance of", "rate", f"distance, {early} steps", "less data", f"distance, {late} steps",
-                "less data", f"nll, {late} steps", "less data"]  # fmt: skip
-        tables.append((f"Covariance of the score, {name}, rho = 0.5 (distance of the held-out rows:"
-                       f" {_floor(some)})", table(head, lines)))  # fmt: skip
-    return Said(f"Covariances from a score in place of the data's, by distance late: {'; '.join(told)}.", tables)
-
-
-def _finite(half: float) -> float:
-    return half if math.isfinite(half) else 0.0
+                apart = paired(select(now, variant=source), select(now, variant="data"), "fd")
+                told.append(f"{name}, {source}: {_word(apart)}")
+        caption = f"Covariance of the score, {name}, rho = 0.5 (distance of the held-out rows: {_floor(some)})"
+        tables.append((caption, _early_and_late(some, "variant", "covariance of", ("data",))))
+    answer = f"Covariances from a score in place of the data's, by distance late: {'; '.join(told)}."
+    return answer, tables, [], []
 
 
 def _say_late(rows: list[Row], folder: Path) -> Said:
     group = select(rows, study="late")
     averaged, latest = select(group, weights="averaged"), select(group, weights="latest")
-    steps = sorted({row["step"] for row in averaged})
-    early, last, variants = (
-        steps[min(1, len(steps) - 2)],
-        steps[-1],
-        list(dict.fromkeys(row["variant"] for row in group)),
-    )
+    steps, variants = sorted(unique(averaged, "step")), unique(group, "variant")
+    early, last = steps[min(1, len(steps) - 2)], steps[-1]
 
     def of(variant: str, step: int, some: list[Row] = averaged) -> list[Row]:
         return select(some, variant=variant, step=step)
@@ -777,7 +707,7 @@ def _say_late(rows: list[Row], folder: Path) -> Said:
     for variant in variants:
         now = of(variant, last)
         lines.append([
-            variant, *(_mean(of(variant, step), "fd").show(2) for step in steps),
+            variant, *(mean(of(variant, step), "fd").show(2) for step in steps),
             _apart(now, of(variant, early), "fd"), _apart(now, of("rho=1", last), "fd"),
             _apart(of(variant, last, latest), now, "fd"), _told(_against(now, "fd_more", "fd")),
             _apart(now, of(variant, early), "fd_held"), _apart(now, of(variant, early), "nll"),
@@ -791,13 +721,8 @@ def _say_late(rows: list[Row], folder: Path) -> Said:
         f" {_floor(group)}), held-out nll in nats/dim"
     )
     tables = [(caption, table(head, lines)), _table_directions(averaged, variants, early, last)]
-    lines = []
-    for variant in variants:
-        now = of(variant, last)
-        lines.append(
-            [variant, *(_told(_against(now, f"repaired_{g}", "fd")) for g in range(GROUPS))]
-            + [_told(_against(now, name, "fd")) for name in ("early_above", "early_below")]
-        )
+    mended = [*(f"repaired_{g}" for g in range(GROUPS)), "early_above", "early_below"]
+    lines = [[v, *(_told(_against(of(v, last), name, "fd")) for name in mended)] for v in variants]
     head = ["run", *(f"{_ordinal(g)} mended" for g in range(GROUPS)), f"{early} steps above {SWITCH:g}",
             f"{early} steps below {SWITCH:g}"]  # fmt: skip
     caption = (
@@ -810,7 +735,7 @@ def _say_late(rows: list[Row], folder: Path) -> Said:
     )
     figures = [(drawn, _draw_late(averaged, variants, folder))]
     answer, findings = _late_findings(averaged, latest, variants, early, last)
-    return Said(answer, tables, figures, findings)
+    return answer, tables, figures, findings
 
 
 def _against(rows: Sequence[Row], column: str, other: str) -> Estimate:
@@ -828,9 +753,7 @@ def _table_directions(averaged: list[Row], variants: list[str], early: int, last
         for step in (early, last):
             now, line = select(averaged, variant=variant, step=step), [variant, str(step)]
             for g in range(GROUPS):
-                train, test, spread = (
-                    _mean(now, f"{name}_{g}").mean for name in ("error_train", "error_test", "variance")
-                )
+                train, test, spread = (mean(now, f"{of}_{g}").mean for of in ("error_train", "error_test", "variance"))
                 line.append(f"{train:.3f} / {test:.3f} / {spread:.2f}")
             lines.append(line)
     caption = (
@@ -852,24 +775,17 @@ def _late_findings(
     full = of("rho=1")
     late = paired(full, of("rho=1", early), "fd")
     verdict = {1: "confirmed", -1: "refuted: it gets better", 0: "not confirmed"}[late.sign]
+    held, nll = (paired(full, of("rho=1", early), column) for column in ("fd_held", "nll"))
     parts = [
         f"That rho = 1 gets worse late is {verdict} (distance at {last} steps less that at {early}: {_plain(late)})"
-    ]
-    held, nll = (paired(full, of("rho=1", early), column) for column in ("fd_held", "nll"))
-    parts[0] += (
-        f"; distance from the held-out rows {_WORDS[held.sign]} ({_plain(held)}), their likelihood {_WORDS[nll.sign]}"
+        f"; distance from the held-out rows {_word(held)}, their likelihood {_WORDS[nll.sign]}"
         f" ({_plain(nll)} nats/dim)"
-    )
+    ]
     if "rho=0" in variants:
-        apart = paired(full, of("rho=0"), "fd")
-        parts.append(f"at {last} steps it is, against isotropic noise, {_WORDS[apart.sign]} ({_plain(apart)})")
-    told = []
-    for variant in variants:
-        if variant.startswith("rho=1, "):
-            apart = paired(of(variant), full, "fd")
-            told.append(f"{variant.removeprefix('rho=1, ')}: {_WORDS[apart.sign]} ({_plain(apart)})")
-    apart = paired(select(latest, variant="rho=1", step=last), full, "fd")
-    told.append(f"weights not averaged: {_WORDS[apart.sign]} ({_plain(apart)})")
+        parts.append(f"at {last} steps it is, against isotropic noise, {_word(paired(full, of('rho=0'), 'fd'))}")
+    changed = {variant.removeprefix("rho=1, "): of(variant) for variant in variants if variant.startswith("rho=1, ")}
+    changed["weights not averaged"] = select(latest, variant="rho=1", step=last)
+    told = [f"{name}: {_word(paired(rows, full, 'fd'))}" for name, rows in changed.items()]
     parts.append("changed for it, " + ", ".join(told))
     gains = [_against(full, f"repaired_{g}", "fd") for g in range(GROUPS)]
     g = min(range(GROUPS), key=lambda g: gains[g].mean)
@@ -884,14 +800,11 @@ def _late_findings(
         f"put back to {early} steps, the network is {_WORDS[below.sign]} below level {SWITCH:g} ({_plain(below)}) and"
         f" {_WORDS[above.sign]} above it ({_plain(above)}){lost}"
     )
-    widened = paired(
-        [{"seed": r["seed"], "gap": r[f"error_test_{GROUPS - 1}"] - r[f"error_train_{GROUPS - 1}"]} for r in full],
-        [{"seed": r["seed"], "gap": r[f"error_test_{GROUPS - 1}"] - r[f"error_train_{GROUPS - 1}"]}
-         for r in of("rho=1", early)],
-        "gap",
-    )  # fmt: skip
+    gaps = [{row["seed"]: row[f"error_test_{GROUPS - 1}"] - row[f"error_train_{GROUPS - 1}"] for row in runs}
+            for runs in (full, of("rho=1", early))]  # fmt: skip
+    widened = _of(_less(*gaps))
     small = _against(full, "error_test_0", "error_train_0")
-    over = _mean(full, "error_train_0")
+    over = mean(full, "error_train_0")
     cause = {1: "it learns its training rows by heart there", 0: "no overfitting is seen there", -1: "it overfits less"}
     parts.append(
         f"between {early} and {last} steps the error on held-out rows less that on training rows grows by"
@@ -903,9 +816,9 @@ def _late_findings(
         lost = paired(of(fewer), of(fewer, early), "nll")
         parts.append(
             f"with {FEW} training rows the held-out likelihood is {_WORDS[lost.sign]} at {last} steps than at {early}"
-            f" ({_plain(lost)} nats/dim), with all of them {_WORDS[nll.sign]} ({_plain(nll)})"
+            f" ({_plain(lost)} nats/dim), with all of them {_word(nll)}"
         )
-    spread = [_mean(of("rho=1", step), "variance_0").mean for step in (early, last)]
+    spread = [mean(of("rho=1", step), "variance_0").mean for step in (early, last)]
     parts.append(
         f"in the {_ordinal(0)} samples have {spread[0]:.2f} times the data's variance at {early} steps and"
         f" {spread[1]:.2f} times at {last}"
@@ -916,26 +829,20 @@ def _late_findings(
 
 
 def _draw_late(averaged: list[Row], variants: list[str], folder: Path) -> str:
-    figure, axes = panels(1 + GROUPS, columns=3)
-    steps = sorted({row["step"] for row in averaged})
+    drawn, axes = figure.panels(1 + GROUPS, columns=3)
     for colour, variant in enumerate(variants):
-        found = [_mean(select(averaged, variant=variant, step=step), "fd") for step in steps]
-        curve(axes[0], steps, [f.mean for f in found], [_finite(f.half) for f in found], label=variant, colour=colour)
+        own = select(averaged, variant=variant)
+        figure.means(axes[0], own, "step", "fd", label=variant, colour=colour)
         for g in range(GROUPS):
             for name, style in (("error_test", {}), ("error_train", {"linestyle": ":", "marker": None})):
-                means = [_mean(select(averaged, variant=variant, step=step), f"{name}_{g}").mean for step in steps]
-                curve(axes[1 + g], steps, means, label="", colour=colour, **style)
+                figure.means(axes[1 + g], own, "step", f"{name}_{g}", shaded=False, label="", colour=colour, **style)
     axes[0].axhline(averaged[0]["fd_floor"], color="black", linewidth=0.8)
     axes[0].set(title="samples", xlabel="training steps", ylabel="Frechet distance")
     axes[0].set_ylim(bottom=0.0)
     axes[0].legend(fontsize=7, frameon=False)
-    for g in range(GROUPS):
-        axes[1 + g].set(
-            title=f"{_ordinal(g)} of the directions",
-            xlabel="training steps",
-            ylabel="error / best linear's",
-        )
-    return save(figure, folder / "ablations_late.png")
+    for g, axis in enumerate(axes[1:]):
+        axis.set(title=f"{_ordinal(g)} of the directions", xlabel="training steps", ylabel="error / best linear's")
+    return figure.save(drawn, folder / "ablations_late.png")
 
 
 _DESIGN = """Digits, fields and made data of the other claims, the same MLP (256 wide, 2 blocks; 128 wide on the

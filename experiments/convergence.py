@@ -13,34 +13,19 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from experiments.lab import figure
+from experiments.lab import figure, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main, mnist
 from experiments.lab.problems import problem
-from experiments.lab.statistics import Sooner, by_seed, estimate, paired, reached, select, sooner, table
-from experiments.lab.training import (
-    CONTROLS,
-    FAMILY,
-    SPECTRAL,
-    WIENER,
-    Setup,
-    blur,
-    distance,
-    excess_loss,
-    fit,
-    floors,
-    judge,
-    one_copy,
-    tuned,
-)
+from experiments.lab.statistics import WORDS, Sooner, by_seed, crossings, mean, paired, select, sooner, table, unique
+from experiments.lab.training import CONTROLS, FAMILY, SPECTRAL, TUNING_SEED, WIENER, Setup
 
 SHAPES = (*CONTROLS, *FAMILY, *WIENER)  # the spectral family is on MNIST, and in the ablations
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-TUNING_SEED = 1000
 CONTROL = "rho=0"
 GOAL = 1.5  # times the floor: near it, and within reach
 
@@ -78,22 +63,21 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
     learned = problem(cell["problem"], settings.data)
     at = tuple(step for step in STEPS[cell["problem"]] if step <= cell["steps"]) or (cell["steps"],)
     base = Setup(cell["shape"], steps=at[-1])
-    trial = Setup(cell["shape"], seed=TUNING_SEED, steps=max(1, at[-1] // 2))
-    rate = tuned(learned, trial, RATES, partial(distance, problem=learned, seed=TUNING_SEED))
-    floor, rows = floors(learned), []
-    s = torch.cov(one_copy(learned.train)[:10_000].flatten(1).double().T)
+    base = replace(base, lr=training.nearest_rate(learned, base, RATES))
+    floor, rows = training.floors(learned), []
+    s = torch.cov(training.one_copy(learned.train)[:10_000].flatten(1).double().T)
     for seed in range(cell["seeds"]):
         missing = list(at)
-        for trained in fit(learned, Setup(base.shape, seed, base.steps, rate), at):
-            noise, found = trained.model.noise, judge(trained, learned, seed)
+        for trained in training.fit(learned, replace(base, seed=seed), at):
+            noise, found = trained.model.noise, training.judge(trained, learned, seed)
             missing.remove(trained.step)
             if learned.density is not None:
-                found["excess"] = excess_loss(trained, learned)
+                found["excess"] = training.excess_loss(trained, learned)
             rows.append({
                 "seed": seed, "step": trained.step, **found, **floor, "loss": trained.loss,
-                "seconds": round(trained.seconds, 3), "lr": rate, "start": trained.model.noise.levels.start,
+                "seconds": round(trained.seconds, 3), "lr": base.lr, "start": noise.levels.start,
                 "n": len(learned.test), "features": learned.features.name, "d": learned.dim,
-                "blur": blur(s, noise.levels.minimum**2 * trained.frame.shape(noise)),
+                "blur": training.blur(s, noise.levels.minimum**2 * trained.frame.shape(noise)),
             })  # fmt: skip
         # A run that diverged is as bad as can be from there on.
         rows += [rows[-1] | {"step": step} | dict.fromkeys(METRICS, math.inf) for step in missing if rows]
@@ -101,16 +85,6 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
 
 
 # -- what the rows say -------------------------------------------------------------------------------------------
-
-
-def crossings(rows: Sequence[Row], metric: str, target: float, at: str = "step") -> dict[int, float]:
-    """Step (or second) of each seed at which the metric comes down to the target; inf where it does not."""
-    out = {}
-    for seed in sorted({row["seed"] for row in rows}):
-        own = sorted(select(rows, seed=seed), key=lambda row: row["step"])
-        values = [math.inf if row[metric] is None else float(row[metric]) for row in own]
-        out[seed] = reached([float(row[at]) for row in own], values, target)
-    return out
 
 
 def gain(
@@ -138,9 +112,8 @@ def speedup(rows: Sequence[Row], name: str, shape: str, metric: str, at: str = "
 def target_of(rows: Sequence[Row], name: str, metric: str) -> float:
     """The control's mean at its last step but one."""
     theirs = select(rows, problem=name, shape=CONTROL)
-    steps = sorted({row["step"] for row in theirs})
-    step = steps[-2] if len(steps) > 1 else steps[-1]
-    return estimate(list(by_seed(select(theirs, step=step), metric).values())).mean
+    steps = sorted(unique(theirs, "step"))
+    return mean(theirs, metric, step=steps[max(len(steps) - 2, 0)]).mean
 
 
 def last(rows: Sequence[Row], name: str, shape: str) -> list[Row]:
@@ -171,12 +144,12 @@ def verdicts(rows: Sequence[Row], shape: str, metric: str, late: bool) -> dict[s
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["problem"] for row in rows))
+    return unique(rows, "problem")
 
 
 def shapes(rows: Sequence[Row], name: str | None = None) -> list[str]:
     """In the order of the rows, of one problem or of any."""
-    return list(dict.fromkeys(row["shape"] for row in rows if name is None or row["problem"] == name))
+    return unique(rows if name is None else select(rows, problem=name), "shape")
 
 
 def sentence(rows: Sequence[Row], shape: str, metric: str = "fd") -> str:
@@ -201,42 +174,38 @@ def pair(rows: Sequence[Row], shape: str, other: str, metric: str = "fd") -> str
         ours, theirs = last(rows, name, shape), last(rows, name, other)
         if ours and theirs:
             found = paired(ours, theirs, metric)
-            word = {0: "no difference seen", 1: "worse", -1: "better"}[found.sign]
-            parts.append(f"{name} {found.show(2)} ({word})")
+            parts.append(f"{name} {found.show(2)} ({WORDS[found.sign]})")
     return f"{shape} less {other}, {METRICS[metric]} at the last step: {'; '.join(parts)}" if parts else ""
 
 
 def section(rows: list[Row], folder: Path) -> Section:
     """Tables of speed and of the end, curves, and a sentence for each shape that the question is about."""
-    tables = []
-    others = [shape for shape in shapes(rows) if shape != CONTROL]
-    for metric, label in METRICS.items():
-        targets = [f"{name}, target {target_of(rows, name, metric):.3g}" for name in problems(rows)]
-        tables.append((
-            f"{label[0].upper()}{label[1:]}: times fewer steps than the isotropic control to its mean at its last step"
-            " but one (geometric mean over seeds, 95 % interval; above 1 is faster; a run that is there at the first"
-            " step looked at, or never, bounds the ratio)",
-            table(["shape", *targets], [[s, *(speedup(rows, n, s, metric) for n in problems(rows))] for s in others]),
-        ))  # fmt: skip
+    names, others = problems(rows), [shape for shape in shapes(rows) if shape != CONTROL]
+
+    def of(metric: str, at: str = "step", some: Sequence[str] = names, head: Sequence[str] = ()) -> str:
+        lines = [[shape, *(speedup(rows, name, shape, metric, at) for name in some)] for shape in others]
+        return table(["shape", *(head or some)], lines)
+
+    tables = [
+        (f"{label[0].upper()}{label[1:]}: times fewer steps than the isotropic control to its mean at its last step"
+         " but one (geometric mean over seeds, 95 % interval; above 1 is faster; a run that is there at the first"
+         " step looked at, or never, bounds the ratio)",
+         of(metric, head=[f"{name}, target {target_of(rows, name, metric):.3g}" for name in names]))
+        for metric, label in METRICS.items()
+    ]  # fmt: skip
     tables.append(("The same in processor seconds of training, the covariance's included where it is learned online,"
-                   " Frechet distance", table(
-        ["shape", *problems(rows)],
-        [[s, *(speedup(rows, n, s, "fd", "seconds") for n in problems(rows))] for s in others],
-    )))  # fmt: skip
-    known = [name for name in problems(rows) if all(row.get("excess") for row in select(rows, problem=name))]
+                   " Frechet distance", of("fd", "seconds")))  # fmt: skip
+    known = [name for name in names if all(row.get("excess") for row in select(rows, problem=name))]
     if known:
-        tables.append(("The same in steps, excess loss over the best denoiser's", table(
-            ["shape", *known], [[s, *(speedup(rows, n, s, "excess") for n in known)] for s in others],
-        )))  # fmt: skip
-    floors_ = {name: GOAL * select(rows, problem=name)[0]["fd_floor"] for name in problems(rows)}
+        tables.append(("The same in steps, excess loss over the best denoiser's", of("excess", some=known)))
+    floors = {name: GOAL * select(rows, problem=name)[0]["fd_floor"] for name in names}
     tables.append((
         f"To {GOAL:g} times the floor of the Frechet distance: steps of each shape, geometric mean of the seeds that"
         " get there, and how many do not",
-        table(["shape", *problems(rows)],
-              [[s, *(_steps_to(rows, n, s, floors_[n]) for n in problems(rows))] for s in [CONTROL, *others]]),
+        table(["shape", *names],
+              [[s, *(_steps_to(rows, n, s, floors[n]) for n in names)] for s in [CONTROL, *others]]),
     ))  # fmt: skip
-    for name in problems(rows):
-        tables.append(_end(rows, name))
+    tables += [_end(rows, name) for name in names]
     drawn = [_curves(rows, folder, metric) for metric in ("fd", "nll")] + [_curves(rows, folder, "fd", "seconds")]
     told = [sentence(rows, s) for s in ("rho=0.2", "rho=1", "whitened", "diagonal", "gamma=0.5", *WIENER)
             if s in others]  # fmt: skip
@@ -344,8 +313,7 @@ def _end(rows: Sequence[Row], name: str) -> tuple[str, str]:
         own, theirs = last(rows, name, shape), last(rows, name, CONTROL)
         line = [shape, f"{own[0]['lr']:g}", f"{own[0]['start']:.3g}"]
         for metric in metrics:
-            line.append(estimate(list(by_seed(own, metric).values())).show())
-            line.append("" if shape == CONTROL else paired(own, theirs, metric).show(2))
+            line += [mean(own, metric).show(), "" if shape == CONTROL else paired(own, theirs, metric).show(2)]
         lines.append(line)
     told = (
         f"{name}, d = {floor['d']}, after {last(rows, name, CONTROL)[0]['step']} steps, n = {floor['n']}, features"
@@ -362,18 +330,16 @@ def _curves(rows: Sequence[Row], folder: Path, metric: str, at: str = "step") ->
     for axis, name in zip(axes, problems(rows), strict=True):
         for colour, shape in enumerate(s for s in _DRAWN if s in shapes(rows, name)):
             own = select(rows, problem=name, shape=shape)
-            steps = sorted({row["step"] for row in own})
-            found = [estimate(list(by_seed(select(own, step=step), metric).values())) for step in steps]
-            x = [estimate(list(by_seed(select(own, step=step), at).values())).mean for step in steps]
-            halves = [0.0 if math.isinf(e.half) else e.half for e in found]
-            figure.curve(axis, x, [e.mean for e in found], halves, label=shape, colour=colour)
+            # A run's seconds are its own; the curve is over their mean.
+            x = [mean(own, at, step=step).mean for step in sorted(unique(own, "step"))]
+            figure.means(axis, own, "step", metric, x=x, label=shape, colour=colour)
         if metric == "fd":
             axis.axhline(select(rows, problem=name)[0]["fd_floor"], color="black", linestyle=":", linewidth=1)
             axis.set_yscale("log")
         axis.set_xscale("log")
-        if at == "step":
-            axis.set_xticks(STEPS[name], [str(step) for step in STEPS[name]])
         axis.minorticks_off()
+        if at == "step":
+            figure.ticks(axis, STEPS[name])
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("training steps" if at == "step" else "processor seconds of training")
     axes[0].legend(fontsize=7)

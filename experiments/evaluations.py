@@ -9,9 +9,10 @@ data. On the mixture the closed-form denoiser of each shape is sampled too: ther
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -21,28 +22,13 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn.evaluation import frechet_distance
-from ansn.evaluation.discrepancy import energy_distance
-from experiments.lab import figure
+from experiments.lab import figure, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.exact import ExactDenoiser, known_covariance
+from experiments.lab.exact import ExactDenoiser, known_noise
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import Problem, problem
-from experiments.lab.statistics import Sooner, by_seed, estimate, paired, reached, select, sooner, table
-from experiments.lab.training import (
-    CONTROLS,
-    FAMILY,
-    WIENER,
-    Frame,
-    Setup,
-    Trained,
-    diagonal_start,
-    distance,
-    fit,
-    one_copy,
-    reference,
-    tuned,
-)
+from experiments.lab.statistics import WORDS, Sooner, listed, mean, paired, reached, select, sooner, table, unique
+from experiments.lab.training import CONTROLS, FAMILY, TUNING_SEED, WIENER, Frame, Setup, Trained, one_copy, reference
 
 SHAPES = (*CONTROLS, *FAMILY, *WIENER)
 # Exact moments are fixed ones, and an exact denoiser has nothing to begin with.
@@ -53,7 +39,7 @@ GAUSSIAN = "gaussian_2m"  # exact where the data is Gaussian; compared with 2M o
 METHODS = ("dpmpp_2m", "heun", GAUSSIAN)
 LANGEVIN = (100, 400)
 LANGEVIN_SHAPES = ("rho=0", "rho=0.5")
-STEPS, RATES, TUNING_SEED = 700, (5e-4, 1e-3, 2e-3), 1000
+STEPS, RATES = 700, (5e-4, 1e-3, 2e-3)
 CONTROL = "rho=0"
 WITHIN = 1.1  # of its own limit, or of its own best
 FIXED = 1.25  # of the isotropic control's limit of the same seed: the fixed quality
@@ -61,6 +47,8 @@ CLOSE = 0.1  # rms from its own limit's samples, in the spread of the data where
 EXACT_N = 3000  # samples of the closed form, which cost little
 _DRAWN = ("rho=0", "rho=0.5", "rho=1", "whitened", "diagonal", *WIENER)
 _DRAWN_TWICE = (CONTROL, WIENER[1])
+_FEWER = {-1: "fewer", 1: "more", 0: "no difference seen"}
+_DISTANCES = ("fd", "energy")
 _NAMES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", GAUSSIAN: "Gaussian 2M"}
 
 
@@ -96,11 +84,10 @@ def small(name: str) -> Problem:
 
 def _learned(cell: Cell, learned: Problem) -> list[Row]:
     base = Setup(cell["shape"], steps=cell["steps"])
-    half = replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2))
-    rate = tuned(learned, half, RATES, partial(distance, problem=learned, seed=TUNING_SEED))
+    rate = training.nearest_rate(learned, base, RATES)
     rows = []
     for seed in range(cell["seeds"]):
-        for trained in fit(learned, replace(base, seed=seed, lr=rate)):
+        for trained in training.fit(learned, replace(base, seed=seed, lr=rate)):
             told = {"seed": seed, "lr": rate, "start": trained.model.noise.levels.start}
             rows += [{**told, **row} for row in _curve(trained, learned, seed)]
             if cell["problem"] == "digits" and cell["shape"] in LANGEVIN_SHAPES:
@@ -111,24 +98,16 @@ def _learned(cell: Cell, learned: Problem) -> list[Row]:
 def _exact(cell: Cell, learned: Problem) -> list[Row]:
     density, frame = learned.density, Frame()
     assert density is not None
-    shape, options = cell["shape"], {}
-    if shape == "diagonal":
-        options = {"rho": 0.5, "structure": "diagonal"}
-    elif shape == "whitened":
-        x = one_copy(learned.train)
-        frame = Frame(x)
-        density, options = carried(density, frame), {"rho": 0.0}
-    else:
-        options = {"rho": float(shape.removeprefix("rho="))}
-    covariance = known_covariance([density], **options)
+    shape = cell["shape"]
+    if shape == "whitened":
+        frame = Frame(one_copy(learned.train))
+        density, shape = carried(density, frame), "rho=0"
     x = density.sample(1000, seed=5)[0].to(torch.float32)
-    start = ansn.levels.tau_start(x, covariance)
-    if shape == "diagonal":  # its start knows no correlations
-        start = max(start, diagonal_start(x, covariance))
-    model = ExactDenoiser(ansn.NoiseModel(covariance, ansn.levels.karras(start, 0.01)), [density])
+    noise = known_noise([density], shape, x)
+    model = ExactDenoiser(noise, [density])
     trained = Trained(0, 0.0, 0.0, model, frame, model)
     return [
-        {"seed": seed, "lr": None, "start": start, **row}
+        {"seed": seed, "lr": None, "start": noise.levels.maximum, **row}
         for seed in range(cell["seeds"])
         for row in _curve(trained, learned, seed, EXACT_N)
     ]
@@ -166,7 +145,7 @@ def _langevin(trained: Trained, learned: Problem, seed: int, count: int) -> Row:
 
 def distances(x: Tensor, learned: Problem) -> dict[str, float]:
     """Frechet and energy distance to the training rows, each beside its floor, of as many rows of the data."""
-    return {**_distances(x, learned), **_floor(learned.name, len(x)), "n": len(x)}
+    return {**training.distances(x, learned, _DISTANCES), **_floor(learned.name, len(x)), "n": len(x)}
 
 
 @cache
@@ -177,17 +156,7 @@ def _floor(name: str, n: int) -> dict[str, float]:
     if n > len(x):
         assert learned.density is not None
         x = learned.density.sample(n, seed=9)[0].float()
-    return {f"{name}_floor": value for name, value in _distances(x[:n], learned).items()}
-
-
-def _distances(x: Tensor, learned: Problem) -> dict[str, float]:
-    if not bool(torch.isfinite(x).all()):
-        return {"fd": math.inf, "energy": math.inf}
-    data = reference(learned)
-    return {
-        "fd": frechet_distance(learned.features(x), learned.features(data)),
-        "energy": energy_distance(learned.columns(x), learned.columns(data[:4000])),
-    }
+    return {f"{name}_floor": value for name, value in training.distances(x[:n], learned, _DISTANCES).items()}
 
 
 # -- what the rows say -------------------------------------------------------------------------------------------
@@ -195,11 +164,7 @@ def _distances(x: Tensor, learned: Problem) -> dict[str, float]:
 
 def places(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """``(kind, problem)`` in order."""
-    return list(dict.fromkeys((row["kind"], row["problem"]) for row in rows))
-
-
-def shapes(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["shape"] for row in rows))
+    return unique(rows, "kind", "problem")
 
 
 def needed(rows: Sequence[Row], control: Sequence[Row], kind: str) -> dict[int, float]:
@@ -208,7 +173,7 @@ def needed(rows: Sequence[Row], control: Sequence[Row], kind: str) -> dict[int, 
     ``fixed``: at FIXED times the control's limit of the same seed, or below; ``away``: samples within CLOSE of their
     own limit's. ``rows``, ``control``: of one problem."""
     column, out = "away" if kind == "away" else "fd", {}
-    for seed in sorted({row["seed"] for row in rows}):
+    for seed in sorted(unique(rows, "seed")):
         own = sorted(select(rows, seed=seed), key=lambda row: row["evaluations"])
         values = [math.inf if row[column] is None else float(row[column]) for row in own]
         last = max(select(control, seed=seed), key=lambda row: row["evaluations"], default={column: math.nan})[column]
@@ -217,13 +182,16 @@ def needed(rows: Sequence[Row], control: Sequence[Row], kind: str) -> dict[int, 
     return out
 
 
+def fewer(ours: Sequence[Row], theirs: Sequence[Row], control: Sequence[Row], kind: str) -> Sooner | None:
+    """How many times fewer evaluations are needed; kinds and ``control`` of :func:`needed`."""
+    tried = unique([*ours, *theirs], "evaluations")
+    return sooner(needed(ours, control, kind), needed(theirs, control, kind), min(tried), max(tried))
+
+
 def compared(rows: Sequence[Row], shape: str, kind: str) -> Sooner | None:
-    """How many times fewer evaluations than isotropic noise a shape needs, in rows of one problem and solver; kinds of
-    :func:`needed`."""
+    """The same of a shape against isotropic noise, in rows of one problem and solver."""
     control = select(rows, shape=CONTROL)
-    ours, theirs = (needed(select(rows, shape=s), control, kind) for s in (shape, CONTROL))
-    counts = [row["evaluations"] for row in rows]
-    return sooner(ours, theirs, min(counts), max(counts))
+    return fewer(select(rows, shape=shape), control, control, kind)
 
 
 def sign(found: Sooner | None) -> int:
@@ -249,25 +217,20 @@ def counts(rows: Sequence[Row], kind: str, of: Sequence[str], method: str, exact
 def answer(rows: Sequence[Row]) -> str:
     """Chosen by the paired intervals of DPM-Solver++(2M), learned."""
     parts = []
-    for kind, told in (
-        ("own", "within 10 % of its own limit"), ("fixed", f"to {FIXED:g} times isotropic noise's limit")
-    ):  # fmt: skip
+    for kind in ("own", "fixed"):
         less, more, level = counts(rows, kind, FAMILY, "dpmpp_2m", False)
         total = less + more + level
         if not total:
-            continue
+            return "No learned rows."
         if less == total:
             head = f"fewer evaluations in all {total}"
         elif less == 0:
             head = f"in none of {total} fewer evaluations (more in {more}, no difference seen in {level})"
         else:
             head = f"fewer evaluations in {less} of {total}, more in {more}, no difference seen in {level}"
-        parts.append(f"{told}: {head}")
-    if not parts:
-        return "No learned rows."
-    # By the fixed quality: a curve is near its own limit the sooner the worse that limit is.
-    less, more, level = counts(rows, "fixed", FAMILY, "dpmpp_2m", False)
-    total = less + more + level
+        goal = "within 10 % of its own limit" if kind == "own" else f"to {FIXED:g} times isotropic noise's limit"
+        parts.append(f"{goal}: {head}")
+    # The last counts, by the fixed quality: a curve is near its own limit the sooner the worse that limit is.
     if less == more == 0:
         verdict = "No difference seen"
     else:
@@ -278,12 +241,12 @@ def answer(rows: Sequence[Row]) -> str:
             f"with the exact score of the mixture, to {FIXED:g} times isotropic noise's limit: fewer in {exact[0]}"
             f" of {sum(exact)} shapes, more in {exact[1]}{_best(rows)}"
         )
-    wiener = counts(rows, "fixed", WIENER, "dpmpp_2m", False)
-    if sum(wiener):
+    less, more, level = counts(rows, "fixed", WIENER, "dpmpp_2m", False)
+    if less + more + level:
         parts.append(
             "under a denoiser that begins as the best one of Gaussian data (`wiener`, isotropic or rho = 0.5), against"
-            f" isotropic noise without, to {FIXED:g} times its limit: fewer in {wiener[0]} of {sum(wiener)}, more in"
-            f" {wiener[1]}"
+            f" isotropic noise without, to {FIXED:g} times its limit: fewer in {less} of {less + more + level}, more in"
+            f" {more}"
         )
     parts += _solver_answer(rows)
     head = "adapted noise against isotropic noise, pairs of a problem and a rho, DPM-Solver++(2M)"
@@ -300,16 +263,20 @@ def _best(rows: Sequence[Row]) -> str:
 
 def section(rows: list[Row], folder: Path) -> Section:
     """Tables of needed evaluations, curves, and a sentence for each problem."""
-    tables = []
     flows = [row for row in rows if row["method"] in METHODS]
-    for method in (m for m in METHODS if m != GAUSSIAN):
-        for kind, told in (
-            ("own", "Frechet distance within 10 % of the shape's own limit"),
-            ("best", "Frechet distance within 10 % of the shape's own lowest"),
-            ("fixed", f"Frechet distance at {FIXED:g} times the isotropic control's limit of the seed or below"),
-            ("away", f"samples within {CLOSE:g} of the data's spread (rms) of their own limit's"),
-        ):
-            tables.append(_needed_table(flows, method, kind, told))
+    goals = {
+        "own": "Frechet distance within 10 % of the shape's own limit",
+        "best": "Frechet distance within 10 % of the shape's own lowest",
+        "fixed": f"Frechet distance at {FIXED:g} times the isotropic control's limit of the seed or below",
+        "away": f"samples within {CLOSE:g} of the data's spread (rms) of their own limit's",
+    }
+    tables = [
+        _by_place(
+            flows, partial(_needed, flows, method, kind),
+            f"{_NAMES[method]}, evaluations until {goal}; times fewer than the isotropic control",
+        )
+        for method in METHODS if method != GAUSSIAN for kind, goal in goals.items()
+    ]  # fmt: skip
     tables += _solver_table(flows)
     tables += [_values_table(flows, *place) for place in places(flows)]
     tables += _langevin_table(rows)
@@ -343,24 +310,20 @@ def _mean_needed(at: dict[int, float]) -> str:
     return "not reached" if math.isinf(mean) else f"{mean:.1f}" if mean > COUNTS[0] else f"at most {COUNTS[0]}"
 
 
-def _needed_table(rows: Sequence[Row], method: str, kind: str, told: str) -> tuple[str, str]:
-    lines = []
-    for shape in shapes(rows):
-        line = [shape]
-        for place, name in places(rows):
-            own = select(rows, kind=place, problem=name, method=method)
-            mine = select(own, shape=shape)
-            if not mine:
-                line.append("-")
-                continue
-            at = needed(mine, select(own, shape=CONTROL), kind)
-            told_ = _mean_needed(at)
-            if shape != CONTROL:
-                told_ += f"; {show(compared(own, shape, kind))}"
-            line.append(told_)
-        lines.append(line)
-    head = ["shape", *(f"{name}, {place}" for place, name in places(rows))]
-    return f"{_NAMES[method]}, evaluations until {told}; times fewer than the isotropic control", table(head, lines)
+def _by_place(rows: Sequence[Row], cell: Callable[[str, str, str], str], told: str) -> tuple[str, str]:
+    """A line for each shape, a column for each place: ``cell(kind, problem, shape)``."""
+    columns = places(rows)
+    lines = [[shape, *(cell(*place, shape) for place in columns)] for shape in unique(rows, "shape")]
+    return told, table(["shape", *(f"{name}, {kind}" for kind, name in columns)], lines)
+
+
+def _needed(rows: Sequence[Row], method: str, goal: str, kind: str, name: str, shape: str) -> str:
+    own = select(rows, kind=kind, problem=name, method=method)
+    mine = select(own, shape=shape)
+    if not mine:
+        return "-"
+    told = _mean_needed(needed(mine, select(own, shape=CONTROL), goal))
+    return told if shape == CONTROL else f"{told}; {show(compared(own, shape, goal))}"
 
 
 def solvers(rows: Sequence[Row], place: str, name: str, shape: str) -> tuple[dict[int, float], Sooner] | None:
@@ -369,35 +332,27 @@ def solvers(rows: Sequence[Row], place: str, name: str, shape: str) -> tuple[dic
     ours, theirs = (select(rows, kind=place, problem=name, shape=shape, method=m) for m in (GAUSSIAN, "dpmpp_2m"))
     if not ours or not theirs:
         return None
-    at = needed(ours, theirs, "fixed")
-    counted = [row["evaluations"] for row in theirs]
-    found = sooner(at, needed(theirs, theirs, "fixed"), min(counted), max(counted))
-    return None if found is None else (at, found)
+    found = fewer(ours, theirs, theirs, "fixed")
+    return None if found is None else (needed(ours, theirs, "fixed"), found)
 
 
 def _solver_table(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    if not select(rows, method=GAUSSIAN):
-        return []
-    lines = []
-    for shape in shapes(rows):
-        line = [shape]
-        for place, name in places(rows):
-            found = solvers(rows, place, name, shape)
-            line.append("-" if found is None else f"{_mean_needed(found[0])}; {found[1].show()}")
-        lines.append(line)
-    head = ["shape", *(f"{name}, {place}" for place, name in places(rows))]
-    return [(
+    def cell(kind: str, name: str, shape: str) -> str:
+        found = solvers(rows, kind, name, shape)
+        return "-" if found is None else f"{_mean_needed(found[0])}; {found[1].show()}"
+
+    told = (
         f"Gaussian 2M, evaluations until Frechet distance at {FIXED:g} times the limit of DPM-Solver++(2M) on the same"
-        " model or below; times fewer than DPM-Solver++(2M)",
-        table(head, lines),
-    )]  # fmt: skip
+        " model or below; times fewer than DPM-Solver++(2M)"
+    )
+    return [_by_place(rows, cell, told)] if select(rows, method=GAUSSIAN) else []
 
 
 def _solver_answer(rows: Sequence[Row]) -> list[str]:
     """By problem: over shapes, how often Gaussian 2M needs fewer and more evaluations than 2M."""
     parts = []
     for place, name in places(select(rows, method=GAUSSIAN)):
-        signs = [sign(found[1]) for s in shapes(rows) if (found := solvers(rows, place, name, s)) is not None]
+        signs = [sign(found[1]) for s in unique(rows, "shape") if (found := solvers(rows, place, name, s)) is not None]
         parts.append(f"{name}, {place} score: fewer under {signs.count(-1)} of {len(signs)} shapes, more under"
                      f" {signs.count(1)}")  # fmt: skip
     if not parts:
@@ -410,22 +365,21 @@ def _solver_answer(rows: Sequence[Row]) -> list[str]:
 
 def _values_table(rows: Sequence[Row], place: str, name: str) -> tuple[str, str]:
     own, lines = select(rows, kind=place, problem=name), []
-    for method in METHODS:
-        for shape in shapes(own):
-            mine = select(own, shape=shape, method=method)
-            if not mine:
-                continue
-            line = [_NAMES[method], shape, f"{mine[0]['start']:.2g}"]
-            for count in COUNTS:
-                at = select(mine, evaluations=count)
-                line.append(estimate(list(by_seed(at, "fd").values())).show(3) if at else "-")
-            at, control = (select(own, shape=s, method=method, evaluations=COUNTS[-1]) for s in (shape, CONTROL))
-            line.append("" if shape == CONTROL else paired(at, control, "fd").show(2))
-            line.append(estimate(list(by_seed(at, "energy").values())).show(2))
-            lines.append(line)
+    for method, shape in itertools.product(METHODS, unique(own, "shape")):
+        mine = select(own, shape=shape, method=method)
+        if not mine:
+            continue
+        control = select(own, shape=CONTROL, method=method, evaluations=COUNTS[-1])
+        at = {count: select(mine, evaluations=count) for count in COUNTS}
+        lines.append([
+            _NAMES[method], shape, f"{mine[0]['start']:.2g}",
+            *(mean(found, "fd").show(3) if found else "-" for found in at.values()),
+            "" if shape == CONTROL else paired(at[COUNTS[-1]], control, "fd").show(2),
+            mean(at[COUNTS[-1]], "energy").show(2),
+        ])  # fmt: skip
     told = (
         f"{name}, {place}: Frechet distance (floor {own[0]['fd_floor']:.3g}), mean over"
-        f" {len({r['seed'] for r in own})} seeds; paired difference to the control and"
+        f" {len(unique(own, 'seed'))} seeds; paired difference to the control and"
         f" energy distance (floor {own[0]['energy_floor']:.2g}) at {COUNTS[-1]}"
     )
     head = ["solver", "shape", "start", *(str(count) for count in COUNTS), "difference", "energy"]
@@ -433,17 +387,15 @@ def _values_table(rows: Sequence[Row], place: str, name: str) -> tuple[str, str]
 
 
 def _langevin_table(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    own, lines = select(rows, method="langevin"), []
+    own = select(rows, method="langevin")
     if not own:
         return []
-    for shape in shapes(own):
-        line = [shape]
-        for count in LANGEVIN:
-            line.append(estimate(list(by_seed(select(own, shape=shape, evaluations=count), "fd").values())).show())
-        for count in COUNTS[2:5]:
-            flow = select(rows, kind="learned", problem="digits", shape=shape, method="dpmpp_2m", evaluations=count)
-            line.append(estimate(list(by_seed(flow, "fd").values())).show())
-        lines.append(line)
+    flow = select(rows, kind="learned", problem="digits", method="dpmpp_2m")
+    shown = [(own, n) for n in LANGEVIN] + [(flow, n) for n in COUNTS[2:5]]
+    lines = [
+        [shape, *(mean(some, "fd", shape=shape, evaluations=n).show() for some, n in shown)]
+        for shape in unique(own, "shape")
+    ]
     head = ["shape", *(f"Langevin {n}" for n in LANGEVIN), *(f"DPM-Solver++(2M) {n}" for n in COUNTS[2:5])]
     return [("digits: Frechet distance of annealed Langevin beside the flow's", table(head, lines))]
 
@@ -457,21 +409,17 @@ def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
         lines = [(colour, s, "dpmpp_2m") for colour, s in enumerate(_DRAWN)]
         lines += [(colour, s, GAUSSIAN) for colour, s in enumerate(_DRAWN) if s in _DRAWN_TWICE]
         for colour, shape, method in lines:
-            own = select(here, method=method)
-            if not select(own, shape=shape):
-                continue
-            counted = [n for n in COUNTS if select(own, shape=shape, evaluations=n)]
-            at = [n for n in counted if column != "away" or n < COUNTS[-1]]
-            mine = [estimate(list(by_seed(select(own, shape=shape, evaluations=n), column).values())) for n in at]
-            halves = [e.half if math.isfinite(e.half) else 0.0 for e in mine]
-            label, style = (shape, "-") if method == "dpmpp_2m" else (f"{shape}, Gaussian 2M", "--")
-            figure.curve(axis, at, [e.mean for e in mine], halves, label=label, colour=colour, linestyle=style)
+            mine = [
+                row for row in select(here, shape=shape, method=method)
+                if row["evaluations"] in COUNTS and (column != "away" or row["evaluations"] < COUNTS[-1])
+            ]  # fmt: skip
+            if mine:
+                label, style = (shape, "-") if method == "dpmpp_2m" else (f"{shape}, Gaussian 2M", "--")
+                figure.means(axis, mine, "evaluations", column, label=label, colour=colour, linestyle=style)
         if column != "away":
             axis.axhline(here[0][f"{column}_floor"], color="black", linestyle=":", linewidth=1)
-        axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=1e-3) if column == "energy" else axis.set_yscale("log")
-        axis.set_xticks(COUNTS, [str(n) for n in COUNTS])
-        axis.minorticks_off()
+        figure.ticks(axis, COUNTS)
         axis.set_title(f"{name}, {place} score", fontsize=10)
         axis.set_xlabel("network evaluations")
     axes[0].set_ylabel(names[column])
@@ -482,7 +430,6 @@ def _curves(rows: Sequence[Row], folder: Path, column: str) -> tuple[str, str]:
 
 
 def _told(rows: Sequence[Row]) -> list[str]:
-    words = {-1: "fewer", 1: "more", 0: "no difference seen"}
     out = []
     for place, name in places([row for row in rows if row["method"] in METHODS]):
         own = select(rows, kind=place, problem=name, method="dpmpp_2m")
@@ -490,31 +437,27 @@ def _told(rows: Sequence[Row]) -> list[str]:
             ("own", "within 10 % of its own limit"), ("best", "within 10 % of its own lowest"),
             ("fixed", f"to {FIXED:g} times the control's limit"), ("away", f"samples within {CLOSE:g} of their limit"),
         ):  # fmt: skip
-            told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
-            for shape in shapes(own):
-                if shape != CONTROL:
-                    found = compared(own, shape, kind)
-                    told[sign(found)].append(shape + (f" ({show(found)})" if sign(found) else ""))
-            line = "; ".join(f"{words[k]}: {', '.join(v)}" for k, v in told.items() if v)
+            found = {s: compared(own, s, kind) for s in unique(own, "shape") if s != CONTROL}
+            named = [(sign(each), f"{s} ({show(each)})" if sign(each) else s) for s, each in found.items()]
+            line = listed(named, _FEWER)
             out.append(f"{name}, {place} score, {what}, evaluations against isotropic noise: {line}")
-    own = [row for row in rows if row["kind"] == "learned" and row["method"] == "dpmpp_2m"]
-    for shape in (s for s in ("rho=1", "rho=0.5") if select(own, shape=s)):
-        if select(own, shape="whitened"):
-            gaps: list[str] = []
-            for name in dict.fromkeys(row["problem"] for row in own):
+    own = select(rows, kind="learned", method="dpmpp_2m")
+    for shape in ("rho=1", "rho=0.5"):
+        if select(own, shape=shape) and select(own, shape="whitened"):
+            gaps = []
+            for name in unique(own, "problem"):
                 mine = select(own, problem=name, evaluations=COUNTS[-1])
                 gap = paired(select(mine, shape=shape), select(mine, shape="whitened"), "fd")
                 gaps.append(f"{name} {gap.show(2)}")
             shown = ", ".join(gaps)
             out.append(f"{shape} less isotropic noise on whitened data, Frechet distance at the limit: {shown}")
-    for shape in shapes(select(rows, method="langevin")):
+    for shape in unique(select(rows, method="langevin"), "shape"):
         flow = select(rows, kind="learned", problem="digits", shape=shape, method="dpmpp_2m", evaluations=12)
         langevin = select(rows, method="langevin", shape=shape, evaluations=LANGEVIN[-1])
         gap = paired(langevin, flow, "fd")
-        word = {1: "worse", -1: "better", 0: "no difference seen"}[gap.sign]
         out.append(
             f"digits, {shape}: {LANGEVIN[-1]} evaluations of annealed Langevin less 12 of the flow, Frechet distance"
-            f" {gap.show(2)} ({word})"
+            f" {gap.show(2)} ({WORDS[gap.sign]})"
         )
     return out
 

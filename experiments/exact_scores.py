@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -80,15 +81,10 @@ class Directions:
 
     def worst(self, mean: Array, variance: Array) -> Array:
         """KL of the worst of the widths, nats; what has no number is infinite."""
-        parts = [kl(m, v, l, w) for m, v, l, w in self._split(mean, variance)]
+        mean, size = np.broadcast_to(mean, variance.shape), len(self.l) // len(WIDTHS)
+        widths = [slice(i * size, (i + 1) * size) for i in range(len(WIDTHS))]
+        parts = [kl(mean[..., one], variance[..., one], self.l[one], self.weight[one]) for one in widths]
         return np.nan_to_num(np.max(parts, axis=0), nan=np.inf)
-
-    def _split(self, mean: Array, variance: Array) -> Iterator[tuple[Array, Array, Array, Array]]:
-        mean = np.broadcast_to(mean, variance.shape)
-        size = len(self.l) // len(WIDTHS)
-        for i in range(len(WIDTHS)):
-            part = slice(i * size, (i + 1) * size)
-            yield mean[..., part], variance[..., part], self.l[part], self.weight[part]
 
 
 def effective(kappa: float, shape: str, seed: int = 0, dim: int = DIM) -> tuple[Array, Array]:
@@ -100,13 +96,10 @@ def effective(kappa: float, shape: str, seed: int = 0, dim: int = DIM) -> tuple[
     if shape.startswith("rho="):
         rho = float(shape.removeprefix("rho="))
         return l / ((1.0 - rho) + rho * l), one
-    if shape == "full":
-        return one, one
-    if shape == "full, isotropic steps":
-        return one, l.min() / l
+    if shape.startswith("full"):
+        return one, one if shape == "full" else l.min() / l
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(dim, dim, generator=generator, dtype=torch.float64).numpy()
-    basis = np.linalg.qr(z)[0]
+    basis = np.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64).numpy())[0]
     if shape == "diagonal":  # per pixel, where the pixels are no principal axes
         s = basis * l @ basis.T
         deviation = np.sqrt(np.diag(s))
@@ -262,20 +255,17 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
     of = directions(cell["kappa"], cell["shape"], cell["seed"])
     told: Row = {"kappa_effective": of.high / of.low}
     if cell["shape"] == "full, isotropic steps":
-        return [{"sampler": "langevin"} | told | row for row in needed(partial(slow_langevin_trials, of))]
-    rows: list[Row] = []
-    steps = _STEPS[:1] if settings.quick else _STEPS
-    top = pairwise(of)
-    searches: dict[str, list[Row]] = {
-        "langevin": needed(*(partial(langevin_trials, of, count) for count in steps)),
-        "langevin, wide": needed(*(partial(langevin_trials, of, count, top) for count in steps)),
-        "langevin, beyond": needed(*(partial(langevin_trials, of, count, alphas=_BEYOND) for count in steps)),
-        "unannealed": needed(partial(unannealed_trials, of)),
-    }
-    searches |= {method: needed(partial(flow_trials, method, of)) for method in FLOWS}
-    for sampler, found in searches.items():
-        rows += [{"sampler": sampler} | told | row for row in found]
-    return rows
+        searches = {"langevin": [partial(slow_langevin_trials, of)]}
+    else:
+        steps = _STEPS[:1] if settings.quick else _STEPS
+        searches = {
+            "langevin": [partial(langevin_trials, of, count) for count in steps],
+            "langevin, wide": [partial(langevin_trials, of, count, pairwise(of)) for count in steps],
+            "langevin, beyond": [partial(langevin_trials, of, count, alphas=_BEYOND) for count in steps],
+            "unannealed": [partial(unannealed_trials, of)],
+            **{method: [partial(flow_trials, method, of)] for method in FLOWS},
+        }
+    return [{"sampler": sampler} | told | row for sampler, trials in searches.items() for row in needed(*trials)]
 
 
 def predicted(kappa: float, span: float) -> float:
@@ -333,16 +323,14 @@ def _counts(limit: int, growth: float = 1.25) -> list[int]:
 def section(rows: list[Row], folder: Path) -> Section:
     """Tables, figures and the sentences that they bear out."""
     kappas = sorted({float(row["kappa"]) for row in rows})
-    top = kappas[-1]
-    found = _Found(rows)
+    top, found = kappas[-1], _Found(rows)
     verdicts = {sampler: _verdict(found, sampler, kappas) for sampler in SAMPLERS}
-    gain = {sampler: found.ratio(sampler, top) for sampler in SAMPLERS}
+    gain = [f"{found.ratio(sampler, top):.1f}" for sampler in ("langevin", *FLOWS)]
     grown = found.exponent("langevin", "isotropic", kappas)
     answer = (
         f"With exact scores, condition number {top:.0e} and a KL of {MAIN} nats, isotropic noise costs annealed "
-        f"Langevin {gain['langevin']:.1f} times the evaluations of noise shaped like the data, Euler "
-        f"{gain['euler']:.1f}, Heun {gain['heun']:.1f}, DPM-Solver++(2M) {gain['dpmpp_2m']:.1f}"
-        f"{_over_learned(found, top)}; {_growth(grown)}. "
+        f"Langevin {gain[0]} times the evaluations of noise shaped like the data, Euler {gain[1]}, Heun {gain[2]}, "
+        f"DPM-Solver++(2M) {gain[3]}{_over_learned(found, top)}; {_growth(grown)}. "
         f"The predicted ratio 1 + ln(kappa) / (2 ln(tau_1 / tau_N)) is {_summary(verdicts)}."
     )
     return Section(
@@ -409,16 +397,18 @@ class _Found:
         row = self.one(sampler, "full", kappa, target)
         return predicted(kappa, row["tau_1"] / row["tau_n"]) if row and row.get("tau_1") else math.nan
 
+    def curve(self, sampler: str, shape: str, kappas: list[float]) -> dict[float, float]:
+        """Mean evaluations by condition number, where they were counted."""
+        return {k: count.mean for k in kappas if (count := self.count(sampler, shape, k))}
+
     def exponent(self, sampler: str, shape: str, kappas: list[float]) -> float:
         """``d ln evaluations / d ln kappa`` between the first condition number above 1 and the last."""
-        above = [k for k in kappas if k > 1.0 and self.count(sampler, shape, k)]
-        if not above:
-            return math.nan
+        counts = self.curve(sampler, shape, kappas)
+        above = [k for k in counts if k > 1.0]
         first = above[0] if len(above) > 1 else 1.0
-        ends = [self.count(sampler, shape, k) for k in (first, above[-1])]
-        if ends[0] is None or ends[1] is None:
+        if not above or first not in counts:
             return math.nan
-        return math.log(ends[1].mean / ends[0].mean) / math.log(above[-1] / first)
+        return math.log(counts[above[-1]] / counts[first]) / math.log(above[-1] / first)
 
 
 def _growth(exponent: float) -> str:
@@ -431,7 +421,7 @@ def _over_learned(found: _Found, kappa: float) -> str:
     """The same against a shape that the package learned: the exact one lets a ladder be tuned to a single direction."""
     if not found.count("langevin", "learned", kappa):
         return ""
-    told = [f"{found.ratio(s, kappa, over='learned'):.1f}" for s in ("langevin", "euler", "heun", "dpmpp_2m")]
+    told = [f"{found.ratio(s, kappa, over='learned'):.1f}" for s in ("langevin", *FLOWS)]
     return f" (against the shape learned from {POINTS} points {', '.join(told)})"
 
 
@@ -465,19 +455,16 @@ def _verdict_line(name: str, words: dict[float, str]) -> str:
 
 
 def _ratios(found: _Found, kappas: list[float]) -> str:
-    lines = []
-    for kappa in kappas:
-        line = [f"{kappa:g}"]
-        for sampler in SAMPLERS:
-            above, below = found.count(sampler, "isotropic", kappa), found.count(sampler, "full", kappa)
-            if above is None or below is None:
-                line.append("-")
-                continue
-            told = f" ({found.predicted(sampler, kappa):.1f})" if kappa > 1.0 else ""
-            line.append(f"{above.mean:.1f} / {below.mean:.1f} = **{above.mean / below.mean:.2f}**{told}")
-        slow, fast = found.count("unannealed", "isotropic", kappa), found.count("unannealed", "full", kappa)
-        line.append(f"{slow.mean:.3g} / {fast.mean:.3g} = {slow.mean / fast.mean:.3g}" if slow and fast else "-")
-        lines.append(line)
+    def cell(sampler: str, kappa: float) -> str:
+        above, below = found.count(sampler, "isotropic", kappa), found.count(sampler, "full", kappa)
+        if above is None or below is None:
+            return "-"
+        if sampler == "unannealed":
+            return f"{above.mean:.3g} / {below.mean:.3g} = {above.mean / below.mean:.3g}"
+        told = f" ({found.predicted(sampler, kappa):.1f})" if kappa > 1.0 else ""
+        return f"{above.mean:.1f} / {below.mean:.1f} = **{above.mean / below.mean:.2f}**{told}"
+
+    lines = [[f"{kappa:g}", *(cell(sampler, kappa) for sampler in (*SAMPLERS, "unannealed"))] for kappa in kappas]
     return table(["kappa", *(NAMES[s] for s in SAMPLERS), "unannealed Langevin"], lines)
 
 
@@ -493,7 +480,7 @@ def _targets(found: _Found, kappa: float) -> str:
 
 def _order(found: _Found) -> list[str]:
     known = ("isotropic", "diagonal", *PARTIAL, "learned", "full", "full, isotropic steps")
-    return [shape for shape in known if any(row["shape"] == shape for row in found.rows)]
+    return [shape for shape in known if select(found.rows, shape=shape)]
 
 
 def _shapes(found: _Found, kappas: list[float]) -> str:
@@ -529,28 +516,26 @@ def _ladders(found: _Found, kappa: float) -> str:
 
 
 def _findings(found: _Found, kappas: list[float], grown: float) -> list[str]:
-    top, out = kappas[-1], []
+    top, growth, why = kappas[-1], [], []
     for sampler in ("langevin", "langevin, wide", "heun"):
         added = _a_decade(found, sampler, kappas)
         if len(added) > 1:
             even = min(added) > 0.5 * max(added)
-            out.append(
+            growth.append(
                 f"{NAMES[sampler]}, isotropic: from one condition number to the next a factor of 10 adds "
                 f"{min(added):.3g} to {max(added):.3g} evaluations: "
                 + ("as a logarithm does." if even else "not evenly, so it is no logarithm over the whole range.")
             )
-    for sampler in ("langevin", "langevin, wide", "heun"):
-        rows = [found.one(sampler, shape, top) for shape in ("isotropic", "full")]
-        if any(row is None or not row.get("tau_1") for row in rows):
-            continue
-        spans = [math.log(row["tau_1"] / row["tau_n"]) for row in rows if row]
-        if min(spans) < 0.05:
-            continue
-        dense = [row["evaluations"] / span for row, span in zip(rows, spans, strict=True) if row]
-        out.append(
-            f"{NAMES[sampler]}, why: the isotropic ladder is {spans[0] / spans[1]:.1f} times as long in ln tau and has "
-            f"{dense[0] / dense[1]:.1f} times the evaluations on the same length; the formula counts the length alone."
-        )
+        rows = [row for shape in ("isotropic", "full") if (row := found.one(sampler, shape, top)) and row.get("tau_1")]
+        spans = [math.log(row["tau_1"] / row["tau_n"]) for row in rows]
+        if len(rows) == 2 and min(spans) >= 0.05:
+            dense = [row["evaluations"] / span for row, span in zip(rows, spans, strict=True)]
+            why.append(
+                f"{NAMES[sampler]}, why: the isotropic ladder is {spans[0] / spans[1]:.1f} times as long in ln tau and "
+                f"has {dense[0] / dense[1]:.1f} times the evaluations on the same length; the formula counts the length"
+                " alone."
+            )
+    out = growth + why
     slow = found.exponent("unannealed", "isotropic", kappas)
     steps = found.exponent("langevin", "full, isotropic steps", kappas)
     if not math.isnan(slow):
@@ -566,11 +551,10 @@ def _findings(found: _Found, kappas: list[float], grown: float) -> list[str]:
             f"corrected) grows as kappa^{steps:.2f}: "
             + ("the condition number is back." if steps > 0.6 else "annealing still hides the condition number.")
         )
-    near = [
-        (kappa, found.count("langevin", "learned", kappa)) for kappa in kappas
-        if all(float(row["kappa_effective"]) < 10.0 for row in found.of("langevin", "learned", kappa))
+    known = [
+        kappa for kappa in found.curve("langevin", "learned", kappas)
+        if kappa > 1.0 and all(row["kappa_effective"] < 10.0 for row in found.of("langevin", "learned", kappa))
     ]  # fmt: skip
-    known = [kappa for kappa, count in near if count and kappa > 1.0]
     if known:
         kappa = known[-1]
         told = ", ".join(f"{NAMES[s]} {found.ratio(s, kappa, over='learned'):.2f}" for s in SAMPLERS)
@@ -578,29 +562,27 @@ def _findings(found: _Found, kappas: list[float], grown: float) -> list[str]:
             f"Under the exact shape all directions are one, and a ladder can be tuned to that one. Isotropic over the "
             f"shape learned from {POINTS} points, whose directions differ, at {kappa:.0e}: {told}."
         )
-    where = max((float(row["kappa"]) for row in found.rows if row["shape"] == "diagonal"), default=top)
-    away = _paired(found, "diagonal", "isotropic", where)
+    where = max((float(row["kappa"]) for row in select(found.rows, shape="diagonal")), default=top)
+    away, far = _paired(found, "diagonal", "isotropic", where), _paired(found, "learned", "full", top)
+    told, told_far = (", ".join(f"{NAMES[s]} {ratio(a)}" for s, a in each.items()) for each in (away, far))
     if away:
         alike = max(abs(a.mean) for a in away.values()) < math.log(1.1)
-        told = ", ".join(f"{NAMES[s]} {ratio(a)}" for s, a in away.items())
         out.append(
             f"Per-pixel noise in a basis that is not the data's, over isotropic noise at {where:.0e}: {told}: "
             + ("it is the same as isotropic." if alike else "it is not the same as isotropic.")
         )
-    far = _paired(found, "learned", "full", top)
     if far:
-        told = ", ".join(f"{NAMES[s]} {ratio(a)}" for s, a in far.items())
         left = np.mean([float(row["kappa_effective"]) for row in found.of("langevin", "learned", top)])
         out.append(
             f"The shape that {POINTS} points and the default ridge (1e-3 of the mean variance) give, over the exact "
-            f"one at {top:.0e}: {told}. The ridge leaves a condition number of {left:.3g}."
+            f"one at {top:.0e}: {told_far}. The ridge leaves a condition number of {left:.3g}."
         )
     return out
 
 
 def _a_decade(found: _Found, sampler: str, kappas: list[float]) -> list[float]:
     """Evaluations that a factor of 10 adds under isotropic noise, between neighbouring condition numbers."""
-    counts = [(k, c.mean) for k in kappas if (c := found.count(sampler, "isotropic", k))]
+    counts = found.curve(sampler, "isotropic", kappas).items()
     return [(b - a) / math.log10(k / j) for (j, a), (k, b) in itertools.pairwise(counts)]
 
 
@@ -617,12 +599,16 @@ def _paired(found: _Found, shape: str, other: str, kappa: float) -> dict[str, Es
 
 def _figure(found: _Found, kappas: list[float], path: Path) -> str:
     figure, axes = panels(len(SAMPLERS) + 1)
+
+    def drawn(axis: Any, sampler: str, shape: str, label: str, colour: int) -> None:
+        counts = found.curve(sampler, shape, kappas)
+        if counts:
+            curve(axis, [*counts], [*counts.values()], label=label, colour=colour)
+
     for axis, sampler in zip(axes, SAMPLERS, strict=False):
         for i, shape in enumerate(_order(found)):
-            at = [k for k in kappas if found.count(sampler, shape, k)]
-            if at and shape != "full, isotropic steps":
-                counts = [found.count(sampler, shape, k) for k in at]
-                curve(axis, at, [c.mean for c in counts if c], label=shape, colour=i)
+            if shape != "full, isotropic steps":
+                drawn(axis, sampler, shape, shape, i)
         base = found.count(sampler, "full", kappas[0])
         if base:
             told = [base.mean * found.predicted(sampler, k) for k in kappas]
@@ -630,13 +616,9 @@ def _figure(found: _Found, kappas: list[float], path: Path) -> str:
         axis.set(xscale="log", title=NAMES[sampler], xlabel="condition number", ylabel="evaluations")
         axis.set_ylim(bottom=0.0)
     last = axes[-1]
-    for i, (sampler, shape, name) in enumerate(
-        (("unannealed", "isotropic", "unannealed, isotropic"),
-         ("langevin", "full, isotropic steps", "annealed, full, isotropic steps"),
-         ("langevin", "isotropic", "annealed, isotropic"), ("langevin", "full", "annealed, full"))
-    ):  # fmt: skip
-        at = [k for k in kappas if found.count(sampler, shape, k)]
-        curve(last, at, [c.mean for c in (found.count(sampler, shape, k) for k in at) if c], label=name, colour=i)
+    drawn(last, "unannealed", "isotropic", "unannealed, isotropic", 0)
+    for i, shape in enumerate(("full, isotropic steps", "isotropic", "full"), 1):
+        drawn(last, "langevin", shape, f"annealed, {shape}", i)
     last.set(xscale="log", yscale="log", title="where kappa shows", xlabel="condition number", ylabel="evaluations")
     last.legend(fontsize=7)
     axes[0].legend(fontsize=7)
@@ -649,20 +631,20 @@ def _second_figure(found: _Found, kappa: float, path: Path) -> str:
         for axis, sampler in zip(axes[:2], ("langevin, wide", "dpmpp_2m"), strict=True):
             pairs = [(c.mean, t) for t in TARGETS if (c := found.count(sampler, shape, kappa, t))]
             if pairs:
-                curve(axis, [p[0] for p in pairs], [p[1] for p in pairs], label=shape, colour=i)
+                curve(axis, *zip(*pairs, strict=True), label=shape, colour=i)
             axis.set(yscale="log", title=NAMES[sampler], xlabel="evaluations", ylabel="KL, nats")
-    axes[0].legend(fontsize=7)
     for i, sampler in enumerate(SAMPLERS):
         points = sorted(
-            {(float(row["kappa_effective"]), float(row["evaluations"])) for row in found.rows
-             if row["sampler"] == sampler and row["target"] == MAIN and row["shape"] != "full, isotropic steps"}
+            {(float(row["kappa_effective"]), float(row["evaluations"]))
+             for row in select(found.rows, sampler=sampler, target=MAIN) if row["shape"] != "full, isotropic steps"}
         )  # fmt: skip
-        curve(axes[2], [p[0] for p in points], [p[1] for p in points], label=NAMES[sampler], colour=i, linewidth=0.6)
+        curve(axes[2], *zip(*points, strict=True), label=NAMES[sampler], colour=i, linewidth=0.6)
     axes[2].set(
         xscale="log", yscale="log", title=f"every shape and kappa, {MAIN} nats", xlabel="condition number of R^-1 S",
         ylabel="evaluations", ylim=(1.0, None),
     )  # fmt: skip
-    axes[2].legend(fontsize=7)
+    for axis in (axes[0], axes[2]):
+        axis.legend(fontsize=7)
     axes[0].set_xscale("log")
     return save(figure, path)
 

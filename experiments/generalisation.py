@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from ansn.evaluation.neighbours import memorisation, nearest
+from experiments.lab import figure
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.figure import curve, panels, save
 from experiments.lab.problems import Problem, problem
-from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
-from experiments.lab.training import WIENER, Setup, Trained, blur, fit, noise_model, one_copy, tuned
+from experiments.lab.statistics import Estimate, estimate, mean, paired, select, table, unique
+from experiments.lab.training import TUNING_SEED, WIENER, Setup, Trained, blur, fit, noise_model, one_copy, tuned
 
 SEEDS = 5
-TUNING_SEED = 1000  # of no result
 GRID = (1e-3, 3e-3)
 VALIDATION = 147  # rows; what 1200 of the digits' 1347 leave
 SCORED = 150  # rows of a likelihood, of each part
@@ -87,8 +86,7 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
     at = next(at for n, rows, _, at in (QUICK if settings.quick else PLAN) if (n, rows) == (name, count))
     seeds, scored, steps = (2, 20, 3) if settings.quick else (SEEDS, SCORED, 12)
     base = Setup(shape, TUNING_SEED, steps=at[min(1, len(at) - 2)], batch_size=64)
-    grid = GRID[:1] if settings.quick else GRID
-    lr = tuned(parts(name, count, TUNING_SEED).learned, base, grid) if len(grid) > 1 else grid[0]
+    lr = tuned(parts(name, count, TUNING_SEED).learned, base, GRID[:1] if settings.quick else GRID)
     out: list[Row] = []
     for seed in range(seeds):
         split = parts(name, count, seed)
@@ -174,27 +172,29 @@ def best(rows: list[Row]) -> list[Row]:
 
 
 def section(rows: list[Row], folder: Path) -> Section:
-    plans = list(dict.fromkeys((row["problem"], row["size"]) for row in rows))
-    groups = {plan: select(rows, problem=plan[0], size=plan[1]) for plan in plans}
+    groups = {
+        f"{name} {size}": [_in_unit(row) for row in select(rows, problem=name, size=size)]
+        for name, size in unique(rows, "problem", "size")
+    }
     at_best: dict[str, list[tuple[str, Estimate]]] = {}
     tables: list[tuple[str, str]] = []
     for plan, group in groups.items():
         tables.append(_table_best(plan, group))
         control = best(select(group, shape="rho=0"))
-        for shape in _shapes(group):
+        for shape in unique(group, "shape"):
             apart = paired(best(select(group, shape=shape)), control, "test")
-            at_best.setdefault(shape, []).append((_label(plan), _scaled(apart, plan)))
+            at_best.setdefault(shape, []).append((plan, apart))
     tables += [_table_steps(plan, group) for plan, group in groups.items()]
     figures = [
         ("Negative log-likelihood of held-out rows (full) and training rows (dotted) while training; the shade is the"
-         " 95 % interval of the mean over seeds", _draw_likelihood(groups, folder)),
+         " 95 % interval of the mean over seeds", _draw(groups, folder / "generalisation_likelihood.png")),
         (f"Share of samples nearer to a training row than {QUANTILE:.0%} of the test rows; black: validation rows",
-         _draw_repetition(groups, folder)),
+         _draw(groups, folder / "generalisation_repetition.png")),
     ]  # fmt: skip
     return Section(
         question="Does adaptive noise generalise better?",
         answer=_answer(at_best, groups),
-        design=_DESIGN.format(seeds=len({row["seed"] for row in rows}), grid=", ".join(f"{lr:g}" for lr in GRID)),
+        design=_DESIGN.format(seeds=len(unique(rows, "seed")), grid=", ".join(f"{lr:g}" for lr in GRID)),
         tables=tables,
         figures=figures,
         findings=_findings(groups, rows),
@@ -217,90 +217,60 @@ covariance, shrunk as the validation rows like it. Every shape's density is that
 is."""
 
 
-def _shapes(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["shape"] for row in rows))
+def _unit(plan: str) -> str:
+    return "bits/dim" if plan.split()[0] in LEVELS else "nats/dim"
 
 
-def _label(plan: tuple[str, int]) -> str:
-    return f"{plan[0]} {plan[1]}"
-
-
-def _bits(plan: tuple[str, int]) -> bool:
-    return plan[0] in LEVELS
-
-
-def _unit(plan: tuple[str, int]) -> str:
-    return "bits/dim" if _bits(plan) else "nats/dim"
-
-
-def _scaled(apart: Estimate, plan: tuple[str, int]) -> Estimate:
-    """A difference of nats a dimension in the unit of its problem."""
-    unit = 1 / math.log(2) if _bits(plan) else 1.0
-    return Estimate(apart.mean * unit, apart.half * unit, apart.n)
-
-
-def _shown(value: float, plan: tuple[str, int]) -> float:
+def _in_unit(row: Row) -> Row:
     """Nats a dimension of a density in the unit of its problem: bits of a grey value, whose cell is 1/levels wide."""
-    return value / math.log(2) + math.log2(LEVELS[plan[0]]) if _bits(plan) else value
+    if row["problem"] not in LEVELS:
+        return row
+    shift = math.log2(LEVELS[row["problem"]])
+    told = {name: row[name] / math.log(2) + shift for name in ("train", "test", "gaussian")}
+    return row | told | {"footing": row["footing"] / math.log(2)}
 
 
-def _mean(rows: list[Row], column: str) -> Estimate:
-    return estimate(list(by_seed(rows, column).values()))
-
-
-def _level(rows: list[Row], column: str, plan: tuple[str, int]) -> str:
-    found = _mean(rows, column)
-    return f"{_shown(found.mean, plan):.3f}"
-
-
-def _gap(rows: list[Row], plan: tuple[str, int]) -> Estimate:
-    return _scaled(estimate([row["test"] - row["train"] for row in rows]), plan)
-
-
-def _table_best(plan: tuple[str, int], group: list[Row]) -> tuple[str, str]:
+def _table_best(plan: str, group: list[Row]) -> tuple[str, str]:
     control = best(select(group, shape="rho=0"))
     lines = []
-    for shape in _shapes(group):
+    for shape in unique(group, "shape"):
         own = best(select(group, shape=shape))
-        apart = _scaled(paired(own, control, "test"), plan)
+        apart, gap = paired(own, control, "test"), estimate([row["test"] - row["train"] for row in own])
         steps = sorted(row["step"] for row in own)
         lines.append([
             shape, f"{own[0]['lr']:g}", f"{steps[0]} to {steps[-1]}" if steps[0] < steps[-1] else steps[0],
-            _level(own, "test", plan), "-" if shape == "rho=0" else apart.show(2), _gap(own, plan).show(2),
-            f"{_mean(own, 'memorised').mean:.3f}", f"{_mean(own, 'ratio').mean:.2f}",
-            f"{_mean(own, 'footing').mean / (math.log(2) if _bits(plan) else 1):.1e}",
+            f"{mean(own, 'test').mean:.3f}", "-" if shape == "rho=0" else apart.show(2), gap.show(2),
+            f"{mean(own, 'memorised').mean:.3f}", f"{mean(own, 'ratio').mean:.2f}", f"{mean(own, 'footing').mean:.1e}",
         ])  # fmt: skip
-    some = select(group, shape=_shapes(group)[0], step=group[0]["step"])
-    lines.append(["validation rows", "", "", "", "", "", f"{_mean(some, 'memorised_held').mean:.3f}",
-                  f"{_mean(some, 'ratio_held').mean:.2f}", ""])  # fmt: skip
-    lines.append(["Gaussian", "", "", _level(some, "gaussian", plan), "", "", "", "", ""])
+    some = select(group, shape=unique(group, "shape")[0], step=group[0]["step"])
+    lines.append(["validation rows", "", "", "", "", "", f"{mean(some, 'memorised_held').mean:.3f}",
+                  f"{mean(some, 'ratio_held').mean:.2f}", ""])  # fmt: skip
+    lines.append(["Gaussian", "", "", f"{mean(some, 'gaussian').mean:.3f}", "", "", "", "", ""])
     unit = _unit(plan)
     head = ("shape", "rate", "best step", f"test, {unit}", "less rho=0 (paired)", "gap", "repeated", "ratio", "blur")
-    return f"{_label(plan)} rows, each run at its best checkpoint", table(head, lines)
+    return f"{plan} rows, each run at its best checkpoint", table(head, lines)
 
 
-def _table_steps(plan: tuple[str, int], group: list[Row]) -> tuple[str, str]:
-    steps = sorted({row["step"] for row in group})
+def _table_steps(plan: str, group: list[Row]) -> tuple[str, str]:
+    steps = sorted(unique(group, "step"))
     lines: list[list[Any]] = []
-    for shape in _shapes(group):
+    for shape in unique(group, "shape"):
         line: list[Any] = [shape]
         for step in steps:
             own, control = select(group, shape=shape, step=step), select(group, shape="rho=0", step=step)
-            value = _level(own, "test", plan)
-            told = "" if shape == "rho=0" else f" ({_scaled(paired(own, control, 'test'), plan).show(2)})"
-            line.append(f"{value}{told}, {_mean(own, 'memorised').mean:.2f}")
+            value = f"{mean(own, 'test').mean:.3f}"
+            told = "" if shape == "rho=0" else f" ({paired(own, control, 'test').show(2)})"
+            line.append(f"{value}{told}, {mean(own, 'memorised').mean:.2f}")
         lines.append(line)
-    caption = f"{_label(plan)} rows at equal steps: test {_unit(plan)} (paired difference to rho=0), share repeated"
+    caption = f"{plan} rows at equal steps: test {_unit(plan)} (paired difference to rho=0), share repeated"
     return caption, table(["shape", *(f"{step} steps" for step in steps)], lines)
 
 
 def _counted(found: list[tuple[str, Estimate]], unit: dict[str, str]) -> str:
     """How often an interval of a difference lies below, above or about 0; each difference with its interval."""
-    better = [name for name, apart in found if apart.sign < 0]
-    worse = [name for name, apart in found if apart.sign > 0]
+    better, worse, undecided = ([apart.sign for _, apart in found].count(sign) for sign in (-1, 1, 0))
     told = "; ".join(f"{name}: {apart.mean:+.2g} ± {apart.half:.1g} {unit[name]}" for name, apart in found)
-    open_ = len(found) - len(better) - len(worse)
-    counts = f"better in {len(better)}, worse in {len(worse)}, undecided in {open_} of {len(found)} settings"
+    counts = f"better in {better}, worse in {worse}, undecided in {undecided} of {len(found)} settings"
     return f"{counts} (difference of negative log-likelihoods, {told})"
 
 
@@ -313,8 +283,8 @@ def _verdict(found: list[tuple[str, Estimate]]) -> str:
     return "No: it generalises worse" if 1 in signs else "No difference seen"
 
 
-def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[str, int], list[Row]]) -> str:
-    unit = {_label(plan): _unit(plan) for plan in groups}
+def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[str, list[Row]]) -> str:
+    unit = {plan: _unit(plan) for plan in groups}
     partial = at_best.get("rho=0.5", [])
     parts = [
         f"{_verdict(partial)}: at each run's best checkpoint and against isotropic noise, the held-out likelihood of"
@@ -327,9 +297,8 @@ def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[s
     for plan, group in groups.items():
         last = max(row["step"] for row in group)
         apart = paired(select(group, shape="rho=0.5", step=last), select(group, shape="rho=0", step=last), "memorised")
-        repeated.append((_label(plan), apart))
-    more = sum(apart.sign > 0 for _, apart in repeated)
-    fewer = sum(apart.sign < 0 for _, apart in repeated)
+        repeated.append((plan, apart))
+    more, fewer = ([apart.sign for _, apart in repeated].count(sign) for sign in (1, -1))
     told = "; ".join(f"{name}: {apart.mean:+.2g} ± {apart.half:.1g}" for name, apart in repeated)
     parts.append(
         f"trained to the last step, rho = 0.5 repeats training rows more often than isotropic noise in {more} and less"
@@ -338,18 +307,18 @@ def _answer(at_best: dict[str, list[tuple[str, Estimate]]], groups: dict[tuple[s
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
 
 
-def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list[str]:
+def _findings(groups: dict[str, list[Row]], rows: list[Row]) -> list[str]:
     out = []
     for plan, group in groups.items():
         own, told = best(select(group, shape="rho=0.5")), []
         for control in ("diagonal", "whitened", "fixed rho=0.5"):
             other = best(select(group, shape=control))
             if other:
-                apart = _scaled(paired(own, other, "test"), plan)
+                apart = paired(own, other, "test")
                 word = {-1: "better than", 1: "worse than", 0: "not told from"}[apart.sign]
                 told.append(f"{word} {control} ({apart.mean:+.2g} ± {apart.half:.1g} {_unit(plan)})")
         if told:
-            out.append(f"{_label(plan)}: rho = 0.5, at its best, is {', '.join(told)}.")
+            out.append(f"{plan}: rho = 0.5, at its best, is {', '.join(told)}.")
     for plan, group in groups.items():
         last = max(row["step"] for row in group)
         told = []
@@ -357,28 +326,24 @@ def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list
             runs = select(group, shape=shape)
             if not runs:
                 continue
-            lost = _scaled(paired(select(runs, step=last), best(runs), "test"), plan)
+            lost = paired(select(runs, step=last), best(runs), "test")
             told.append(f"{shape} {lost.mean:.2g} ± {lost.half:.1g}")
-        out.append(f"{_label(plan)}: lost from the best checkpoint to step {last}, {_unit(plan)}: {', '.join(told)}.")
+        out.append(f"{plan}: lost from the best checkpoint to step {last}, {_unit(plan)}: {', '.join(told)}.")
     for plan, group in groups.items():
-        told = []
-        for shape in _shapes(group):
-            apart = _scaled(paired(best(select(group, shape=shape)), best(select(group, shape=shape)), "test",
-                                   lambda a, b: a), plan)  # fmt: skip
-            told.append((apart.mean, shape))
-        gaussian = _scaled(_mean(select(group, shape=_shapes(group)[0], step=group[0]["step"]), "gaussian"), plan)
+        told = [(mean(best(select(group, shape=shape)), "test").mean, shape) for shape in unique(group, "shape")]
+        gaussian = mean(group, "gaussian", shape=group[0]["shape"], step=group[0]["step"])
         below = [shape for value, shape in told if value < gaussian.mean]
         out.append(
-            f"{_label(plan)}: {len(below)} of {len(told)} shapes are ahead of a Gaussian with the training rows' shrunk"
+            f"{plan}: {len(below)} of {len(told)} shapes are ahead of a Gaussian with the training rows' shrunk"
             f" covariance; the best is {min(told)[1]}, by {gaussian.mean - min(told)[0]:.2g} {_unit(plan)}."
         )
     for plan, group in groups.items():
         last = max(row["step"] for row in group)
-        ends = [best(select(group, shape=shape)) for shape in _shapes(group)]
+        ends = [best(select(group, shape=shape)) for shape in unique(group, "shape")]
         rising = [runs[0]["shape"] for runs in ends if 2 * sum(row["step"] == last for row in runs) > len(runs)]
         if rising:
             out.append(
-                f"{_label(plan)}: still best at the last step, {last}, in most seeds, so that a longer run might do"
+                f"{plan}: still best at the last step, {last}, in most seeds, so that a longer run might do"
                 f" more for them: {', '.join(rising)}."
             )
     checked = [abs(row["integration"]) for row in rows if row.get("integration") is not None]
@@ -390,54 +355,30 @@ def _findings(groups: dict[tuple[str, int], list[Row]], rows: list[Row]) -> list
     return out
 
 
-def _draw_likelihood(groups: dict[tuple[str, int], list[Row]], folder: Path) -> str:
-    figure, axes = panels(len(groups))
+def _draw(groups: dict[str, list[Row]], path: Path) -> str:
+    """Likelihoods, or the share repeated, of every problem while training."""
+    drawn, axes = figure.panels(len(groups))
+    likelihood = "likelihood" in path.name
     for axis, (plan, group) in zip(axes, groups.items(), strict=True):
         for colour, shape in enumerate(_drawn(group)):
             runs = select(group, shape=shape)
-            steps = sorted({row["step"] for row in runs})
-            found = [_scaled(_mean(select(runs, step=step), "test"), plan) for step in steps]
-            shift = math.log2(LEVELS[plan[0]]) if _bits(plan) else 0.0
-            curve(axis, steps, [f.mean + shift for f in found], [_finite(f.half) for f in found], label=shape,
-                  colour=colour)  # fmt: skip
-            train = [_shown(_mean(select(runs, step=step), "train").mean, plan) for step in steps]
-            curve(axis, steps, train, label="", colour=colour, linestyle=":", marker=None)
-        axis.set(xscale="log", title=f"{_label(plan)} rows", xlabel="training steps", ylabel=_unit(plan))
-        _mark(axis, group)
+            figure.means(axis, runs, "step", "test" if likelihood else "memorised", label=shape, colour=colour)
+            if likelihood:
+                dotted: dict[str, Any] = {"linestyle": ":", "marker": None}
+                figure.means(axis, runs, "step", "train", shaded=False, label="", colour=colour, **dotted)
+        if not likelihood:
+            held = mean(group, "memorised_held", shape=group[0]["shape"], step=group[0]["step"]).mean
+            axis.axhline(held, color="black", linewidth=0.8)
+        axis.set(title=f"{plan} rows", xlabel="training steps")
+        axis.set_ylabel(_unit(plan) if likelihood else "share repeated")
+        figure.ticks(axis, sorted(unique(group, "step")))
         axis.legend(fontsize=7, frameon=False)
-    return save(figure, folder / "generalisation_likelihood.png")
-
-
-def _draw_repetition(groups: dict[tuple[str, int], list[Row]], folder: Path) -> str:
-    figure, axes = panels(len(groups))
-    for axis, (plan, group) in zip(axes, groups.items(), strict=True):
-        for colour, shape in enumerate(_drawn(group)):
-            runs = select(group, shape=shape)
-            steps = sorted({row["step"] for row in runs})
-            found = [_mean(select(runs, step=step), "memorised") for step in steps]
-            curve(axis, steps, [f.mean for f in found], [_finite(f.half) for f in found], label=shape, colour=colour)
-        held = _mean(select(group, shape=_shapes(group)[0], step=group[0]["step"]), "memorised_held").mean
-        axis.axhline(held, color="black", linewidth=0.8)
-        axis.set(xscale="log", title=f"{_label(plan)} rows", xlabel="training steps", ylabel="share repeated")
-        _mark(axis, group)
-        axis.legend(fontsize=7, frameon=False)
-    return save(figure, folder / "generalisation_repetition.png")
-
-
-def _mark(axis: Any, group: list[Row]) -> None:
-    """The steps themselves under a logarithmic axis."""
-    steps = sorted({row["step"] for row in group})
-    axis.set_xticks(steps, [str(step) for step in steps])
-    axis.minorticks_off()
+    return figure.save(drawn, path)
 
 
 def _drawn(group: list[Row]) -> list[str]:
     """Shapes that a panel can hold."""
-    return [shape for shape in _shapes(group) if shape in MAIN]
-
-
-def _finite(half: float) -> float:
-    return half if math.isfinite(half) else 0.0
+    return [shape for shape in unique(group, "shape") if shape in MAIN]
 
 
 CLAIM = Claim("generalisation", cells, run, section)

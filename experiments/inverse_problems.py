@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +33,12 @@ from ansn.denoiser import SKIPS
 from ansn.errors import refuse
 from ansn.evaluation import everything
 from ansn.machine import cpu_name
-from ansn.presets import PRESETS
 from ansn.sampling import Blur, Downsample, Mask, Operator, Posterior, Replacement, mmps, pigdm
 from ansn.training import train
+from experiments.lab import statistics
 from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.statistics import select, unique
+from experiments.lab.training import configured
 
 _NAME = "inverse_problems"
 _SHAPE = (1, 8, 8)
@@ -105,14 +107,12 @@ class Settings:
 
 def trained(settings: Settings, rho: float, seed: int) -> ansn.Denoiser:
     """The preset's model under that noise; trained unless the run is there."""
-    base, folder = PRESETS["digits"][1], str(settings.runs / f"rho{rho:g}-seed{seed}")
-    config = replace(
-        base,
-        noise=replace(base.noise, rho=rho),
-        network=replace(base.network, width=settings.width, skip=settings.skip),
-        optim=replace(base.optim, steps=settings.steps),
-        run=replace(base.run, out=folder, seed=seed, device="cpu", threads=settings.threads),
-    )
+    folder = str(settings.runs / f"rho{rho:g}-seed{seed}")
+    config = configured(
+        "digits", noise={"rho": rho}, network={"width": settings.width, "skip": settings.skip},
+        optim={"steps": settings.steps},
+        run={"out": folder, "seed": seed, "device": "cpu", "threads": settings.threads},
+    )  # fmt: skip
     return ansn.load_run(train(config)).model
 
 
@@ -207,20 +207,13 @@ def picture(truth: Tensor, operator: Operator, y: Tensor, drawn: dict[str, Tenso
 
 def table(rows: list[Row], column: str) -> str:
     """Markdown: mean over the seeds for every noise, method and problem."""
-    settings = list(dict.fromkeys((row["problem"], row["sigma"]) for row in rows))
-    cells: dict[tuple[float, str], dict[tuple[str, float], list[float]]] = {}
-    for row in rows:
-        where = cells.setdefault((row["rho"], row["method"]), {})
-        where.setdefault((row["problem"], row["sigma"]), []).append(row[column])
-    lines = [
-        "| noise | covariance | " + " | ".join(f"{p}, {s:g}" for p, s in settings) + " | mean |",
-        "| --- | --- |" + " --- |" * (len(settings) + 1),
-    ]
-    for (rho, method), values in cells.items():
-        means = [sum(v) / len(v) for v in (values[s] for s in settings)]
-        shown = " | ".join(f"{m:.2f}" for m in [*means, sum(means) / len(means)])
-        lines.append(f"| rho = {rho:g} | {method} | {shown} |")
-    return "\n".join(lines)
+    settings, lines = unique(rows, "problem", "sigma"), []
+    for rho, method in unique(rows, "rho", "method"):
+        own = select(rows, rho=rho, method=method)
+        found = [[row[column] for row in select(own, problem=p, sigma=s)] for p, s in settings]
+        means = [sum(values) / len(values) for values in found]
+        lines.append([f"rho = {rho:g}", method, *(f"{mean:.2f}" for mean in [*means, sum(means) / len(means)])])
+    return statistics.table(["noise", "covariance", *(f"{p}, {s:g}" for p, s in settings), "mean"], lines)
 
 
 def paired(rows: list[Row], column: str, one: str, other: str) -> str:

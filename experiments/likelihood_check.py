@@ -14,7 +14,7 @@ The tables are printed as Markdown at the end.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
 import sys
 import tempfile
@@ -36,9 +36,11 @@ from ansn.denoiser import SKIPS
 from ansn.errors import refuse
 from ansn.likelihood.flow import BASES, PROBES
 from ansn.machine import cpu_name
-from ansn.presets import PRESETS
 from ansn.training import train
 from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.mixture import Mixture
+from experiments.lab.statistics import select, table, unique
+from experiments.lab.training import configured
 
 _NAME = "likelihood_check"
 _SOLVERS: dict[str, list[dict[str, Any]]] = {
@@ -77,39 +79,16 @@ class Settings:
 
 
 class MixtureMean(nn.Module):
-    """``E[x | x~]`` of ``sum_c w_c N(m_c, S_c)`` under noise ``tau^2 R``, where a network would stand.
-
-    ``means`` ``[C, d]``, ``covariances`` ``[C, d, d]``, ``weights`` ``[C]``, ``r`` ``[d, d]``, float64.
-    """
+    """``E[x | x~]`` of a mixture under noise ``tau^2 R``, where a network would stand."""
 
     conditioning = "log"
 
-    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, r: Tensor) -> None:
+    def __init__(self, density: Mixture, r: Tensor) -> None:
         super().__init__()
-        self.means, self.covariances, self.weights, self.r = means, covariances, weights, r
-
-    def components(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-        """``log w_c N(x; m_c, P_c)`` ``[B, C]`` and ``P_c^-1 (x - m_c)`` ``[C, d, B]``, ``P_c = S_c + tau^2 R``."""
-        factor = torch.linalg.cholesky(self.covariances + tau**2 * self.r)
-        away = (x.unsqueeze(0) - self.means.unsqueeze(1)).mT
-        solved = torch.cholesky_solve(away, factor)
-        logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
-        square = (away * solved).sum(1)
-        return (self.weights.log()[:, None] - 0.5 * (square + logdet + x.shape[1] * math.log(2 * math.pi))).mT, solved
+        self.density, self.r = density, r
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        logs, solved = self.components(x, math.exp(4 * float(level[0])))
-        means = self.means[:, :, None] + self.covariances @ solved
-        return torch.einsum("bc,cdb->bd", logs.softmax(1), means)
-
-    def log_density(self, x: Tensor, tau: float) -> Tensor:
-        """Of the perturbed density, ``[B]``."""
-        return self.components(x, tau)[0].logsumexp(1)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        owner = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.means.shape[1], 1, generator=generator, dtype=torch.float64)
-        return self.means[owner] + (torch.linalg.cholesky(self.covariances)[owner] @ z).squeeze(2)
+        return self.density.denoised(x, math.exp(8 * float(level[0])) * self.r)
 
 
 def target(kind: str, dim: int, rho: float) -> ansn.Denoiser:
@@ -121,24 +100,23 @@ def target(kind: str, dim: int, rho: float) -> ansn.Denoiser:
     bases = torch.linalg.qr(torch.randn(count, dim, dim, generator=generator, dtype=torch.float64))[0]
     covariances = bases * spectrum @ bases.mT
     weights = torch.arange(count, 0, -1, dtype=torch.float64) / (count * (count + 1) / 2)
-    mean = weights @ means
-    away = means - mean
-    s = torch.einsum("c,cij->ij", weights, covariances) + torch.einsum("c,ci,cj->ij", weights, away, away)
+    density = Mixture(means, covariances, weights)
+    s = density.covariance()
     r = rho * s + (1 - rho) * s.diagonal().mean() * torch.eye(dim, dtype=torch.float64)
     double = {"dtype": torch.float64, "factor_dtype": torch.float64}
     covariance = ansn.AdaptiveCovariance(dim, rho=rho, eps=0.0, initial=s, **double).freeze()
-    covariance.center.copy_(mean)
+    covariance.center.copy_(density.mean())
     ladder = ansn.levels.karras(max(ansn.levels.tau_max_flow(dim), 6.0), 0.01)
-    network = MixtureMean(means, covariances, weights, r)
-    return ansn.Denoiser(network, ansn.NoiseModel(covariance, ladder), precondition=False)
+    return ansn.Denoiser(MixtureMean(density, r), ansn.NoiseModel(covariance, ladder), precondition=False)
 
 
 def closed_form(kind: str, dim: int, settings: Settings) -> tuple[ansn.Denoiser, Tensor, Tensor]:
     """A denoiser, points of its data and their log-densities at the ladder's end."""
     model = target(kind, dim, settings.rho)
     assert isinstance(model.network, MixtureMean)
-    x = model.network.sample(settings.rows, torch.Generator().manual_seed(0))
-    return model, x, model.network.log_density(x, model.noise.levels.minimum)
+    density, sigma = model.network.density, model.noise.levels.minimum**2 * model.network.r
+    x, _ = density.sample(settings.rows)
+    return model, x, density.log_density(x, sigma)
 
 
 def solvers(settings: Settings, tell: Callable[[Row], None]) -> None:
@@ -196,16 +174,11 @@ def digits(settings: Settings, tell: Callable[[Row], None], tell_probes: Callabl
 
 
 def _trained(settings: Settings, rho: float, seed: int, folder: str) -> ansn.Denoiser:
-    preset = PRESETS["digits"][1]
-    config = dataclasses.replace(
-        preset,
-        data=dataclasses.replace(preset.data, dequantise=True),
-        noise=dataclasses.replace(preset.noise, rho=rho),
-        network=dataclasses.replace(preset.network, skip=settings.skip),
-        optim=dataclasses.replace(preset.optim, steps=settings.steps),
-        sampling=dataclasses.replace(preset.sampling, samples=0),
-        run=dataclasses.replace(preset.run, out=folder, seed=seed, threads=settings.threads),
-    )
+    config = configured(
+        "digits", data={"dequantise": True}, noise={"rho": rho}, network={"skip": settings.skip},
+        optim={"steps": settings.steps}, sampling={"samples": 0},
+        run={"out": folder, "seed": seed, "threads": settings.threads},
+    )  # fmt: skip
     train(config)
     return ansn.load_run(folder).model
 
@@ -225,11 +198,8 @@ def _scored(model: ansn.Denoiser, data: Dataset, settings: Settings) -> Row:
 
 def solver_table(rows: list[Row]) -> str:
     """Markdown: mean (largest) error in nats a dimension."""
-    targets = list(dict.fromkeys((row["target"], row["dim"]) for row in rows))
-    lines = [
-        "| | " + " | ".join(f"{kind}, d = {dim}" for kind, dim in targets) + " |",
-        "| --- |" + " --- |" * len(targets),
-    ]
+    targets = unique(rows, "target", "dim")
+    lines = []
     for solver, choices in _SOLVERS.items():
         for option in choices:
             name, value = next(iter(option.items()))
@@ -237,40 +207,35 @@ def solver_table(rows: list[Row]) -> str:
             spent = sorted({r["evaluations"] for r in own.values()})
             told = f"{spent[0]}" if len(spent) == 1 else f"{spent[0]} to {spent[-1]}"
             cells = [f"{own[t]['mean_error']:.1e} ({own[t]['max_error']:.1e})" for t in targets]
-            lines.append(f"| {solver}, {name} {value:g}: {told} evaluations | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([f"{solver}, {name} {value:g}: {told} evaluations", *cells])
+    return table(["", *(f"{kind}, d = {dim}" for kind, dim in targets)], lines)
 
 
 def probe_table(rows: list[Row]) -> str:
     """Markdown: standard deviation of one probe, nats a dimension."""
-    targets = list(dict.fromkeys((row["target"], row["dim"], row["rho"]) for row in rows))
-    names = [f"{kind}, d = {dim}, rho = {rho:g}" for kind, dim, rho in targets]
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(targets)]
-    for basis in BASES:
-        for probe in PROBES:
-            own = {
-                (r["target"], r["dim"], r["rho"]): r["sd"] for r in rows if (r["basis"], r["probe"]) == (basis, probe)
-            }
-            lines.append(f"| {basis}, {probe} | " + " | ".join(f"{own[t]:.2g}" for t in targets) + " |")
-    return "\n".join(lines)
+    targets = unique(rows, "target", "dim", "rho")
+    lines = []
+    for basis, probe in itertools.product(BASES, PROBES):
+        own = {(r["target"], r["dim"], r["rho"]): r["sd"] for r in select(rows, basis=basis, probe=probe)}
+        lines.append([f"{basis}, {probe}", *(f"{own[target]:.2g}" for target in targets)])
+    return table(["", *(f"{kind}, d = {dim}, rho = {rho:g}" for kind, dim, rho in targets)], lines)
 
 
 def digits_table(rows: list[Row]) -> str:
     """Markdown: mean over the seeds (each seed)."""
-    lines = ["| | training | held out |", "| --- | --- | --- |"]
-    for rho in dict.fromkeys(row["rho"] for row in rows):
+    lines = []
+    for rho in unique(rows, "rho"):
         cells = []
         for split in ("train", "test"):
-            values = [r["bits_per_dim"] for r in rows if (r["rho"], r["split"]) == (rho, split)]
+            values = [row["bits_per_dim"] for row in select(rows, rho=rho, split=split)]
             cells.append(f"**{sum(values) / len(values):.3f}** ({' / '.join(f'{v:.3f}' for v in values)})")
-        lines.append(f"| rho = {rho:g} | {cells[0]} | {cells[1]} |")
+        lines.append([f"rho = {rho:g}", *cells])
     errors, probe_errors = ([row[name] for row in rows] for name in ("error", "probe_error"))
-    lines += [
-        "",
+    note = (
         f"Bits a dimension, {rows[0]['n']} images a split; standard error over the images {min(errors):.3f} to"
-        f" {max(errors):.3f}, of which the probes make {min(probe_errors):.3f} to {max(probe_errors):.3f}.",
-    ]
-    return "\n".join(lines)
+        f" {max(errors):.3f}, of which the probes make {min(probe_errors):.3f} to {max(probe_errors):.3f}."
+    )
+    return "\n".join([table(["", "training", "held out"], lines), "", note])
 
 
 def run(settings: Settings) -> list[str]:

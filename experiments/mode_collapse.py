@@ -10,12 +10,14 @@ densities learned by a small network, under every control, judged beside exact s
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,18 +32,18 @@ from ansn.evaluation.discrepancy import sliced_to
 from ansn.evaluation.resampling import Statistic, of_all
 from experiments.lab import figure
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
-from experiments.lab.exact import ExactDenoiser, known_covariance
-from experiments.lab.mixture import Mixture
-from experiments.lab.problems import Problem, vectors
-from experiments.lab.statistics import Estimate, by_seed, estimate, paired, select, table
-from experiments.lab.training import WIENER, Setup, Trained, diagonal_start, fit, tuned
+from experiments.lab.exact import ExactDenoiser, known_noise
+from experiments.lab.mixture import Mixture, basis
+from experiments.lab.problems import Problem, of_density
+from experiments.lab.statistics import WORDS, Estimate, estimate, listed, mean, paired, select, table, unique
+from experiments.lab.training import TUNING_SEED, WIENER, Setup, Trained, fit, halfway, tuned
 
 DIM = 8
 N = 1000  # samples of a seed
 BOTTOM, LOW = 0.01, 1e-4  # last level of the ladders
 RUNGS, PER_RUNG = 10, 100  # of annealed Langevin: NCSN's and the paper's budget
 ALPHA = 0.2  # the paper's dimensionless step, 2e-5 / 0.01^2
-STEPS, EIGHT_STEPS, RATES, TUNING_SEED = 700, 1200, (5e-4, 1e-3, 2e-3), 1000
+STEPS, EIGHT_STEPS, RATES = 700, 1200, (5e-4, 1e-3, 2e-3)
 OUTSIDE = 1e-3  # share of a component that lies outside of its box
 EXACT_SHAPES = ("rho=0", "diagonal", "rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1", "whitened")
 FEW_SHAPES = ("rho=0", "rho=0.5", "rho=1", "whitened")
@@ -74,19 +76,13 @@ class Scene:
     within: Tensor | None = None
 
 
-def basis(dim: int = DIM, seed: int = 0) -> Tensor:
-    """A random orthonormal basis, columns, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
-
-
 @cache
 def scene(modes: str, half: float, ratio: float, share: float) -> Scene:
     """``two``: ``share N(h e, W) + (1 - share) N(-h e, W)``, W of deviation ``half / ratio`` along e and 1 elsewhere.
     ``eight``: all signs of ``h (e_1, e_2 / 5, e_3 / 25)``, deviations a ``ratio``-th of these along e_1 to e_3.
     ``rotated``: four of mean 0, deviations ``half`` in two directions each of their own and ``half / ratio`` in the
     others, so that the whole covariance is a multiple of the identity."""
-    q = basis()
+    q = basis(DIM)
     if modes == "rotated":
         spread = torch.full((4, DIM), (half / ratio) ** 2, dtype=torch.float64)
         for c in range(4):
@@ -134,6 +130,16 @@ def merge_level(half: Tensor, within: Tensor, shape: Tensor, share: float = 0.5)
     return 0.0 if excess(low) <= 0.0 else math.exp(brentq(excess, low, high))
 
 
+def _jumps(y: Any, half: float, deviation: float, share: float, rate: float) -> tuple[Any, Any, Any]:
+    """Rates between neighbouring cells, up and down, and out of each, of two modes at +-half on a grid."""
+    logs = np.logaddexp(
+        math.log(share) - 0.5 * ((y - half) / deviation) ** 2, math.log1p(-share) - 0.5 * ((y + half) / deviation) ** 2
+    )
+    change = np.clip(np.diff(logs), -50.0, 50.0)
+    up, down = rate * np.exp(0.5 * change), rate * np.exp(-0.5 * change)
+    return up, down, np.append(up, 0.0) + np.insert(down, 0, 0.0)
+
+
 def mixing_rate(half: float, width: float, r: float, tau: float, share: float = 0.5, cells: int = 800) -> float:
     """Second eigenvalue of Langevin's generator at one level, along the line between two modes, per unit of
     ``alpha`` times steps.
@@ -146,13 +152,8 @@ def mixing_rate(half: float, width: float, r: float, tau: float, share: float = 
     noise = tau * tau * r
     deviation = math.sqrt(width * width + noise)
     y, h = np.linspace(-half - 7 * deviation, half + 7 * deviation, cells, retstep=True)
-    logs = np.logaddexp(
-        math.log(share) - 0.5 * ((y - half) / deviation) ** 2, math.log1p(-share) - 0.5 * ((y + half) / deviation) ** 2
-    )
     rate = 0.5 * noise / h**2
-    up = rate * np.exp(0.5 * np.diff(logs))
-    down = rate * np.exp(-0.5 * np.diff(logs))
-    leaving = np.append(up, 0.0) + np.insert(down, 0, 0.0)
+    _, _, leaving = _jumps(y, half, deviation, share, rate)
     # Similar to the symmetric matrix of off-diagonals -sqrt(up down) = -rate.
     values = eigh_tridiagonal(leaving, np.full(cells - 1, -rate), eigvals_only=True, select="i", select_range=(1, 1))
     return max(float(values[0]), 0.0)
@@ -184,17 +185,12 @@ def annealed_share(
         grid = np.linspace(-reach, reach, cells + 1)
         mass = np.diff(np.interp(grid, edges, cumulative))
         edges, y, h = grid, 0.5 * (grid[1:] + grid[:-1]), grid[1] - grid[0]
-        logs = np.logaddexp(
-            math.log(share) - 0.5 * ((y - half) / deviation[i]) ** 2,
-            math.log1p(-share) - 0.5 * ((y + half) / deviation[i]) ** 2,
-        )
-        rate, change = 0.5 * tau * tau * r / h**2, np.clip(np.diff(logs), -50.0, 50.0)
-        up, down = rate * np.exp(0.5 * change), rate * np.exp(-0.5 * change)
+        up, down, leaving = _jumps(y, half, deviation[i], share, 0.5 * tau * tau * r / h**2)
         count = max(1, math.ceil(ALPHA * steps / 0.05))
         dt = ALPHA * steps / count
         banded = np.zeros((3, cells))
         banded[0, 1:], banded[2, :-1] = -dt * down, -dt * up
-        banded[1] = 1.0 + dt * (np.append(up, 0.0) + np.insert(down, 0, 0.0))
+        banded[1] = 1.0 + dt * leaving
         for _ in range(count):
             mass = solve_banded((1, 1), banded, mass, check_finite=False)
         cumulative = np.insert(np.cumsum(mass), 0, 0.0)
@@ -323,28 +319,22 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
     return {"exact": _exact, "transport": _transport, "learned": _learned}[cell["kind"]](cell)
 
 
-def _place(cell: Cell) -> tuple[str, float, float, float]:
-    return cell["modes"], cell["half"], cell["ratio"], cell["share"]
+_PLACE = ("modes", "half", "ratio", "share")
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return tuple(cell[name] for name in _PLACE)
 
 
 def _noise(cell: Cell, bottom: float) -> tuple[ansn.NoiseModel, list[Mixture]]:
     """Noise of the exact moments, its start from the data as in training; the parts that the denoiser tells apart."""
     density = scene(*_place(cell)).density
     shape, _, regions = cell["shape"].partition(" ")
-    options: dict[str, object] = {"rho": 0.5, "structure": "diagonal"} if shape == "diagonal" else {}
-    if shape == "whitened":  # isotropic noise on whitened data is noise of exactly the data's shape
-        options = {"rho": 1.0, "eps": 0.0}
-    elif shape != "diagonal":
-        options = {"rho": float(shape.removeprefix("rho="))}
     parts = [density]
     if regions:
         parts = [Mixture(m[None], s[None]) for m, s in zip(density.means, density.covariances, strict=True)]
-    covariance = known_covariance(parts, **options)
     x, owner = density.sample(1000, seed=1)
-    start = ansn.levels.tau_start(x, covariance, region=owner if regions else None)
-    if shape == "diagonal":  # its start knows no correlations
-        start = max(start, diagonal_start(x, covariance))
-    return ansn.NoiseModel(covariance, ansn.levels.karras(start, bottom)), parts
+    return known_noise(parts, shape, x, owner if regions else None, bottom), parts
 
 
 def _langevin(model: ansn.Denoiser, seed: int, n: int) -> Tensor:
@@ -366,7 +356,7 @@ def _exact(cell: Cell) -> list[Row]:
         model = ExactDenoiser(noise, parts)
         shape = noise.covariance.noise_shape()[0]
         shape = shape if shape.ndim == 2 else torch.diag(shape)
-        merge = math.nan
+        merge = None
         if own.within is not None:
             merge = min(merge_level(half, own.within, shape, cell["share"]) for half in own.halves)
         for seed in range(cell["seeds"]):
@@ -377,7 +367,7 @@ def _exact(cell: Cell) -> list[Row]:
                 x, last = draw.batch(0, N), float(draw.taus[-1])
             rows.append({
                 "seed": seed, "sampler": sampler, "evaluations": count, "bottom": last, "start": noise.levels.start,
-                "merge": None if math.isnan(merge) else merge, **judge(x, *place), **floor(seed, *place), "n": N,
+                "merge": merge, **judge(x, *place), **floor(seed, *place), "n": N,
             })  # fmt: skip
     return rows
 
@@ -400,7 +390,7 @@ def _transport(cell: Cell) -> list[Row]:
                 expected = annealed_share(cell["half"], width, r, taus, steps, share)
                 freeze = freezing_level(cell["half"], width, r, steps, share)
             else:
-                expected, freeze = flow_share(cell["half"], width, r, top, share), math.nan
+                expected, freeze = flow_share(cell["half"], width, r, top, share), None
             for seed in range(cell["seeds"]):
                 x = heavy.sample(N, seed=seed)[0].float()
                 x, _ = noise.perturb(x, tau=top, seed=seed, step=1)
@@ -412,7 +402,7 @@ def _transport(cell: Cell) -> list[Row]:
                 found = float(((x.double() @ direction) > 0).double().mean())
                 rows.append({
                     "seed": seed, "sampler": "langevin" if steps else "flow", "top": top, "per_rung": steps, "r": r,
-                    "merge": merge, "freeze": None if math.isnan(freeze) else freeze, "found": found,
+                    "merge": merge, "freeze": freeze, "found": found,
                     "predicted": expected, "n": N,
                 })  # fmt: skip
     return rows
@@ -420,19 +410,13 @@ def _transport(cell: Cell) -> list[Row]:
 
 def modes_problem(cell: Cell) -> Problem:
     """Rows of a cell's density, and its network."""
-    density = scene(*_place(cell)).density
-    splits = [vectors("modes", *density.sample(n, seed)) for n, seed in ((8000, 1), (2000, 2))]
-    features = PixelFeatures((DIM,), "modes")
-    return Problem(
-        "modes", splits[0], splits[1], lambda **o: ansn.networks.MLP((DIM,), 64, 2, **o),
-        features, features, density,
-    )  # fmt: skip
+    return of_density("modes", scene(*_place(cell)).density, 64, features=PixelFeatures((DIM,), "modes"))
 
 
 def _learned(cell: Cell) -> list[Row]:
     place, rows = _place(cell), []
     learned, base = modes_problem(cell), replace(VARIANTS[cell["shape"]], steps=cell["steps"])
-    rate = tuned(learned, replace(base, seed=TUNING_SEED, steps=max(1, base.steps // 2)), RATES)
+    rate = tuned(learned, halfway(base), RATES)
     for seed in range(cell["seeds"]):
         for trained in fit(learned, replace(base, seed=seed, lr=rate), (max(1, base.steps // 4), base.steps)):
             samplers = ["flow" if trained.step == base.steps else "flow early"]
@@ -463,15 +447,15 @@ def _drawn(trained: Trained, sampler: str, seed: int, cell: Cell) -> Tensor:
 
 _EXACT_SHOWN = (("flow", 12), ("flow", 40), ("flow low", 40), ("langevin", RUNGS * PER_RUNG + 1))
 METRICS = {"tv": "shares (TV)", "weights": "nearest mode (TV)", "cov": "covariance", "sw2": "sliced W2"}
-_WORDS = {-1: "better", 1: "worse", 0: "no difference seen"}
+Place = tuple[str, float, float, float]
 
 
-def settings_of(rows: Sequence[Row], kind: str) -> list[tuple[str, float, float, float]]:
+def settings_of(rows: Sequence[Row], kind: str) -> list[Place]:
     """Densities of one kind of cell, in order."""
-    return list(dict.fromkeys((r["modes"], r["half"], r["ratio"], r["share"]) for r in rows if r["kind"] == kind))
+    return unique(select(rows, kind=kind), *_PLACE)
 
 
-def named(place: tuple[str, float, float, float]) -> str:
+def named(place: Place) -> str:
     """A density in words."""
     modes, half, ratio, share = place
     if modes == "two":
@@ -480,9 +464,9 @@ def named(place: tuple[str, float, float, float]) -> str:
     return "eight, half-distances 1, 0.2, 0.04" if modes == "eight" else "four rotated, 1 to 0.125"
 
 
-def of(rows: Sequence[Row], kind: str, place: tuple[str, float, float, float], **more: object) -> list[Row]:
+def of(rows: Sequence[Row], kind: str, place: Place, **more: object) -> list[Row]:
     """Rows of one kind and density."""
-    return select(rows, kind=kind, **dict(zip(("modes", "half", "ratio", "share"), place, strict=True)), **more)
+    return select(rows, kind=kind, **dict(zip(_PLACE, place, strict=True)), **more)
 
 
 def against(rows: Sequence[Row], shape: str, control: str, metric: str = "tv") -> Estimate:
@@ -490,111 +474,88 @@ def against(rows: Sequence[Row], shape: str, control: str, metric: str = "tv") -
     return paired(select(rows, shape=shape), select(rows, shape=control), metric)
 
 
-def verdict(rows: Sequence[Row], metric: str = "tv") -> dict[str, dict[int, list[str]]]:
-    """For every learned density without regions: which of the adapted shapes the paired interval says is better (-1),
-    worse (1) or no different (0) than the isotropic control; densities by name."""
-    out: dict[str, dict[int, list[str]]] = {}
-    for place in settings_of(rows, "learned"):
-        own = of(rows, "learned", place, sampler="flow")
-        signs: dict[int, list[str]] = {-1: [], 0: [], 1: []}
-        for shape in _ADAPTED:
-            if select(own, shape=shape):
-                signs[against(own, shape, CONTROL, metric).sign].append(shape)
-        out[named(place)] = signs
-    return out
+def _learned_flows(rows: Sequence[Row], sampler: str = "flow") -> list[tuple[Place, list[Row]]]:
+    """Every learned density and its rows."""
+    return [(place, of(rows, "learned", place, sampler=sampler)) for place in settings_of(rows, "learned")]
+
+
+def _signs(own: Sequence[Row], control: str = CONTROL, shapes: Sequence[str] = _ADAPTED) -> list[int]:
+    """What the paired intervals of ``tv`` say of these shapes, as far as they were run, against one control."""
+    return [against(own, shape, control).sign for shape in shapes if select(own, shape=shape)]
 
 
 def answer(rows: Sequence[Row]) -> str:
     """Chosen by the signs of the paired intervals of ``tv``, learned score and flow; then what whitening does, and what
     the exact score says."""
     # Rotated components have no global shape to follow: they are a check that nothing is found there.
-    found = [signs for name, signs in verdict(rows).items() if "rotated" not in name]
-    better, worse = (sum(len(signs[way]) for signs in found) for way in (-1, 1))
-    pairs = sum(len(names) for signs in found for names in signs.values())
-    count = f"better in {better} of {pairs} pairs of a setting and a rho, worse in {worse}"
+    signs = [sign for place, own in _learned_flows(rows) if place[0] != "rotated" for sign in _signs(own)]
+    better, pairs = signs.count(-1), len(signs)
+    count = f"better in {better} of {pairs} pairs of a setting and a rho, worse in {signs.count(1)}"
     if not pairs:
         head = "No learned rows"
     elif better == pairs:
         head = f"Yes: with a learned score adapted noise kept modes better than isotropic noise in all {pairs} pairs"
-    elif not better:
-        head = f"No: with a learned score adapted noise against isotropic noise kept modes {count}"
     else:
-        head = f"Not in general: with a learned score adapted noise against isotropic noise kept modes {count}"
+        word = "Not in general" if better else "No"
+        head = f"{word}: with a learned score adapted noise against isotropic noise kept modes {count}"
     return "; ".join([head, *_early(rows), *_whitening(rows), *_wiener(rows), *_regions(rows), *_ladder(rows)]) + "."
 
 
 def _early(rows: Sequence[Row]) -> list[str]:
     """The same counts at a quarter of the steps, over pairs of a density and an adapted shape."""
-    signs = []
-    for place in settings_of(rows, "learned"):
-        own = of(rows, "learned", place, sampler="flow early")
-        signs += [against(own, s, CONTROL).sign for s in _ADAPTED if select(own, shape=s)]
-    if not signs:
-        return []
-    return [
+    signs = [sign for _, own in _learned_flows(rows, "flow early") for sign in _signs(own)]
+    told = (
         f"at a quarter of the steps it was better in {signs.count(-1)} of {len(signs)} pairs of a setting and a rho,"
         f" worse in {signs.count(1)}"
-    ]
+    )
+    return [told] if signs else []
+
+
+def _whitening(rows: Sequence[Row]) -> list[str]:
+    flows = [own for _, own in _learned_flows(rows) if select(own, shape="whitened")]
+    signs = [-sign for own in flows for sign in _signs(own, "whitened")]
+    told = (
+        f"isotropic noise on whitened data was better than adapted noise in {signs.count(-1)} of {len(signs)} pairs"
+        f" of a setting and a rho, worse in {signs.count(1)}"
+    )
+    return [told] if signs else []
 
 
 def _regions(rows: Sequence[Row]) -> list[str]:
     """What a shape for each class adds to a network that is told the class."""
     out = []
-    for place in settings_of(rows, "learned"):
-        own = of(rows, "learned", place, sampler="flow")
-        shapes = [s for s in dict.fromkeys(r["shape"] for r in own) if "regions" in s]
+    for place, own in _learned_flows(rows):
+        shapes = [s for s in unique(own, "shape") if "regions" in s]
         if shapes and select(own, shape="rho=0 told"):
-            told = [f"{s} {_WORDS[against(own, s, 'rho=0 told').sign]}" for s in shapes]
+            told = [f"{s} {WORDS[against(own, s, 'rho=0 told').sign]}" for s in shapes]
             out.append(f"against isotropic noise with the same labels ({named(place)}): {', '.join(told)}")
     return out
-
-
-def _whitening(rows: Sequence[Row]) -> list[str]:
-    signs = []
-    for place in settings_of(rows, "learned"):
-        own = of(rows, "learned", place, sampler="flow")
-        if select(own, shape="whitened"):
-            signs += [against(own, "whitened", s).sign for s in _ADAPTED if select(own, shape=s)]
-    if not signs:
-        return []
-    return [
-        f"isotropic noise on whitened data was better than adapted noise in {signs.count(-1)} of {len(signs)} pairs"
-        f" of a setting and a rho, worse in {signs.count(1)}"
-    ]
 
 
 def _wiener(rows: Sequence[Row]) -> list[str]:
     """What a denoiser that begins as the Wiener filter does, under isotropic noise and under noise of rho = 0.5."""
     out = []
     for shape in WIENER:
-        bare, signs = shape.removeprefix("wiener "), []
-        for place in settings_of(rows, "learned"):
-            own = of(rows, "learned", place, sampler="flow")
-            if select(own, shape=shape):
-                signs.append(_WORDS[against(own, shape, bare).sign])
-        if signs:
-            told = ", ".join(f"{word} in {signs.count(word)}" for word in dict.fromkeys(signs))
-            out.append(f"{shape} against {bare}: {told} of {len(signs)} settings")
+        bare = shape.removeprefix("wiener ")
+        words = [WORDS[sign] for _, own in _learned_flows(rows) for sign in _signs(own, bare, [shape])]
+        if words:
+            told = ", ".join(f"{word} in {words.count(word)}" for word in dict.fromkeys(words))
+            out.append(f"{shape} against {bare}: {told} of {len(words)} settings")
     return out
 
 
 def _ladder(rows: Sequence[Row]) -> list[str]:
     """With the exact score: densities where rho = 1 beats isotropic noise, on one ladder and with a lower end."""
-    same, low, count = 0, 0, 0
-    for place in settings_of(rows, "exact"):
-        if not of(rows, "exact", place, shape="rho=1"):
-            continue
-        count += 1
-        best = of(rows, "exact", place, sampler="flow", evaluations=40)
-        lower = of(rows, "exact", place, sampler="flow low")
-        same += _ahead(best)
-        low += _ahead(lower)
-    if not count:
-        return []
-    return [
-        f"with the exact score and 40 evaluations of the flow rho = 1 had the better modes in {same} of {count}"
+    places = [place for place in settings_of(rows, "exact") if of(rows, "exact", place, shape="rho=1")]
+    same, low = (
+        sum(_ahead(of(rows, "exact", place, sampler=sampler, evaluations=40)) for place in places)
+        for sampler in ("flow", "flow low")
+    )
+    told = (
+        f"with the exact score and 40 evaluations of the flow rho = 1 had the better modes in {same} of {len(places)}"
         f" settings on one ladder to {BOTTOM:g}, in {low} on one to {LOW:g}"
-    ]
+    )
+    return [told] if places else []
 
 
 def _ahead(rows: Sequence[Row]) -> bool:
@@ -626,11 +587,8 @@ def predicted(rows: Sequence[Row]) -> tuple[int, int, int, int]:
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Exact rows that differ in the seed alone."""
-    out: dict[tuple[object, ...], list[Row]] = {}
-    for row in select(rows, kind="exact"):
-        key = tuple(row[n] for n in ("modes", "half", "ratio", "share", "shape", "sampler", "evaluations"))
-        out.setdefault(key, []).append(row)
-    return list(out.values())
+    exact, names = select(rows, kind="exact"), (*_PLACE, "shape", "sampler", "evaluations")
+    return [select(exact, **dict(zip(names, key, strict=True))) for key in unique(exact, *names)]
 
 
 def section(rows: list[Row], folder: Path) -> Section:
@@ -685,26 +643,19 @@ what lies outside of every mode (beyond the central {1 - OUTSIDE:g} in principal
 over modes of `|W^-1/2 S W^-1/2 - I| / sqrt(d)`; sliced W2 in whitened coordinates. Floors: as many exact samples."""
 
 
-def _mean(rows: Sequence[Row], column: str) -> Estimate:
-    return estimate(list(by_seed(rows, column).values()))
-
-
-def _finite(half: float) -> float:
-    return half if math.isfinite(half) else 0.0
-
-
 def _exact_table(rows: Sequence[Row]) -> tuple[str, str]:
     lines = []
     shown = [(s, n) for s, n in _EXACT_SHOWN if select(rows, kind="exact", sampler=s, evaluations=n)]
     for place in settings_of(rows, "exact"):
         own = of(rows, "exact", place)
-        for shape in (s for s in dict.fromkeys(r["shape"] for r in own) if s in (CONTROL, "rho=1") or "regions" in s):
-            line = [named(place), shape]
+        for shape in (s for s in unique(own, "shape") if s in (CONTROL, "rho=1") or "regions" in s):
             mine = [select(own, shape=shape, sampler=s, evaluations=n) for s, n in shown]
-            merge = mine[0][0]["merge"]
-            line.append("-" if merge is None else f"{merge:.2g}")
-            line += [f"{_mean(at, 'tv').show(2)}; {_mean(at, 'cov').show(2)}" for at in mine]
-            lines.append([*line, f"{_mean(mine[0], 'tv_floor').mean:.2g}; {_mean(mine[0], 'cov_floor').mean:.2g}"])
+            merge, floors = mine[0][0]["merge"], (mean(mine[0], f"{name}_floor").mean for name in ("tv", "cov"))
+            lines.append([
+                named(place), shape, "-" if merge is None else f"{merge:.2g}",
+                *(f"{mean(at, 'tv').show(2)}; {mean(at, 'cov').show(2)}" for at in mine),
+                "; ".join(f"{floor:.2g}" for floor in floors),
+            ])  # fmt: skip
     told = (
         "Exact score, isotropic noise against the data's shape (others in the figure): error of the shares; of the"
         " covariance, 95 %. Merging level of the narrowest pair"
@@ -715,18 +666,15 @@ def _exact_table(rows: Sequence[Row]) -> tuple[str, str]:
 
 def _exact_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
     drawn, axes = figure.panels(2, width=5.4, columns=2)
-    shapes = list(dict.fromkeys(r["shape"] for r in rows if r["kind"] == "exact"))
     for axis, metric in zip(axes, ("tv", "cov"), strict=True):
-        for colour, shape in enumerate(shapes):
-            mine = [g for g in groups(rows) if g[0]["shape"] == shape and g[0]["merge"] is not None]
+        for colour, shape in enumerate(unique(select(rows, kind="exact"), "shape")):
+            mine = [g for g in groups(select(rows, shape=shape)) if g[0]["merge"] is not None]
             if mine:
                 x = [g[0]["bottom"] / max(g[0]["merge"], 1e-5) for g in mine]
-                y = [_mean(g, metric).mean - _mean(g, metric + "_floor").mean for g in mine]
+                y = [mean(g, metric).mean - mean(g, metric + "_floor").mean for g in mine]
                 axis.plot(x, y, "o", markersize=4, alpha=0.8, color=figure.COLOURS[colour], label=shape)
         axis.axvline(1.0, color="black", linestyle=":", linewidth=1)
-        axis.set_xscale("log")
-        axis.set_xlabel("last level / level where modes merge")
-        axis.set_ylabel(f"{METRICS[metric]}, above floor")
+        axis.set(xscale="log", xlabel="last level / level where modes merge", ylabel=f"{METRICS[metric]}, above floor")
     axes[0].legend(fontsize=7)
     told = "Exact score: error above the floor against how far down the ladder goes"
     return told, figure.save(drawn, folder / "mode_collapse_exact.png")
@@ -734,44 +682,32 @@ def _exact_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
 
 def _transport_table(rows: Sequence[Row]) -> tuple[str, str]:
     own, lines = select(rows, kind="transport"), []
-    for half in dict.fromkeys(r["half"] for r in own):
-        for shape in dict.fromkeys(r["shape"] for r in own):
-            for steps in dict.fromkeys(r["per_rung"] for r in own):
-                mine = select(own, half=half, shape=shape, per_rung=steps)
-                if not mine:
-                    continue
-                freeze = mine[0]["freeze"]
-                cells_ = []
-                for top in dict.fromkeys(r["top"] for r in own):
-                    at = select(mine, top=top)
-                    cells_.append(f"{_mean(at, 'found').show(3)} ({at[0]['predicted']:.3f})" if at else "-")
-                froze = "" if freeze is None else "never mixes" if math.isinf(freeze) else f"{freeze:.2g}"
-                sampler = f"Langevin, {steps} a level" if steps else "flow, 40"
-                lines.append([f"{half:g}", shape, f"{mine[0]['merge']:.2g}", sampler, froze, *cells_])
-    tops = [f"top {top:g}" for top in dict.fromkeys(r["top"] for r in own)]
+    tops = unique(own, "top")
+    # One column after the other, so that a sampler's lines are beside each other.
+    for half, shape, steps in itertools.product(*(unique(own, name) for name in ("half", "shape", "per_rung"))):
+        mine = select(own, half=half, shape=shape, per_rung=steps)
+        if mine:
+            freeze, at = mine[0]["freeze"], [select(mine, top=top) for top in tops]
+            lines.append([
+                f"{half:g}", shape, f"{mine[0]['merge']:.2g}", f"Langevin, {steps} a level" if steps else "flow, 40",
+                "" if freeze is None else "never mixes" if math.isinf(freeze) else f"{freeze:.2g}",
+                *(f"{mean(each, 'found').show(3)} ({each[0]['predicted']:.3f})" if each else "-" for each in at),
+            ])  # fmt: skip
     told = "Transport: share of the mode of weight 0.8 where everything starts in it; measured (predicted)"
-    return told, table(["a", "shape", "merges at", "sampler", "freezes at", *tops], lines)
+    return told, table(["a", "shape", "merges at", "sampler", "freezes at", *(f"top {top:g}" for top in tops)], lines)
 
 
 def _transport_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
     own = select(rows, kind="transport")
-    halves = list(dict.fromkeys(r["half"] for r in own))
+    halves, shapes = unique(own, "half"), unique(own, "shape")
     drawn, axes = figure.panels(len(halves) + 1, width=4.4)
-    shapes = list(dict.fromkeys(r["shape"] for r in own))
     for axis, half in zip(axes, halves, strict=False):
         for colour, shape in enumerate(shapes):
-            for steps, style in ((100, "-"), (0, "--")):
-                mine = select(own, half=half, shape=shape, per_rung=steps)
-                tops = sorted({r["top"] for r in mine})
-                found = [_mean(select(mine, top=top), "found") for top in tops]
-                halves_ = [_finite(e.half) for e in found]
-                label = f"{shape}, {'Langevin 1000' if steps else 'flow 40'}"
-                means = [e.mean for e in found]
-                figure.curve(axis, tops, means, halves_, label=label, colour=colour, linestyle=style)
+            for steps, style, sampler in ((100, "-", "Langevin 1000"), (0, "--", "flow 40")):
+                mine, label = select(own, half=half, shape=shape, per_rung=steps), f"{shape}, {sampler}"
+                figure.means(axis, mine, "top", "found", label=label, colour=colour, linestyle=style)
         axis.axhline(own[0]["share"], color="black", linestyle=":", linewidth=1)
-        axis.set_xscale("log")
-        axis.set_xlabel("first level")
-        axis.set_ylabel("share of the heavy mode")
+        axis.set(xscale="log", xlabel="first level", ylabel="share of the heavy mode")
         axis.set_title(f"modes at +-{half:g}, others of deviation 1", fontsize=10)
     axes[len(halves) - 1].legend(fontsize=6, loc="upper right")
     for colour, shape in enumerate(shapes):
@@ -779,8 +715,7 @@ def _transport_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
         axes[-1].plot([r["predicted"] for r in mine], [r["found"] for r in mine], "o", markersize=3, alpha=0.6,
                       color=figure.COLOURS[colour], label=shape)  # fmt: skip
     axes[-1].plot([0.5, 1], [0.5, 1], color="black", linestyle=":", linewidth=1)
-    axes[-1].set_xlabel("predicted")
-    axes[-1].set_ylabel("measured")
+    axes[-1].set(xlabel="predicted", ylabel="measured")
     axes[-1].set_title("all runs", fontsize=10)
     told = "Transport: share of the heavy mode (0.8, dotted) after starting in it alone; prediction against measurement"
     return told, figure.save(drawn, folder / "mode_collapse_transport.png")
@@ -790,7 +725,7 @@ def _transport_told(rows: Sequence[Row]) -> list[str]:
     own = select(rows, kind="transport")
     off = [abs(r["found"] - r["predicted"]) for r in own]
     out = [f"Transport: measured and predicted shares differ by {np.mean(off):.3f} in the mean, {max(off):.3f} at most"]
-    for half in dict.fromkeys(r["half"] for r in own):
+    for half in unique(own, "half"):
         mine = select(own, half=half, per_rung=PER_RUNG)
         for top in sorted({r["top"] for r in mine}):
             at = select(mine, top=top)
@@ -799,46 +734,43 @@ def _transport_told(rows: Sequence[Row]) -> list[str]:
             wrong = [{**r, "wrong": abs(r["found"] - r["share"])} for r in at]
             found = against(wrong, "rho=1", CONTROL, "wrong")
             if found.sign:
-                a, b = (_mean(select(wrong, shape=s), "wrong").mean for s in ("rho=1", CONTROL))
+                a, b = (mean(select(wrong, shape=s), "wrong").mean for s in ("rho=1", CONTROL))
                 out.append(
                     f"Transport, modes at +-{half:g}, {RUNGS * PER_RUNG} Langevin steps from level {top:g}: the share"
-                    f" is off by {a:.3f} under rho=1 and {b:.3f} under rho=0, {_WORDS[found.sign]} by"
+                    f" is off by {a:.3f} under rho=1 and {b:.3f} under rho=0, {WORDS[found.sign]} by"
                     f" {abs(found.mean):.3f} ± {found.half:.2g}"
                 )
     return out
 
 
-def _learned_table(rows: Sequence[Row], place: tuple[str, float, float, float]) -> tuple[str, str]:
+def _learned_table(rows: Sequence[Row], place: Place) -> tuple[str, str]:
     own, lines = of(rows, "learned", place), []
-    for shape in dict.fromkeys(r["shape"] for r in own):
-        for sampler in dict.fromkeys(r["sampler"] for r in select(own, shape=shape)):
-            mine, control = select(own, shape=shape, sampler=sampler), select(own, shape=CONTROL, sampler=sampler)
-            line = [shape, f"{sampler} {mine[0]['evaluations']}", f"{mine[0]['lr']:g}"]
-            for metric in METRICS:
-                line.append(_mean(mine, metric).show(3))
-                line.append("" if shape == CONTROL else paired(mine, control, metric).show(2))
-            lines.append(line)
+    for shape, sampler in unique(own, "shape", "sampler"):
+        mine, control = select(own, shape=shape, sampler=sampler), select(own, shape=CONTROL, sampler=sampler)
+        line = [shape, f"{sampler} {mine[0]['evaluations']}", f"{mine[0]['lr']:g}"]
+        for metric in METRICS:
+            line += [mean(mine, metric).show(3), "" if shape == CONTROL else paired(mine, control, metric).show(2)]
+        lines.append(line)
     first = select(own, shape=own[0]["shape"], sampler="flow")
-    floors = ", ".join(f"{METRICS[m]} {_mean(first, m + '_floor').mean:.3g}" for m in METRICS)
+    floors = ", ".join(f"{METRICS[m]} {mean(first, m + '_floor').mean:.3g}" for m in METRICS)
     told = (
-        f"Learned, {named(place)}: mean over {len({r['seed'] for r in own})} seeds and paired difference to rho=0"
+        f"Learned, {named(place)}: mean over {len(unique(own, 'seed'))} seeds and paired difference to rho=0"
         f" (below 0 is better), 95 %. Floors: {floors}"
     )
     return told, table(["shape", "sampler", "rate", *(p for m in METRICS.values() for p in (m, "difference"))], lines)
 
 
 def _learned_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
-    places = settings_of(rows, "learned")
-    drawn, axes = figure.panels(len(places), width=4.6, height=3.6)
-    for axis, place in zip(axes, places, strict=True):
-        own = of(rows, "learned", place, sampler="flow")
-        shapes = list(dict.fromkeys(r["shape"] for r in own))
+    flows = _learned_flows(rows)
+    drawn, axes = figure.panels(len(flows), width=4.6, height=3.6)
+    for axis, (place, own) in zip(axes, flows, strict=True):
+        shapes = unique(own, "shape")
         for i, shape in enumerate(shapes):
-            found = _mean(select(own, shape=shape), "tv")
+            found = mean(own, "tv", shape=shape)
             kind = 1 if shape in _ADAPTED else 2 if shape == "whitened" else 3 if "regions" in shape else 0
-            colour, half = figure.COLOURS[kind], _finite(found.half)
-            axis.errorbar([found.mean], [i], xerr=[[half], [half]], fmt="o", markersize=4, color=colour, capsize=2)
-        axis.axvline(_mean(select(own, shape=shapes[0]), "tv_floor").mean, color="black", linestyle=":", linewidth=1)
+            half = found.half if math.isfinite(found.half) else 0.0
+            axis.errorbar([found.mean], [i], xerr=half, fmt="o", markersize=4, color=figure.COLOURS[kind], capsize=2)
+        axis.axvline(mean(own, "tv_floor", shape=shapes[0]).mean, color="black", linestyle=":", linewidth=1)
         axis.set_yticks(range(len(shapes)), shapes, fontsize=7)
         axis.invert_yaxis()
         axis.set_xlim(left=0)
@@ -851,30 +783,23 @@ def _learned_figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
 
 def _learned_told(rows: Sequence[Row]) -> list[str]:
     out = []
-    for place in settings_of(rows, "learned"):
-        own = of(rows, "learned", place, sampler="flow")
-        parts = []
-        for control in (CONTROL, "rho=0 told"):
-            others = [s for s in dict.fromkeys(r["shape"] for r in own) if s != control]
-            if control != CONTROL:
-                others = [s for s in others if "regions" in s]
-            if not select(own, shape=control) or not others:
-                continue
-            told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
-            for shape in others:
-                found = against(own, shape, control)
-                told[found.sign].append(f"{shape} ({found.show(2)})" if found.sign else shape)
-            words = "; ".join(f"{_WORDS[k]}: {', '.join(v)}" for k, v in told.items() if v)
-            parts.append(f"against {control} {words}")
+    for place, own in _learned_flows(rows):
+        parts, shapes = [], unique(own, "shape")
+        regions = [s for s in shapes if "regions" in s]
+        for control, others in ((CONTROL, [s for s in shapes if s != CONTROL]), ("rho=0 told", regions)):
+            if control in shapes and others:
+                found = [(s, against(own, s, control)) for s in others]
+                told = listed((e.sign, f"{s} ({e.show(2)})" if e.sign else s) for s, e in found)
+                parts.append(f"against {control} {told}")
         out.append(f"Learned, {named(place)}, shares: " + ". ".join(parts))
     langevin = select(rows, kind="learned", sampler="langevin")
-    for shape in dict.fromkeys(r["shape"] for r in langevin):
+    for shape in unique(langevin, "shape"):
         mine = select(langevin, shape=shape)
         flow = select(select(rows, kind="learned", sampler="flow", shape=shape), share=mine[0]["share"])
         found = paired(mine, flow, "tv")
         out.append(
             f"Learned, unequal weights, {shape}: {RUNGS * PER_RUNG} Langevin steps less the flow's 20 evaluations"
-            f" {found.show(2)} in shares ({_WORDS[found.sign]})"
+            f" {found.show(2)} in shares ({WORDS[found.sign]})"
             + (": steps mend a part of what is lost" if found.sign < 0 else ": more steps do not mend what is lost")
         )
     return out

@@ -16,23 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import ansn
-from ansn.data import Dataset
 from ansn.evaluation import PixelFeatures
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_covariance
-from experiments.lab.figure import COLOURS, curve, panels, save
+from experiments.lab.figure import COLOURS, means, panels, save
 from experiments.lab.linear import Array, annealed, denoised, kl, langevin, spectrum
-from experiments.lab.mixture import Mixture
-from experiments.lab.problems import Problem
+from experiments.lab.mixture import Mixture, basis
+from experiments.lab.problems import Problem, of_density
 from experiments.lab.statistics import Estimate, estimate, select, table
-from experiments.lab.training import Setup, excess_loss, fit, held_out_loss, tuned
+from experiments.lab.training import TUNING_SEED, Setup, excess_loss, fit, tuned
 
 DIM = 16
 KAPPA = 1e3
@@ -50,14 +49,12 @@ ALPHA = 2e-5 / 0.01**2
 LADDER = np.geomspace(10.0, 0.01, 28)  # a ratio of 1.29, and 2800 evaluations
 ENSEMBLE = 1000
 NETWORK_SEEDS = range(5)
-TUNING_SEED = 1000
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 METRICS = {"paper": "literal", "whitened": "corrected", "pixel": "corrected, default"}
 MATTERS = 1.1  # literal over corrected, from which a misprint is said to matter
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One line of the table: which formula, and an error that is measured of both readings (smaller is better)."""
 
     formula: str
@@ -70,86 +67,62 @@ _KL, _MOMENTS = "KL of the samples, nats", "KL of the samples' own moments, nats
 _ERROR = f"relative error of C at t = {POINTS}"
 _FIELD = "mean square of f - f* over that of f*, mean over the levels"
 ITEMS = {
-    "first points": Item(
-        "Eq. 2.5 at t = 1", f"`s_d (0 + eps I)`, eps = {TINY:g} (0/0 taken as 0)", "C_0 until 2 points",
-        "factor by which the noise's deviation is wrong in the worst direction, t = 1",
-    ),
-    "rank": Item(
-        "Eq. 2.5 up to t = d", f"eps = {TINY:g}", "ridge of 1e-3 of the mean variance", f"the same at t = 8, d = {DIM}"
-    ),
+    "first points": Item("Eq. 2.5 at t = 1", f"`s_d (0 + eps I)`, eps = {TINY:g} (0/0 taken as 0)",
+        "C_0 until 2 points", "factor by which the noise's deviation is wrong in the worst direction, t = 1"),
+    "rank": Item("Eq. 2.5 up to t = d", f"eps = {TINY:g}", "ridge of 1e-3 of the mean variance",
+        f"the same at t = 8, d = {DIM}"),
     "divisor": Item("Eq. 2.6's divisor", "divisor k = points", "points - 1", "bias of the trace at n = 4, percent"),
-    "recursion": Item(
-        "Eq. 2.8 as printed", "as printed", "running moments", _ERROR
-    ),
-    "sign": Item(
-        "Eq. 2.8 with only the bracket mended", "(t - 1) for (t + 1)", "running moments", _ERROR
-    ),
-    "single precision": Item(
-        "Eq. 2.8 all mended", f"the recursion in float32, mean {SHIFT:g} deviations off", "running moments in float32",
-        _ERROR,
-    ),
-    "share": Item(
-        "Eq. 3.1 as inverse: who rules it", "inverse of Sigma", "inverse of its root",
-        "share of the first loss that the quarter of directions with least variance has, percent",
-    ),
-    "descent": Item(
-        "Eq. 3.1 as inverse: linear network", "inverse of Sigma", "inverse of its root",
-        "error of a linear D after 1000 steps of descent at its best rate, per data variance",
-    ),
-    "training": Item(
-        "Eq. 3.1 as inverse: small network", "inverse of Sigma", "inverse of its root",
-        "the same error of a small network, Adam, 400 steps at its best rate",
-    ),
-    "output": Item(
-        "Eq. 3.1's best output in Alg. 1", "s = D - x~, best under the inverse", "s = f", _KL
-    ),
-    "variance": Item(
-        "Sec. 1's sigma as a variance", "trained with variance sigma, sampled with deviation sigma", "deviations", _KL
-    ),
-    "returns": Item(
-        "Alg. 1's return of 0", "returns x_T = 0", "returns x_T", "variance missing or too much, percent of the data's"
-    ),
-    "denoising": Item(
-        "Alg. 1 without denoising", "no denoising step", "x_T <- D(x_T)", f"{_KL}, isotropic noise"
-    ),
-    "shape": Item(
-        "Alg. 1's isotropic noise under R = S", "isotropic noise, `s_theta` as it is",
-        "noise of the training's shape", _KL,
-    ),
-    "shape, other": Item(
-        "Alg. 1's isotropic noise against slow isotropic steps", "isotropic noise, `s_theta` as it is",
-        "isotropic noise, the score", _KL,
-    ),
-    "shape, ensemble": Item(
-        "the package's `algorithm_1` under R = S", f"`algorithm_1`, {ENSEMBLE} samples", "`annealed_langevin`", _MOMENTS
-    ),
-    "convention": Item(
-        "Alg. 1's alpha/2", "drift alpha/2, the paper's", "drift alpha, NCSN's", "KL after 10 steps a level, nats"
-    ),
-    "blind": Item(
-        "s(x) without level under R = S: the field", "the best field of no level", "a field for each level", _FIELD
-    ),
-    "blind, isotropic": Item(
-        "s(x) without level under R = I: the field", "the best field of no level", "a field for each level", _FIELD
-    ),
-    "blind samples": Item(
-        "s(x) without level under R = S: samples", "the best field of no level", "a field for each level", _MOMENTS
-    ),
-    "blind samples, isotropic": Item(
-        "s(x) without level under R = I: samples", "the best field of no level", "a field for each level", _MOMENTS
-    ),
-    "single level": Item(
-        "a single level", "one level sqrt(s_d)", "a ladder, as many evaluations", f"{_KL}, uniform start"
-    ),
+    "recursion": Item("Eq. 2.8 as printed", "as printed", "running moments", _ERROR),
+    "sign": Item("Eq. 2.8 with only the bracket mended", "(t - 1) for (t + 1)", "running moments", _ERROR),
+    "single precision": Item("Eq. 2.8 all mended", f"the recursion in float32, mean {SHIFT:g} deviations off",
+        "running moments in float32", _ERROR),
+    "share": Item("Eq. 3.1 as inverse: who rules it", "inverse of Sigma", "inverse of its root",
+        "share of the first loss that the quarter of directions with least variance has, percent"),
+    "descent": Item("Eq. 3.1 as inverse: linear network", "inverse of Sigma", "inverse of its root",
+        "error of a linear D after 1000 steps of descent at its best rate, per data variance"),
+    "training": Item("Eq. 3.1 as inverse: small network", "inverse of Sigma", "inverse of its root",
+        "the same error of a small network, Adam, 400 steps at its best rate"),
+    "output": Item("Eq. 3.1's best output in Alg. 1", "s = D - x~, best under the inverse", "s = f", _KL),
+    "variance": Item("Sec. 1's sigma as a variance", "trained with variance sigma, sampled with deviation sigma",
+        "deviations", _KL),
+    "returns": Item("Alg. 1's return of 0", "returns x_T = 0", "returns x_T",
+        "variance missing or too much, percent of the data's"),
+    "denoising": Item("Alg. 1 without denoising", "no denoising step", "x_T <- D(x_T)", f"{_KL}, isotropic noise"),
+    "shape": Item("Alg. 1's isotropic noise under R = S", "isotropic noise, `s_theta` as it is",
+        "noise of the training's shape", _KL),
+    "shape, other": Item("Alg. 1's isotropic noise against slow isotropic steps", "isotropic noise, `s_theta` as it is",
+        "isotropic noise, the score", _KL),
+    "shape, ensemble": Item("the package's `algorithm_1` under R = S", f"`algorithm_1`, {ENSEMBLE} samples",
+        "`annealed_langevin`", _MOMENTS),
+    "convention": Item("Alg. 1's alpha/2", "drift alpha/2, the paper's", "drift alpha, NCSN's",
+        "KL after 10 steps a level, nats"),
+    "blind": Item("s(x) without level under R = S: the field", "the best field of no level", "a field for each level",
+        _FIELD),
+    "blind, isotropic": Item("s(x) without level under R = I: the field", "the best field of no level",
+        "a field for each level", _FIELD),
+    "blind samples": Item("s(x) without level under R = S: samples", "the best field of no level",
+        "a field for each level", _MOMENTS),
+    "blind samples, isotropic": Item("s(x) without level under R = I: samples", "the best field of no level",
+        "a field for each level", _MOMENTS),
+    "single level": Item("a single level", "one level sqrt(s_d)", "a ladder, as many evaluations",
+        f"{_KL}, uniform start"),
 }  # fmt: skip
+
+
+def _row(quantity: str, reading: str, value: float, at: float | None = None) -> Row:
+    """A number, or a point of a curve."""
+    return {"quantity": quantity, "reading": reading, "at": at, "value": float(value)}
+
+
+def _both(quantity: str, literal: float, corrected: float, at: float | None = None) -> list[Row]:
+    return [_row(quantity, "literal", literal, at), _row(quantity, "corrected", corrected, at)]
 
 
 @cache
 def data() -> Mixture:
     """``N(m, S)``: S of condition number 1000 and mean variance 1 in a random basis."""
-    generator = torch.Generator().manual_seed(0)
-    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64))
-    s = (basis * torch.from_numpy(spectrum(KAPPA, DIM))) @ basis.T
+    vectors = basis(DIM)
+    s = (vectors * torch.from_numpy(spectrum(KAPPA, DIM))) @ vectors.T
     return Mixture(torch.full((1, DIM), MEAN, dtype=torch.float64), s.unsqueeze(0))
 
 
@@ -201,52 +174,43 @@ def covariance_rows(seed: int) -> list[Row]:
     x, s = points.numpy(), target.covariances[0].numpy()
     eye = np.eye(DIM)
 
-    def add(quantity: str, reading: str, at: float | None, value: float) -> None:
-        rows.append({"quantity": quantity, "reading": reading, "at": at, "value": value})
-
     learner = ansn.AdaptiveCovariance(DIM, eps_floor=0.0, initial=1.0)
     for t in range(1, POINTS + 1):
         learner.moments.update(points[t - 1 : t])
         if t in TIMES:
             literal = SCALE * ((np.cov(x[:t].T) if t > 1 else 0.0) + TINY * eye)
-            for reading, c in (("literal", literal), ("corrected", learner.haario()[0].numpy())):
-                worst = worst_deviation(c, SCALE * s)
-                add("deviation", reading, t, worst)
-                if t in (1, 8):
-                    add("first points" if t == 1 else "rank", reading, None, worst)
+            worst = [worst_deviation(c, SCALE * s) for c in (literal, learner.haario()[0].numpy())]
+            rows += _both("deviation", *worst, t)
+            if t in (1, 8):
+                rows += _both("first points" if t == 1 else "rank", *worst)
     readings = {name: recursion(x, name, TINY) for name in ("literal", "sign", "exact")}
     bare = learner.covariance()[0].numpy() + TINY * eye
-    right = SCALE * bare
     for t in TIMES[2:]:
         right = SCALE * (np.cov(x[:t].T) + TINY * eye)
-        for name, found in readings.items():
-            add("recursion error", name, t, _relative(found[t - 2], right))
+        rows += [_row("recursion error", name, _relative(found[t - 2], right), t) for name, found in readings.items()]
     ours = _relative(SCALE * bare, right)
     for quantity, name in (("recursion", "literal"), ("sign", "sign")):
-        add(quantity, "literal", None, _relative(readings[name][-1], right))
-        add(quantity, "corrected", None, ours)
+        rows += _both(quantity, _relative(readings[name][-1], right), ours)
     mean = x.mean(0)
     along = mean @ (readings["sign"][-1] - right) @ mean / (mean @ mean) ** 2
-    add("bias along the mean", "sign", None, along / (2.0 * SCALE))
-    add("smallest eigenvalue", "literal", None, float(np.linalg.eigvalsh(readings["literal"][-1])[0]))
-    add("smallest eigenvalue", "exact", None, float(np.linalg.eigvalsh(readings["exact"][-1])[0]))
+    rows.append(_row("bias along the mean", "sign", along / (2.0 * SCALE)))
+    for name in ("literal", "exact"):
+        rows.append(_row("smallest eigenvalue", name, np.linalg.eigvalsh(readings[name][-1])[0]))
     far = points + SHIFT
     single = recursion(far.numpy(), "exact", TINY, np.float32)[-1]
     single_learner = ansn.AdaptiveCovariance(DIM, eps_floor=0.0, dtype=torch.float32)
     for part in far.float().split(1):
         single_learner.moments.update(part)
     true = SCALE * (np.cov(far.float().double().numpy().T) + TINY * eye)
-    add("single precision", "literal", None, _relative(single, true))
     kept = single_learner.covariance()[0].double().numpy()
-    add("single precision", "corrected", None, _relative(SCALE * (kept + TINY * eye), true))
+    rows += _both("single precision", _relative(single, true), _relative(SCALE * (kept + TINY * eye), true))
     for n in (2, 3, 4, 6, 8, 16, 32, 64):
         groups = target.sample(2000 * n, 10_000 + seed)[0].reshape(2000, n, DIM)
         total = (groups - groups.mean(1, keepdim=True)).square().sum((1, 2)).mean() / float(s.trace())
-        for reading, divisor in (("literal", n), ("corrected", n - 1)):
-            bias = 100.0 * (float(total) / divisor - 1.0)
-            add("trace", reading, n, bias)
-            if n == 4:
-                add("divisor", reading, None, abs(bias))
+        bias = [100.0 * (float(total) / divisor - 1.0) for divisor in (n, n - 1)]
+        rows += _both("trace", *bias, n)
+        if n == 4:
+            rows += _both("divisor", *map(abs, bias))
     return rows
 
 
@@ -261,14 +225,13 @@ def loss_rows() -> list[Row]:
     quarter = DIM // 4
     for reading, weight in (("literal", l**-2.0), ("corrected", 1.0 / l), ("corrected, default", np.ones(DIM))):
         share = weight * l / (weight * l).sum()  # of the residual tau L z of a network that gives 0
-        for j in range(DIM):
-            rows.append({"quantity": "shares", "reading": reading, "at": l[j], "value": share[j]})
-        rows.append({"quantity": "share", "reading": reading, "at": None, "value": 100.0 * share[-quarter:].sum()})
+        rows += [_row("shares", reading, share[j], l[j]) for j in range(DIM)]
+        rows.append(_row("share", reading, 100.0 * share[-quarter:].sum()))
         for steps in (1, 3, 10, 30, 100, 300, 1000, 3000):
             error = descent(l, weight, steps)
-            rows.append({"quantity": "descent curve", "reading": reading, "at": steps, "value": error})
+            rows.append(_row("descent curve", reading, error, steps))
             if steps == 1000:
-                rows.append({"quantity": "descent", "reading": reading, "at": None, "value": error})
+                rows.append(_row("descent", reading, error))
     return rows
 
 
@@ -282,13 +245,8 @@ def descent(l: Array, weight: Array, steps: int) -> float:
 
 def gaussian_problem(quick: bool = False) -> Problem:
     """The Gaussian as something to learn."""
-    target = data()
     sizes = (1000, 200) if quick else (8000, 2000)
-    train, test = (
-        Dataset(target.sample(n, seed)[0].float(), name="gaussian") for n, seed in zip(sizes, (1, 2), strict=True)
-    )
-    plain = PixelFeatures((DIM,), "gaussian")
-    return Problem("gaussian", train, test, lambda **o: ansn.networks.MLP((DIM,), 64, 2, **o), plain, plain, target)
+    return of_density("gaussian", data(), 64, sizes, PixelFeatures((DIM,), "gaussian"))
 
 
 def training_rows(metric: str, settings: Settings) -> list[Row]:
@@ -296,18 +254,17 @@ def training_rows(metric: str, settings: Settings) -> list[Row]:
     problem, steps = gaussian_problem(settings.quick), 20 if settings.quick else 400
     base = Setup("fixed rho=0.9", steps=steps, metric=metric)
     rates = RATES[1:2] if settings.quick else RATES
-    rate = tuned(problem, replace(base, seed=TUNING_SEED), rates, lambda t: held_out_loss(t, problem, metric))
+    rate = tuned(problem, replace(base, seed=TUNING_SEED), rates)
     at = tuple(sorted({max(1, steps // k) for k in (1, 2, 4, 8)}))
     rows: list[Row] = []
     for seed in NETWORK_SEEDS[:2] if settings.quick else NETWORK_SEEDS:
         for trained in fit(problem, replace(base, seed=seed, lr=rate), at):
-            told = {"reading": METRICS[metric], "seed": seed, "lr": rate}
-            error = pixel_error(trained.model, problem)
-            rows.append({"quantity": "training curve", "at": trained.step, "value": error} | told)
+            found = {"training curve": (pixel_error(trained.model, problem), trained.step)}
             if trained.step == steps:
-                white = excess_loss(trained, problem)
-                rows.append({"quantity": "training", "at": None, "value": error} | told)
-                rows.append({"quantity": "training, whitened", "at": None, "value": white} | told)
+                found["training"] = found["training curve"][0], None
+                found["training, whitened"] = excess_loss(trained, problem), None
+            told = {"seed": seed, "lr": rate}
+            rows += [_row(quantity, METRICS[metric], *point) | told for quantity, point in found.items()]
     return rows
 
 
@@ -350,44 +307,32 @@ def sampling_rows() -> list[Row]:
     l, one = spectrum(KAPPA, DIM), np.ones(DIM)
     last = LADDER[-1:]
 
-    def add(quantity: str, reading: str, value: float, at: float | None = None) -> None:
-        rows.append({"quantity": quantity, "reading": reading, "at": at, "value": float(value)})
-
     def of(end: Any) -> float:
-        return float(kl(end[0], end[1], l))
+        return float(kl(*end, l))
 
     shaped, wrong, slow = (chain(name, l, l) for name in ("shaped", "printed", "isotropic"))
     for name, end in (("target", (0.0, l)), ("literal", wrong), ("shaped", shaped), ("isotropic", slow)):
-        for j in range(DIM):
-            add("variances", name, end[1][j], l[j])
-    add("shape", "literal", of(wrong))
-    add("shape", "corrected", of(shaped))
-    add("shape, other", "literal", of(wrong))
-    add("shape, other", "corrected", of(slow))
+        rows += [_row("variances", name, end[1][j], l[j]) for j in range(DIM)]
     plain = chain("shaped", l, one)
-    add("output", "literal", of(chain("inverse", l, one)))
-    add("output", "corrected", of(plain))
-    add("variance", "literal", of(chain("variance", l, one)))
-    add("variance", "corrected", of(plain))
-    add("denoising", "literal", of(plain))
-    add("denoising", "corrected", of(tuple(part[0] for part in denoised(plain[0][None], plain[1][None], l, one, last))))
-    add("returns", "literal", 100.0)
-    add("returns", "corrected", 100.0 * abs(1.0 - plain[1].sum() / l.sum()))
+    ended = tuple(part[0] for part in denoised(plain[0][None], plain[1][None], l, one, last))
+    for quantity, literal, corrected in (
+        ("shape", wrong, shaped), ("shape, other", wrong, slow), ("output", chain("inverse", l, one), plain),
+        ("variance", chain("variance", l, one), plain), ("denoising", plain, ended),
+    ):  # fmt: skip
+        rows += _both(quantity, of(literal), of(corrected))
+    rows += _both("returns", 100.0, 100.0 * abs(1.0 - plain[1].sum() / l.sum()))
     for steps in (1, 2, 4, 10, 20, 40, 100, 200, 400, 1000):
-        for reading, alpha in (("literal", ALPHA), ("corrected", 2.0 * ALPHA)):
-            value = of(chain("shaped", l, one, steps=steps, alpha=alpha))
-            add("convention curve", reading, value, steps)
-            if steps == 10:
-                add("convention", reading, value)
+        values = [of(chain("shaped", l, one, steps=steps, alpha=alpha)) for alpha in (ALPHA, 2.0 * ALPHA)]
+        rows += _both("convention curve", *values, steps)
+        if steps == 10:
+            rows += _both("convention", *values)
     for evaluations in (30, 100, 300, 1000, 2800, 10_000, 100_000):
         steps = max(1, evaluations // len(LADDER))
-        for reading, taus, count in (
-            ("literal", np.array([math.sqrt(SCALE)]), evaluations), ("corrected", LADDER, steps)
-        ):  # fmt: skip
-            value = of(_from_uniform(l, taus, count))
-            add("levels curve", reading, value, evaluations)
-            if evaluations == 2800:
-                add("single level", reading, value)
+        single = of(_from_uniform(l, np.array([math.sqrt(SCALE)]), evaluations))
+        values = [single, of(_from_uniform(l, LADDER, steps))]
+        rows += _both("levels curve", *values, evaluations)
+        if evaluations == 2800:
+            rows += _both("single level", *values)
     return rows
 
 
@@ -411,11 +356,7 @@ def ensemble_rows(seed: int, settings: Settings) -> list[Row]:
         "corrected": lambda: ansn.sampling.annealed_langevin(model, start, denoise=False, **told),
         "floor": lambda: target.sample(n, 30_000 + seed)[0],
     }
-    rows: list[Row] = []
-    for reading, draw in runs.items():
-        value = moments_kl(draw(), target)
-        rows.append({"quantity": "shape, ensemble", "reading": reading, "at": None, "value": value})
-    return rows
+    return [_row("shape, ensemble", reading, moments_kl(draw(), target)) for reading, draw in runs.items()]
 
 
 def moments_kl(x: Tensor, target: Mixture) -> float:
@@ -436,18 +377,14 @@ def blind_rows(seed: int, settings: Settings) -> list[Row]:
     n, steps = (100, 1) if settings.quick else (1000, 40)
     rows: list[Row] = []
 
-    def add(quantity: str, reading: str, at: float | None, value: float) -> None:
-        rows.append({"quantity": quantity, "reading": reading, "at": at, "value": value})
-
     for name, r in (("", l), (", isotropic", np.ones(DIM))):
         generator, found = np.random.default_rng(seed), []
         for tau in LADDER:
             x = generator.standard_normal((n, DIM)) * np.sqrt(l + tau**2 * r)
             f = whitened(x, l, r, tau)
             found.append(float(np.square(blind(x, l, r) - f).mean() / np.square(f).mean()))
-            add(f"blind curve{name}", "literal", tau, found[-1])
-        add(f"blind{name}", "literal", None, float(np.mean(found)))
-        add(f"blind{name}", "corrected", None, 0.0)
+            rows.append(_row(f"blind curve{name}", "literal", found[-1], tau))
+        rows += _both(f"blind{name}", np.mean(found), 0.0)
         diagonal = Mixture(torch.zeros(1, DIM), torch.diag(torch.from_numpy(l))[None])
         for reading in ("literal", "corrected"):
             generator = np.random.default_rng(seed)
@@ -457,9 +394,9 @@ def blind_rows(seed: int, settings: Settings) -> list[Row]:
                     f = blind(x, l, r) if reading == "literal" else whitened(x, l, r, tau)
                     z = generator.standard_normal(x.shape)
                     x = x + np.sqrt(r) * tau * (0.5 * ALPHA * f + math.sqrt(ALPHA) * z)
-            add(f"blind samples{name}", reading, None, moments_kl(torch.from_numpy(x), diagonal))
+            rows.append(_row(f"blind samples{name}", reading, moments_kl(torch.from_numpy(x), diagonal)))
         floor = generator.standard_normal((n, DIM)) * np.sqrt(l)
-        add(f"blind samples{name}", "floor", None, moments_kl(torch.from_numpy(floor), diagonal))
+        rows.append(_row(f"blind samples{name}", "floor", moments_kl(torch.from_numpy(floor), diagonal)))
     return rows
 
 
@@ -505,27 +442,20 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
 
 def section(rows: list[Row], folder: Path) -> Section:
     """One line for each formula, one figure, and the sentences that they bear out."""
-    found = {name: _Verdict.of(rows, name) for name in ITEMS}
-    found = {name: verdict for name, verdict in found.items() if verdict.literal is not None}
+    found = {name: verdict for name in ITEMS if (verdict := _verdict(rows, name))}
     groups = {sign: [name for name, verdict in found.items() if verdict.sign == sign] for sign in (1, 0, -1)}
-    parts = []
-    if groups[1]:
-        ordered = sorted(groups[1], key=lambda name: found[name].factor)
-        least = ", ".join(f"{ITEMS[name].formula} ({found[name].factor:.2g} times)" for name in ordered[:3])
-        below = sum(found[name].factor < 10.0 for name in ordered)
-        parts.append(
-            f"{len(ordered)} have the literal reading worse, {len(ordered) - below} of them by a factor of 10 or more, "
-            f"least {least}"
-        )
-    if groups[0]:
-        parts.append(f"{len(groups[0])} show no difference ({_named(groups[0])})")
-    if groups[-1]:
-        parts.append(f"{len(groups[-1])} have it better than the correction ({_named(groups[-1])})")
+    ordered = sorted(groups[1], key=lambda name: found[name].factor)
+    least = ", ".join(f"{ITEMS[name].formula} ({found[name].factor:.2g} times)" for name in ordered[:3])
+    above = sum(found[name].factor >= 10.0 for name in ordered)
+    parts = [
+        f"{len(ordered)} have the literal reading worse, {above} of them by a factor of 10 or more, least {least}",
+        f"{len(groups[0])} show no difference ({_named(groups[0])})",
+        f"{len(groups[-1])} have it better than the correction ({_named(groups[-1])})",
+    ]
+    told = "; ".join(part for part, sign in zip(parts, (1, 0, -1), strict=True) if groups[sign])
     return Section(
         question="The paper as printed: what do its formulas give literally, against the corrected forms?",
-        answer=f"Of {len(found)} errors measured of a literal reading and its correction on Gaussian data, "
-        + "; ".join(parts)
-        + ".",
+        answer=f"Of {len(found)} errors measured of a literal reading and its correction on Gaussian data, {told}.",
         design=_DESIGN,
         tables=[("An error of both readings, smaller is better (mean and 95 % interval over seeds)", _table(found))],
         figures=[("What each misprint does", _figure(rows, folder / "paper_as_printed.png"))],
@@ -552,36 +482,30 @@ seeds, the paired interval leaves out 0."""
 class _Verdict:
     """Both readings of a line, and 1 where the literal one is worse, -1 where it is better, else 0."""
 
-    literal: Estimate | None
-    corrected: Estimate | None
-    sign: int = 0
+    literal: Estimate
+    corrected: Estimate
+    sign: int
 
     @property
     def factor(self) -> float:
         """Literal over corrected; infinite where the corrected form has no error."""
-        assert self.literal is not None
-        assert self.corrected is not None
         return self.literal.mean / self.corrected.mean if self.corrected.mean > 0 else math.inf
 
-    @classmethod
-    def of(cls, rows: list[Row], name: str) -> _Verdict:
-        values = [
-            {row["seed"]: _number(row["value"]) for row in select(rows, quantity=name, reading=reading, at=None)}
-            for reading in ("literal", "corrected")
-        ]
-        seeds = [seed for seed in values[0] if seed in values[1]]
-        if not seeds:
-            return cls(None, None)
-        literal, corrected = (estimate([each[seed] for seed in seeds]) for each in values)
+
+def _verdict(rows: list[Row], name: str) -> _Verdict | None:
+    ours, theirs = (
+        {row["seed"]: _number(row["value"]) for row in select(rows, quantity=name, reading=reading, at=None)}
+        for reading in ("literal", "corrected")
+    )
+    pairs = [(value, theirs[seed]) for seed, value in ours.items() if seed in theirs]
+    if not pairs:
+        return None
+    literal, corrected = map(estimate, zip(*pairs, strict=True))
+    sign = (literal.mean > MATTERS * corrected.mean) - (corrected.mean > MATTERS * literal.mean)
+    apart = [a - b for a, b in pairs]
+    if len(pairs) > 1 and all(map(math.isfinite, apart)) and estimate(apart).sign != sign:
         sign = 0
-        if literal.mean > MATTERS * corrected.mean:
-            sign = 1
-        elif corrected.mean > MATTERS * literal.mean:
-            sign = -1
-        apart = [values[0][seed] - values[1][seed] for seed in seeds]
-        if len(seeds) > 1 and all(math.isfinite(value) for value in apart) and estimate(apart).sign != sign:
-            sign = 0
-        return cls(literal, corrected, sign)
+    return _Verdict(literal, corrected, sign)
 
 
 def _number(value: Any) -> float:
@@ -597,8 +521,7 @@ def _named(names: list[str]) -> str:
 def _table(found: dict[str, _Verdict]) -> str:
     lines = []
     for name, verdict in found.items():
-        item, both = ITEMS[name], (verdict.literal, verdict.corrected)
-        shown = [_show(each) for each in both if each]
+        item, shown = ITEMS[name], [_show(each) for each in (verdict.literal, verdict.corrected)]
         told = {1: "worse", 0: "no difference seen", -1: "better"}[verdict.sign]
         lines.append([item.formula, item.error, item.literal, shown[0], item.corrected, shown[1], told])
     return table(["formula", "error", "literal", "its error", "corrected", "its error", "literal is"], lines)
@@ -626,10 +549,9 @@ def _findings(rows: list[Row]) -> list[str]:
             f"2 s_d m m^T at t = {POINTS}, {near}; as printed its smallest eigenvalue is {low.show(3)}"
             + (": no covariance at all." if low.high < 0 else ".")
         )
-    numbers = [_mean(rows, "training, whitened", reading) for reading in METRICS.values()]
+    told = [number.show(3) for name in METRICS.values() if (number := _mean(rows, "training, whitened", name))]
     default = _mean(rows, "training", "corrected, default")
-    if all(numbers) and default:
-        told = [number.show(3) for number in numbers if number]
+    if len(told) == 3 and default:
         out.append(
             f"Trained networks, excess loss 1/2 E|f - f*|^2 / d over all levels: inverse of Sigma {told[0]}, of its "
             f"root {told[1]}, the default pixel metric {told[2]} (its error at tau = 1: {default.show(3)})."
@@ -642,9 +564,8 @@ def _findings(rows: list[Row]) -> list[str]:
             + ("more" if slow.mean > printed.mean else "less")
             + f" than the printed algorithm's {printed.mean:.3g}: its step has to fit the narrowest direction."
         )
-    samples = [_mean(rows, "blind samples", reading) for reading in ("literal", "corrected", "floor")]
-    if all(samples):
-        told = [each.show(2) for each in samples if each]
+    told = [f.show(2) for name in ("literal", "corrected", "floor") if (f := _mean(rows, "blind samples", name))]
+    if len(told) == 3:
         out.append(
             f"Samples by the field without level, R = S: KL of their moments {told[0]} nats, with the levels "
             f"{told[1]}, of as many points of the data {told[2]}."
@@ -697,17 +618,10 @@ def _figure(rows: list[Row], path: Path) -> str:
 
 
 def _curve(axis: Any, rows: list[Row], quantity: str, reading: str, name: str, colour: int) -> None:
-    by: dict[float, list[float]] = {}
-    for row in select(rows, quantity=quantity, reading=reading):
-        value = _number(row["value"])
-        if math.isfinite(value):
-            by.setdefault(row["at"], []).append(value)
-    points = [(at, estimate(values)) for at, values in sorted(by.items())]
-    if not points:
-        return
-    halves = [each.half for _, each in points]
-    shaded = halves if all(math.isfinite(half) for half in halves) else None
-    curve(axis, [at for at, _ in points], [each.mean for _, each in points], shaded, label=name, colour=colour)
+    found = select(rows, quantity=quantity, reading=reading)
+    finite = [row for row in found if math.isfinite(_number(row["value"]))]
+    if finite:
+        means(axis, finite, "at", "value", label=name, colour=colour)
 
 
 CLAIM = Claim("paper_as_printed", cells, run, section)

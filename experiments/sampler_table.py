@@ -30,10 +30,12 @@ from ansn.evaluation import Features, frechet_distance, frechet_floor
 from ansn.evaluation.features import Array, features_of
 from ansn.evaluation.spaces import classifier
 from ansn.machine import cpu_name
-from ansn.presets import PRESETS
 from ansn.sampling import METHODS, Draw
 from ansn.training import Run, load_run, train
+from experiments.lab import statistics
 from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab.statistics import select, unique
+from experiments.lab.training import configured
 
 _NAME = "sampler_table"
 
@@ -76,16 +78,13 @@ class Settings:
 
 def trained(settings: Settings) -> tuple[Run, Dataset, Dataset]:
     """The run, and the data's two splits."""
-    preset = PRESETS[settings.preset][1]
     folder = settings.run or Path("runs") / f"sampler-table-{settings.preset}"
     root = None if settings.data is None else str(settings.data)
-    config = replace(
-        preset,
-        data=replace(preset.data, data=root),
-        network=replace(preset.network, skip=settings.skip),
-        optim=replace(preset.optim, steps=settings.train_steps or preset.optim.steps),
-        run=replace(preset.run, out=str(folder), threads=settings.threads),
-    )
+    config = configured(
+        settings.preset, data={"data": root}, network={"skip": settings.skip},
+        optim={"steps": settings.train_steps} if settings.train_steps else {},
+        run={"out": str(folder), "threads": settings.threads},
+    )  # fmt: skip
     train(config)
     splits = [load_dataset(config.data.dataset, root=root, split=split) for split in ("train", "test")]
     run = load_run(folder)
@@ -164,17 +163,16 @@ def table(rows: list[Row]) -> str:
     reference = {row["seed"]: row["fd"] for row in rows if _cell(row) == _cell(most)}
     paired = f"Over the distance of {most['method']} with {most['evaluations']} evaluations from the same white noise:"
     return "\n".join(
-        [*_lines(rows, _mean), "", note, "", paired, "", *_lines(rows, lambda found: _ratio(found, reference))]
+        [_lines(rows, _mean), "", note, "", paired, "", _lines(rows, lambda found: _ratio(found, reference))]
     )
 
 
-def _lines(rows: list[Row], text: Callable[[list[Row]], str]) -> list[str]:
-    budgets = sorted({row["budget"] for row in rows})
-    lines = [f"| evaluations | {' | '.join(map(str, budgets))} |", "| --- |" + " --- |" * len(budgets)]
-    for method, schedule in dict.fromkeys((row["method"], row["schedule"]) for row in rows):
-        cells = [[row for row in rows if _cell(row) == (method, schedule, budget)] for budget in budgets]
-        lines.append(f"| {method}, {schedule} | {' | '.join(text(found) if found else '' for found in cells)} |")
-    return lines
+def _lines(rows: list[Row], text: Callable[[list[Row]], str]) -> str:
+    budgets, lines = sorted(unique(rows, "budget")), []
+    for method, schedule in unique(rows, "method", "schedule"):
+        cells = [select(rows, method=method, schedule=schedule, budget=budget) for budget in budgets]
+        lines.append([f"{method}, {schedule}", *(text(found) if found else "" for found in cells)])
+    return statistics.table(["evaluations", *budgets], lines)
 
 
 def _cell(row: Row) -> tuple[str, str, int]:

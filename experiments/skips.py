@@ -24,21 +24,11 @@ import ansn
 from ansn.covariance import find
 from ansn.skips import SKIPS, Seen, further_input
 from experiments import mode_collapse
-from experiments.lab import figure
+from experiments.lab import figure, statistics, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.problems import Problem, problem
-from experiments.lab.statistics import Estimate, Sooner, estimate, paired, reached, select, sooner, table
-from experiments.lab.training import (
-    Setup,
-    Trained,
-    distance,
-    fit,
-    floors,
-    held_out_loss,
-    one_copy,
-    reference,
-    tuned_for,
-)
+from experiments.lab.statistics import Estimate, Sooner, crossings, estimate, listed, paired, select, table, unique
+from experiments.lab.training import TUNING_SEED, Setup, Trained, fit, floors, one_copy, reference
 from experiments.structures import spectrum
 
 CONTROL = "scalar"
@@ -71,7 +61,7 @@ RELATIVES = {
 PLACES = {"eight modes": ("eight", 1.0, 5.0, 0.5), "two modes": ("two", 0.1, 5.0, 0.8)}
 """Of :mod:`experiments.mode_collapse`: where the Wiener skip learns modes that are apart in a small direction late."""
 IMAGES = ("digits", "mnist28", "cifar10")
-RATES, TUNING_SEED = (1e-3, 3e-3), 1000
+RATES = (1e-3, 3e-3)
 STEPS = {
     "eight modes": (75, 150, 300, 600),
     "two modes": (75, 150, 300, 600),
@@ -169,12 +159,15 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
         (ARMS | RELATIVES)[cell["arm"]], steps=at[-1], batch_size=64 if image else 128, decay=0.5, root=None,
         structure="separable" if image else "dense",
     )  # fmt: skip
-    trial = replace(base, seed=TUNING_SEED, steps=max(1, at[-1] // 2))
-    keys = {"loss": partial(held_out_loss, problem=learned), "fd": partial(distance, problem=learned, seed=TUNING_SEED)}
+    keys = {
+        "loss": partial(training.held_out_loss, problem=learned),
+        "fd": partial(training.distance, problem=learned, seed=TUNING_SEED),
+    }
     if cell["problem"] in PLACES:
         keys["fd"] = lambda t: mode_collapse.judge(t.sample(1000, evaluations=20), *PLACES[cell["problem"]])["tv"]
     untuned = settings.quick or cell["problem"] == "cifar10"
-    rates = dict.fromkeys(keys, RATES[1]) if untuned else tuned_for(learned, trial, RATES, keys)
+    grid = RATES[1:] if untuned else RATES
+    rates = training.tuned_for(learned, training.halfway(base), grid, keys)
     floor, out = floors(learned), []
     for rate in sorted(set(rates.values())):
         for_ = "+".join(name for name, value in rates.items() if value == rate)
@@ -193,28 +186,22 @@ def _judged(
     trained: Trained, learned: Problem, seed: int, name: str, for_: str, last: bool
 ) -> dict[str, float | None]:
     """What is reported of a run at the rate that is best ``for_`` some metrics."""
-    out: dict[str, float | None] = {"loss": held_out_loss(trained, learned)}
+    out: dict[str, float | None] = {"loss": training.held_out_loss(trained, learned)}
     if name in PLACES:
         judged = mode_collapse.judge(trained.sample(1000, evaluations=20, seed=seed), *PLACES[name])
         return out | judged | mode_collapse.floor(seed, *PLACES[name])
     if "fd" in for_:
         x = trained.sample(len(learned.test), evaluations=learned.evaluations, seed=seed)
-        out["fd"] = _distance(learned, x)
+        out["fd"] = training.frechet(x, learned)
         if name == "cifar10":
             out["spectrum"] = _off(x, reference(learned))
         for method, count in product(("dpmpp_2m", "gaussian_2m"), FEW if last else ()):
-            out[f"fd_{method}_{count}"] = _distance(learned, trained.sample(len(x), method, count, seed=seed))
+            out[f"fd_{method}_{count}"] = training.frechet(trained.sample(len(x), method, count, seed=seed), learned)
     # Over the regions that were found the density is summed; over classes it would be another sum.
     if last and "loss" in for_ and (trained.shares is None or trained.model.noise.covariance.regions > 1):
         held = one_copy(learned.test)[: learned.likelihood_rows]
         out["nll"] = -float(trained.log_likelihood(held, learned.likelihood_steps).mean()) / learned.dim
     return out
-
-
-def _distance(learned: Problem, x: Tensor) -> float:
-    if not bool(torch.isfinite(x).all()):
-        return math.inf
-    return ansn.evaluation.frechet_distance(learned.features(x), learned.features(reference(learned)))
 
 
 def _off(x: Tensor, data: Tensor) -> float:
@@ -242,7 +229,7 @@ def _start(learned: Problem) -> list[Row]:
                         "structure": told.structure, "tau": level, "error": error} | floor)  # fmt: skip
         drawn = found.sample(len(held)).float()
         nll = -float(found.log_prob(held, found.rounding).mean()) / learned.dim
-        out[-1] |= {"fd": _distance(learned, drawn), "nll": nll}
+        out[-1] |= {"fd": training.frechet(drawn, learned), "nll": nll}
     return out
 
 
@@ -276,11 +263,8 @@ def gain(
     target = estimate([r[metric] for r in end]).mean
     stop = estimate([r[at] for r in end]).mean
     first = min(r[at] for r in ours)
-    reached_at = {}
-    for seed in sorted({r["seed"] for r in ours}):
-        own = sorted(select(ours, seed=seed), key=lambda r: r["step"])
-        reached_at[seed] = reached([float(r[at]) for r in own], [float(r[metric]) for r in own], target)
-    return sooner(reached_at, dict.fromkeys(reached_at, stop), first, stop)
+    reached_at = crossings(ours, metric, target, at)
+    return statistics.sooner(reached_at, dict.fromkeys(reached_at, stop), first, stop)
 
 
 def compared(rows: Sequence[Row], problem: str, arm: str, metric: str, control: str = CONTROL) -> Estimate | None:
@@ -291,8 +275,8 @@ def compared(rows: Sequence[Row], problem: str, arm: str, metric: str, control: 
 
 def section(rows: list[Row], folder: Path) -> Section:
     starts, runs = select(rows, arm="start"), [r for r in rows if r["arm"] != "start"]
-    problems = list(dict.fromkeys(r["problem"] for r in runs))
-    tables = [_start_table(starts, name) for name in dict.fromkeys(r["problem"] for r in starts)]
+    problems = unique(runs, "problem")
+    tables = [_start_table(starts, name) for name in unique(starts, "problem")]
     tables += [_table(runs, name) for name in problems]
     return Section(
         "What should a denoiser know before it learns, and what should its network see?",
@@ -312,7 +296,7 @@ def section(rows: list[Row], folder: Path) -> Section:
 
 def _start_table(rows: Sequence[Row], name: str) -> tuple[str, str]:
     mine, lines = select(rows, problem=name), []
-    for k in dict.fromkeys(r["k"] for r in mine):
+    for k in unique(mine, "k"):
         own = select(mine, k=k)
         one = select(mine, k=mine[0]["k"])
         errors = [f"{r['error']:.5f} ({r['error'] / o['error'] - 1:+.0%})" for r, o in zip(own, one, strict=True)]
@@ -386,13 +370,13 @@ def _findings(rows: Sequence[Row], problems: Sequence[str], starts: Sequence[Row
         ("told 10", "wiener", "Told the region, isotropic noise, against not told"),
         ("regions classes", "regions 10", "Classes as regions against regions that were found"),
     ):
-        told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
+        told = []
         for name in problems:
             for metric in ("tv", "cov") if name in PLACES else ("fd", "loss", "nll"):
                 found = compared(rows, name, arm, metric, control)
                 if found is not None and found.n > 1:
-                    told[found.sign].append(f"{name} {metric} ({found.show(2)})" if found.sign else f"{name} {metric}")
-        words = "; ".join(f"{_WORDS[k]}: {', '.join(v)}" for k, v in told.items() if v)
+                    told.append((found.sign, f"{name} {metric}" + (f" ({found.show(2)})" if found.sign else "")))
+        words = listed(told, _WORDS)
         if words:
             out.append(f"{what}: {words}.")
     done = {(r["problem"], r["arm"]) for r in rows}
@@ -442,10 +426,8 @@ def _figure(rows: Sequence[Row], problems: Sequence[str], folder: Path) -> tuple
         steps = sorted({r["step"] for r in select(rows, problem=name)})
         for colour, arm in enumerate(drawn):
             own = of(rows, name, arm, metric)
-            found = [estimate([r[metric] for r in own if r["step"] == step]) for step in steps if own]
             if own:
-                halves = [e.half if math.isfinite(e.half) else 0.0 for e in found]
-                figure.curve(axis, steps, [e.mean for e in found], halves, label=arm, colour=colour)
+                figure.means(axis, own, "step", metric, label=arm, colour=colour)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(steps, map(str, steps))

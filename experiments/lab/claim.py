@@ -144,20 +144,26 @@ def done(claim: Claim, settings: Settings) -> None:
     (settings.out / ("quick" if settings.quick else "full") / f"{claim.name}.csv").unlink(missing_ok=True)
 
 
-def main(claim: Claim, about: str | None) -> int:
-    """A claim's command line; exit codes 0 done, 2 bad arguments, 130 interrupted."""
-    settings = parsed(claim.name, lambda: tyro.cli(Settings, prog=claim.name, description=about))
+def main(claims: Claim | Sequence[Claim], about: str | None, name: str = "") -> int:
+    """The command line of a claim, or of several one after the other; each section is printed as its rows are in. Exit
+    codes 0 done, 2 bad arguments, 130 interrupted."""
+    claims = [claims] if isinstance(claims, Claim) else claims
+    name = name or claims[0].name
+    settings = parsed(name, lambda: tyro.cli(Settings, prog=name, description=about))
 
     def command() -> None:
         from experiments.lab.page import markdown, write_page
 
-        section = publish(claim, settings)
-        print(markdown(claim.name, section))
+        for claim in claims:
+            began = time.monotonic()
+            print(markdown(claim.name, publish(claim, settings)), flush=True)
+            print(f"{claim.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         if not settings.quick:
             write_page()
-            done(claim, settings)
+            for claim in claims:
+                done(claim, settings)
 
-    return guarded(claim.name, command)
+    return guarded(name, command)
 
 
 def read(path: Path) -> list[Row]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ansn
 from experiments.lab.mixture import Mixture
+from experiments.lab.training import diagonal_start
 
 
 def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovariance:
@@ -31,16 +32,32 @@ def known_covariance(parts: list[Mixture], **options: Any) -> ansn.AdaptiveCovar
     return covariance.update(torch.cat(rows), region).freeze()
 
 
+def known_noise(
+    parts: list[Mixture], shape: str, x: Tensor, region: Tensor | None = None, bottom: float = 0.01
+) -> ansn.NoiseModel:
+    """Noise of a shape (``rho=R``, ``diagonal``, or ``whitened``: the data's own) made of exact moments, from the level
+    that rows ``x`` of the data give."""
+    options: dict[str, Any] = {"rho": 0.5, "structure": "diagonal"}
+    if shape == "whitened":  # isotropic noise on whitened data is noise of exactly the data's shape
+        options = {"rho": 1.0, "eps": 0.0}
+    elif shape != "diagonal":
+        options = {"rho": float(shape.removeprefix("rho="))}
+    covariance = known_covariance(parts, **options)
+    start = ansn.levels.tau_start(x, covariance, region=region)
+    if shape == "diagonal":  # its start knows no correlations
+        start = max(start, diagonal_start(x, covariance))
+    return ansn.NoiseModel(covariance, ansn.levels.karras(start, bottom))
+
+
 class ExactDenoiser(ansn.Denoiser):
     """``E[x | x~]`` of a mixture, or of the part that is known to have been drawn (region k), where a trained network
-    would stand. Matrices of a level are made once."""
+    would stand."""
 
     def __init__(self, noise: ansn.NoiseModel, parts: list[Mixture]) -> None:
         super().__init__(nn.Identity(), noise, precondition=False)
         self.parts = parts
         shape = noise.covariance.noise_shape().double()
         self._shape = shape if shape.ndim == 3 else torch.diag_embed(shape)
-        self._levels: dict[tuple[int, float], tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """As :class:`ansn.Denoiser`; ``sigma`` one level for all rows, alone or once a row."""
@@ -49,25 +66,9 @@ class ExactDenoiser(ansn.Denoiser):
             raise ValueError("sigma: got several levels, expected one for all rows")
         tau, flat = float(given[0]), x.double()
         if region is None:
-            return self._part(0, tau, flat).to(x.dtype)
+            return self.parts[0].denoised(flat, tau**2 * self._shape[0]).to(x.dtype)
         out = torch.empty_like(flat)
-        for k in range(len(self.parts)):
+        for k, part in enumerate(self.parts):
             rows = region == k
-            out[rows] = self._part(k, tau, flat[rows])
+            out[rows] = part.denoised(flat[rows], tau**2 * self._shape[k])
         return out.to(x.dtype)
-
-    def _part(self, k: int, tau: float, x: Tensor) -> Tensor:
-        part = self.parts[k]
-        if (k, tau) not in self._levels:
-            total = part.covariances + tau**2 * self._shape[k]
-            factor = torch.linalg.cholesky(total)
-            eye = torch.eye(part.dim, dtype=torch.float64).expand_as(factor)
-            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-            gain = part.covariances @ inverse.mT @ inverse
-            constant = part.weights.log() - factor.diagonal(dim1=1, dim2=2).log().sum(1)
-            self._levels[k, tau] = inverse, gain, constant
-        inverse, gain, constant = self._levels[k, tau]
-        away = x.unsqueeze(0) - part.means.unsqueeze(1)  # [C, B, d]
-        logs = constant.unsqueeze(1) - 0.5 * (away @ inverse.mT).square().sum(2)
-        each = part.means.unsqueeze(1) + away @ gain.mT
-        return (logs.softmax(0).unsqueeze(2) * each).sum(0)

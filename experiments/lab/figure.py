@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from experiments.lab.statistics import Row, mean, select
 
 COLOURS = ("#1f6fb4", "#d9651a", "#2a8c4a", "#b3262e", "#7553a6", "#8a5a44", "#c94f9b", "#6b6b6b", "#9a9a1f", "#1aa3b3")
 
@@ -32,13 +35,31 @@ def curve(
     axis: Any, at: Sequence[float], means: Sequence[float], halves: Sequence[float] | None = None, *, label: str,
     colour: int = 0, **style: Any,
 ) -> None:  # fmt: skip
-    """One curve, its 95 % interval shaded."""
+    """One curve, its 95 % interval shaded where it is finite."""
     told: dict[str, Any] = {"color": COLOURS[colour % len(COLOURS)], "marker": "o", "markersize": 3.5, "linewidth": 1.4}
     axis.plot(at, means, label=label, **(told | style))
-    if halves is not None:
-        low = [m - h for m, h in zip(means, halves, strict=True)]
-        high = [m + h for m, h in zip(means, halves, strict=True)]
+    if halves is not None and any(map(math.isfinite, halves)):
+        widths = [half if math.isfinite(half) else 0.0 for half in halves]
+        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
         axis.fill_between(at, low, high, color=told["color"], alpha=0.15, linewidth=0)
+
+
+def means(
+    axis: Any, rows: Sequence[Row], at: str, column: str, *, x: Sequence[float] = (), shaded: bool = True, label: str,
+    colour: int = 0, **style: Any,
+) -> None:  # fmt: skip
+    """The curve of a column's means over seeds against another column, drawn there or at ``x``."""
+    points = sorted({row[at] for row in rows})
+    found = [mean(select(rows, **{at: point}), column) for point in points]
+    halves = [each.half for each in found] if shaded else None
+    curve(axis, x or points, [each.mean for each in found], halves, label=label, colour=colour, **style)
+
+
+def ticks(axis: Any, at: Sequence[float]) -> None:
+    """These numbers alone under a logarithmic axis."""
+    axis.set(xscale="log")
+    axis.set_xticks(at, [str(value) for value in at])
+    axis.minorticks_off()
 
 
 def save(figure: Any, path: Path) -> str:

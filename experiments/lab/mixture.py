@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def basis(dim: int, seed: int = 0) -> Tensor:
+    """A random orthonormal basis, columns, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
+
+
 class Mixture:
     """``p(x) = sum_c w_c N(m_c, S_c)``, float64: means ``[C, d]``, covariances ``[C, d, d]``, weights ``[C]``."""
 
@@ -55,7 +61,10 @@ class Mixture:
         total = self.covariances if sigma is None else self.covariances + sigma.double().unsqueeze(-3)
         factor = torch.linalg.cholesky(total)
         away = (x.double().unsqueeze(1) - self.means).unsqueeze(3)
-        solved = torch.cholesky_solve(away, factor.expand(len(x), -1, -1, -1))
+        if factor.ndim == 3:  # one noise for all rows
+            solved = torch.cholesky_solve(away.squeeze(3).permute(1, 2, 0), factor).permute(2, 0, 1).unsqueeze(3)
+        else:
+            solved = torch.cholesky_solve(away, factor)
         logdet = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         square = (away * solved).sum((2, 3))
         return self.weights.log() - 0.5 * (square + logdet + self.dim * math.log(2 * math.pi)), solved.squeeze(3)

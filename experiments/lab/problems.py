@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def problem(name: str, data: Path | None = None, rows: int | None = None) -> Pro
         return made
     if not 0 < rows <= len(made.train):
         raise ValueError(f"rows: got {rows}, expected 1 to {len(made.train)}")
-    return Problem(**(vars(made) | {"train": made.train.select(torch.arange(rows))}))
+    return replace(made, train=made.train.select(torch.arange(rows)))
 
 
 def _digits() -> Problem:
@@ -198,11 +198,17 @@ def anisotropic(dim: int = 16, count: int = 5, condition: float = 1000.0, seed: 
     return Mixture(means, (basis * values @ basis.T).expand(count, -1, -1), weights / weights.sum())
 
 
-def _mixture() -> Problem:
-    density = anisotropic()
-    splits = [vectors("mixture", *density.sample(n, seed)) for n, seed in ((8000, 1), (1000, 2))]
+def of_density(
+    name: str, density: Mixture, hidden: int, sizes: tuple[int, int] = (8000, 2000), features: Features | None = None
+) -> Problem:
+    """Rows of a density to learn from and held out; ``features``, by default whitened: where distances are taken."""
+    splits = [vectors(name, *density.sample(n, seed)) for seed, n in enumerate(sizes, 1)]
+    columns = PixelFeatures((density.dim,), name)
     return Problem(
-        "mixture", *splits, lambda **o: ansn.networks.MLP((density.dim,), 128, 2, **o),
-        WhitenedFeatures(everything(splits[0]), name="mixture"), PixelFeatures((density.dim,), "mixture"), density,
-        evaluations=20,
+        name, *splits, lambda **o: ansn.networks.MLP((density.dim,), hidden, 2, **o),
+        features or WhitenedFeatures(everything(splits[0]), name=name), columns, density,
     )  # fmt: skip
+
+
+def _mixture() -> Problem:
+    return replace(of_density("mixture", anisotropic(), 128, (8000, 1000)), evaluations=20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 Row = dict[str, Any]
+WORDS = {-1: "better", 1: "worse", 0: "no difference seen"}
+"""What the sign of a difference says where less is better."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,18 @@ def by_seed(rows: Sequence[Row], column: str) -> dict[int, float]:
     return out
 
 
+def unique(rows: Sequence[Row], *columns: str) -> list[Any]:
+    """Values of a column, tuples of several, in the order of the rows."""
+    if len(columns) == 1:
+        return list(dict.fromkeys(row[columns[0]] for row in rows))
+    return list(dict.fromkeys(tuple(row[name] for name in columns) for row in rows))
+
+
+def mean(rows: Sequence[Row], column: str, **settings: Any) -> Estimate:
+    """Of a column over the seeds of the rows of these settings."""
+    return estimate(list(by_seed(select(rows, **settings), column).values()))
+
+
 def paired(
     rows: Sequence[Row], control: Sequence[Row], column: str, of: Callable[[float, float], float] | None = None
 ) -> Estimate:
@@ -107,6 +121,16 @@ def reached(at: Sequence[float], values: Sequence[float], target: float) -> floa
     return math.inf
 
 
+def crossings(rows: Sequence[Row], column: str, target: float, at: str = "step") -> dict[int, float]:
+    """Step (or second) of each seed at which a column comes down to the target; inf where it does not."""
+    out = {}
+    for seed in sorted(unique(rows, "seed")):
+        own = sorted(select(rows, seed=seed), key=lambda row: row["step"])
+        values = [math.inf if row[column] is None else float(row[column]) for row in own]
+        out[seed] = reached([float(row[at]) for row in own], values, target)
+    return out
+
+
 @dataclass(frozen=True)
 class Sooner:
     """How much sooner than a control a goal is reached. ``log``: mean of ``ln(control's / ours)``, above 0 if sooner;
@@ -135,7 +159,14 @@ def sooner(ours: dict[int, float], theirs: dict[int, float], first: float, last:
                   len(both))  # fmt: skip
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+def listed(found: Iterable[tuple[int, str]], words: dict[int, str] = WORDS) -> str:
+    """Names after the word for their sign."""
+    found = list(found)
+    told = {word: [name for sign, name in found if sign == which] for which, word in words.items()}
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told.items() if names)
+
+
+def table(head: Sequence[Any], lines: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     shown = ["| " + " | ".join(str(value) for value in line) + " |" for line in lines]
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *shown])
+    return "\n".join(["| " + " | ".join(map(str, head)) + " |", "|" + " --- |" * len(head), *shown])

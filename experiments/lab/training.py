@@ -26,12 +26,14 @@ from ansn.covariance import find
 from ansn.data import Dataset, iterate
 from ansn.evaluation import frechet_distance
 from ansn.evaluation.discrepancy import energy_distance
+from ansn.presets import PRESETS, TrainConfig
 from experiments.lab.problems import Problem
 
 CONTROLS = ("rho=0", "diagonal", "whitened", "fixed rho=0.5")
 WIENER = ("wiener rho=0", "wiener rho=0.5")
 FAMILY = ("rho=0.2", "rho=0.5", "rho=0.8", "rho=0.9", "rho=1")
 SPECTRAL = ("gamma=0.25", "gamma=0.5")
+TUNING_SEED = 1000  # of no result
 DATA_SEED = 0  # of the one dequantised copy of the data that fixed shapes and floors are made from
 
 
@@ -77,6 +79,12 @@ class Setup:
         """Learning rate of a step: it rises over the first 50."""
         left = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
         return self.lr * max(min(1.0, (step + 1) / 50, left), 0.0)
+
+
+def configured(name: str, **parts: dict[str, Any]) -> TrainConfig:
+    """A preset with some settings of its parts replaced: ``optim={"steps": 5}``."""
+    base = PRESETS[name][1]
+    return replace(base, **{part: replace(getattr(base, part), **told) for part, told in parts.items()})
 
 
 class Frame:
@@ -325,35 +333,41 @@ def judge(
     """Distances of as many samples as there are held-out rows to the training rows, and the mean held-out negative
     log-likelihood a dimension, nats. A run that has diverged has inf."""
     x = trained.sample(len(problem.test), method, evaluations or problem.evaluations, seed=seed)
-    if not bool(torch.isfinite(x).all()):
-        return dict.fromkeys(("fd", "fd_columns", "energy", "nll"), math.inf)
-    train = reference(problem)
+    found = distances(x, problem)
+    if math.isinf(found["fd"]):
+        return found | {"nll": math.inf}
     held = one_copy(problem.test)[: problem.likelihood_rows]
-    nll = -float(trained.log_likelihood(held, problem.likelihood_steps).mean()) / problem.dim
-    return {
-        "fd": frechet_distance(problem.features(x), problem.features(train)),
-        "fd_columns": frechet_distance(problem.columns(x), problem.columns(train)),
-        "energy": energy_distance(problem.columns(x), problem.columns(train[:4000])),
-        "nll": nll,
+    return found | {"nll": -float(trained.log_likelihood(held, problem.likelihood_steps).mean()) / problem.dim}
+
+
+def frechet(x: Tensor, problem: Problem) -> float:
+    """The first of :func:`distances` alone."""
+    return distances(x, problem, ("fd",))["fd"]
+
+
+def distances(x: Tensor, problem: Problem, names: tuple[str, ...] = ("fd", "fd_columns", "energy")) -> dict[str, float]:
+    """Frechet distances of features and of bare coordinates, and the energy distance, to the training rows; inf for
+    samples that are not finite."""
+    if not bool(torch.isfinite(x).all()):
+        return dict.fromkeys(names, math.inf)
+    train = reference(problem)
+    of: dict[str, Callable[[], float]] = {
+        "fd": lambda: frechet_distance(problem.features(x), problem.features(train)),
+        "fd_columns": lambda: frechet_distance(problem.columns(x), problem.columns(train)),
+        "energy": lambda: energy_distance(problem.columns(x), problem.columns(train[:4000])),
     }
+    return {name: of[name]() for name in names}
 
 
 def distance(trained: Trained, problem: Problem, seed: int) -> float:
     """The Frechet distance of :func:`judge` alone: what a rate is chosen by where distances are compared."""
     x = trained.sample(len(problem.test), evaluations=problem.evaluations, seed=seed)
-    if not bool(torch.isfinite(x).all()):
-        return math.inf
-    return frechet_distance(problem.features(x), problem.features(reference(problem)))
+    return frechet(x, problem)
 
 
 def floors(problem: Problem) -> dict[str, float]:
     """What as many rows of the data itself have: the held-out rows against the training rows."""
-    test, train = one_copy(problem.test), reference(problem)
-    return {
-        "fd_floor": frechet_distance(problem.features(test), problem.features(train)),
-        "fd_columns_floor": frechet_distance(problem.columns(test), problem.columns(train)),
-        "energy_floor": energy_distance(problem.columns(test), problem.columns(train[:4000])),
-    }
+    return {f"{name}_floor": value for name, value in distances(one_copy(problem.test), problem).items()}
 
 
 def reference(problem: Problem) -> Tensor:
@@ -361,19 +375,30 @@ def reference(problem: Problem) -> Tensor:
     return one_copy(problem.train)[:10_000]
 
 
+def halfway(setup: Setup) -> Setup:
+    """Half of the steps under a seed that no result uses: what a rate is chosen by."""
+    return replace(setup, seed=TUNING_SEED, steps=max(setup.steps // 2, 1))
+
+
 def tuned(
     problem: Problem, setup: Setup, grid: tuple[float, ...], key: Callable[[Trained], float] | None = None
 ) -> float:
-    """The learning rate of ``grid`` whose run has the lowest ``key``, by default the held-out loss; the setup's seed is
-    one that no result uses."""
+    """The learning rate of ``grid`` whose run has the lowest ``key``, by default the held-out loss."""
     key = key or partial(held_out_loss, problem=problem, metric=setup.metric)
     return tuned_for(problem, setup, grid, {"": key})[""]
+
+
+def nearest_rate(problem: Problem, setup: Setup, grid: tuple[float, ...]) -> float:
+    """The learning rate of ``grid`` with the lowest Frechet distance halfway."""
+    return tuned(problem, halfway(setup), grid, partial(distance, problem=problem, seed=TUNING_SEED))
 
 
 def tuned_for(
     problem: Problem, setup: Setup, grid: tuple[float, ...], keys: dict[str, Callable[[Trained], float]]
 ) -> dict[str, float]:
-    """:func:`tuned` for several keys of the same runs."""
+    """:func:`tuned` for several keys of the same runs; a grid of one rate needs none."""
+    if len(grid) == 1:
+        return dict.fromkeys(keys, grid[0])
     found: dict[str, dict[float, float]] = {name: {} for name in keys}
     for lr in grid:
         for trained in fit(problem, replace(setup, lr=lr)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import ansn
 from experiments import exact_scores
 from experiments.lab import linear
 from experiments.lab.claim import Settings
+from experiments.lab.mixture import basis
+from tests.experiments.impulses import moments
 from tests.oracles import ExactDenoiser, covariance_within_five_sigma, fixed_covariance, gaussian, noise_model
 
 DIM = 4
@@ -23,14 +23,9 @@ L = np.array([1.7, 1.2, 0.6, 0.02])
 TAUS = torch.tensor([3.0, 1.1, 0.4, 0.1], dtype=torch.float64)
 
 
-def basis() -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64))[0]
-
-
 def model(r: np.ndarray, root: str = "symmetric") -> ExactDenoiser:
     """Exact denoiser of N(0, U diag(L) U^T) under noise U diag(r) U^T."""
-    u = basis()
+    u = basis(DIM, 3)
     covariance = fixed_covariance((u * torch.from_numpy(r)) @ u.T, root=root)
     return ExactDenoiser(
         noise_model(covariance, tuple(TAUS.tolist())),
@@ -43,7 +38,7 @@ def model(r: np.ndarray, root: str = "symmetric") -> ExactDenoiser:
 def test_flow_is_the_packages_on_every_direction(method: str, r: np.ndarray) -> None:
     """Sampler applied to the eigenvectors: it multiplies each by what the recursion says."""
     sampler = getattr(ansn.sampling, method)
-    out = sampler(model(r), basis().T.contiguous(), TAUS) @ basis()
+    out = sampler(model(r), basis(DIM, 3).T.contiguous(), TAUS) @ basis(DIM, 3)
     expected = linear.FLOWS[method](L / r, TAUS.numpy())
     torch.testing.assert_close(out, torch.diag(torch.from_numpy(expected)), rtol=1e-9, atol=1e-11)
 
@@ -53,18 +48,14 @@ def test_flow_is_the_packages_on_every_direction(method: str, r: np.ndarray) -> 
 def test_annealed_langevin_is_the_packages(precondition: bool, denoise: bool) -> None:
     """The package's sampler, given one impulse of noise at a time, gives the recursion's mean and variance exactly."""
     r, steps, alpha = 0.3 + 0.7 * L, 2, 1.3
-    u, tested = basis(), model(0.3 + 0.7 * L)
+    u, tested = basis(DIM, 3), model(0.3 + 0.7 * L)
     options: dict[str, Any] = {
         "steps": steps, "eps": alpha * float(TAUS[-1]) ** 2, "precondition": precondition, "denoise": denoise,
     }  # fmt: skip
-    rows, zero = u.T.contiguous(), torch.zeros(DIM, DIM, dtype=torch.float64)
-
-    def run(start: Tensor, at: int | None) -> Tensor:
-        impulse = lambda number: rows if number == at else zero  # noqa: E731
-        return (ansn.sampling.annealed_langevin(tested, start, TAUS, noise_sampler=impulse, **options) @ u).diagonal()
-
-    mean = run(rows, None)
-    variance = sum(run(zero, at) ** 2 for at in range(steps * len(TAUS))) + 2.0 * mean**2
+    sampler = lambda start, noise_sampler: (  # noqa: E731
+        ansn.sampling.annealed_langevin(tested, start, TAUS, noise_sampler=noise_sampler, **options) @ u
+    )
+    mean, variance = moments(sampler, u.T.contiguous(), steps * len(TAUS), 2.0)
     g = None if precondition else np.full(DIM, r.min())
     found = linear.annealed(np.ones(DIM), np.full(DIM, 2.0), L, r, TAUS.numpy(), steps, alpha, g)
     if denoise:
@@ -74,7 +65,7 @@ def test_annealed_langevin_is_the_packages(precondition: bool, denoise: bool) ->
 
 
 def test_an_ensemble_has_the_recursions_covariance() -> None:
-    r, u = np.ones(DIM), basis()
+    r, u = np.ones(DIM), basis(DIM, 3)
     start = 3.0 * torch.randn(20_000, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     options: dict[str, Any] = {"steps": 3, "eps": 0.8 * float(TAUS[-1]) ** 2}
     end = ansn.sampling.annealed_langevin(model(r), start, TAUS, **options)
@@ -182,7 +173,7 @@ def test_sentences_follow_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_cell_runs() -> None:
-    rows = exact_scores.run({"kappa": 1.0, "shape": "full", "seed": 0}, dataclasses.replace(Settings(), quick=True))
+    rows = exact_scores.run({"kappa": 1.0, "shape": "full", "seed": 0}, Settings(quick=True))
     assert {row["sampler"] for row in rows} == {*exact_scores.SAMPLERS, "langevin, beyond", "unannealed"}
     assert all(0 < row["evaluations"] < 1000 for row in rows)
     for sampler in exact_scores.SAMPLERS:

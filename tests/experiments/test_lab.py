@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +21,19 @@ from experiments.lab.claim import Cell, Claim, Row, Section, Settings, complete,
 from experiments.lab.exact import known_covariance
 from experiments.lab.mixture import Mixture
 from experiments.lab.problems import anisotropic, fields, problem
-from experiments.lab.statistics import Estimate, estimate, log_ratio, paired, ratio, reached, sooner, table
-from experiments.lab.training import (
-    Frame,
-    Setup,
-    excess_loss,
-    fit,
-    floors,
-    judge,
-    noise_model,
-    one_copy,
-    tuned,
+from experiments.lab.statistics import (
+    Estimate,
+    estimate,
+    listed,
+    log_ratio,
+    mean,
+    paired,
+    ratio,
+    reached,
+    sooner,
+    table,
 )
+from experiments.lab.training import Frame, Setup, excess_loss, fit, floors, judge, noise_model, one_copy, tuned
 from tests import oracles
 
 # -- statistics --------------------------------------------------------------------------------------------------
@@ -86,25 +86,30 @@ def test_a_power_law_is_reached_where_it_is(scale: float, power: float) -> None:
     assert reached(at, values, values[0] + 1) == 50.0
 
 
-def test_sooner_bounds_what_was_not_seen() -> None:
-    theirs = {0: 400.0, 1: 400.0, 2: 400.0}
-    plain = sooner(dict.fromkeys(theirs, 200.0), theirs, 100, 800)
-    assert plain is not None
-    assert (plain.bound, math.exp(plain.log.mean)) == ("", pytest.approx(2.0))
-    at_once = sooner({0: 100.0, 1: 200.0, 2: 200.0}, theirs, 100, 800)
-    assert at_once is not None
-    assert at_once.show().startswith("at least ")
-    never = sooner({0: math.inf, 1: 700.0, 2: 800.0}, theirs, 100, 800)
-    assert never is not None
-    assert never.show().startswith("at most 0.5")
-    turned = sooner(theirs, {0: math.inf, 1: 700.0, 2: 800.0}, 100, 800)
-    assert turned is not None
-    assert turned.bound == "at least "
-    assert turned.log.mean == pytest.approx(-never.log.mean)
-    both = sooner({0: 100.0, 1: math.inf}, {0: 400.0, 1: 400.0}, 100, 800)
-    assert both is not None
-    assert both.bound == "about "
-    assert sooner(dict.fromkeys(theirs, math.inf), dict.fromkeys(theirs, math.inf), 100, 800) is None
+LATE, NEVER = dict.fromkeys(range(3), 400.0), {0: math.inf, 1: 700.0, 2: 800.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "bound", "shown"),
+    [
+        (dict.fromkeys(LATE, 200.0), LATE, "", "2.00"),
+        ({0: 100.0, 1: 200.0, 2: 200.0}, LATE, "at least ", "2.5"),
+        (NEVER, LATE, "at most ", "0.52"),
+        (LATE, NEVER, "at least ", "1.91"),
+        ({0: 100.0, 1: math.inf}, LATE, "about ", "1.4"),
+    ],
+)
+def test_sooner_bounds_what_was_not_seen(
+    ours: dict[int, float], theirs: dict[int, float], bound: str, shown: str
+) -> None:
+    found = sooner(ours, theirs, 100, 800)
+    assert found is not None
+    assert found.bound == bound
+    assert found.show().startswith(bound + shown)
+
+
+def test_where_neither_is_there_nothing_is_sooner() -> None:
+    assert sooner(dict.fromkeys(LATE, math.inf), dict.fromkeys(LATE, math.inf), 100, 800) is None
 
 
 def test_a_run_that_diverged_counts() -> None:
@@ -112,6 +117,12 @@ def test_a_run_that_diverged_counts() -> None:
     found = paired([{"seed": s, "fd": math.inf if s else 1.0} for s in range(3)], control, "fd")
     assert found.sign == 1
     assert found.show() == "diverged"
+
+
+def test_means_are_of_the_rows_of_some_settings() -> None:
+    rows = [{"seed": s, "shape": shape, "fd": s + at} for s in range(3) for shape, at in (("a", 0.0), ("b", 5.0))]
+    assert mean(rows, "fd", shape="b").mean == 6.0
+    assert listed([(1, "x"), (-1, "y"), (-1, "z")]) == "better: y, z; worse: x"
 
 
 def test_a_table_is_markdown() -> None:
@@ -348,12 +359,13 @@ def test_the_page_is_what_its_rows_say(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_claim_can_be_run() -> None:
-    settings: dict[str, Any] = {"quick": True}
     for name in page.CLAIMS:
         claim = page.claim(name)
         assert claim.name == name
-        assert claim.cells(Settings(**settings))
-        assert len(claim.cells(Settings())) >= len(claim.cells(Settings(**settings)))
+        quick, whole = (claim.cells(Settings(quick=quick)) for quick in (True, False))
+        assert 0 < len(quick) <= len(whole)
+        for cells in (quick, whole):
+            assert len({tuple(cell.items()) for cell in cells}) == len(cells), "every cell is there once"
 
 
 def test_known_moments_are_enough_for_a_spectrum() -> None:

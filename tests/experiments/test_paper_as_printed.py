@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import ansn
 from experiments import paper_as_printed as paper
@@ -18,9 +17,10 @@ from experiments.lab.claim import Settings
 from experiments.lab.exact import ExactDenoiser, known_covariance
 from experiments.lab.linear import kl
 from experiments.lab.mixture import Mixture
+from tests.experiments.impulses import moments
 from tests.oracles import haario_recursion
 
-QUICK = dataclasses.replace(Settings(), quick=True)
+QUICK = Settings(quick=True)
 L = np.array([1.5, 0.8, 0.3])
 
 
@@ -75,18 +75,12 @@ def test_chains_are_the_packages(reading: str) -> None:
     target = Mixture(torch.zeros(1, dim), torch.diag(torch.from_numpy(L))[None])
     covariance = known_covariance([target], rho=1.0, eps=0.0, root="symmetric", factor_dtype=torch.float64)
     model = ExactDenoiser(ansn.NoiseModel(covariance, ansn.levels.Levels(tuple(taus.tolist()))), [target])
-    eye, zero = torch.eye(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
-    told: dict[str, Any] = {"steps": steps, "eps": 0.2 * taus[-1] ** 2}
-
-    def run(start: Tensor, at: int | None) -> Tensor:
-        told["noise_sampler"] = lambda number: eye if number == at else zero
-        if reading == "printed":
-            return ansn.sampling.algorithm_1(model, start, **told).diagonal()
+    sampler: Any = ansn.sampling.algorithm_1
+    if reading != "printed":
         shaped = reading == "shaped"
-        out = ansn.sampling.annealed_langevin(model, start, precondition=shaped, denoise=False, **told)
-        return out.diagonal()
-
-    variance = sum(run(zero, at) ** 2 for at in range(steps * len(taus))) + (taus[0] * run(eye, None)) ** 2
+        sampler = partial(ansn.sampling.annealed_langevin, precondition=shaped, denoise=False)
+    sampler = partial(sampler, model, steps=steps, eps=0.2 * taus[-1] ** 2)
+    _, variance = moments(sampler, torch.eye(dim, dtype=torch.float64), steps * len(taus), taus[0] ** 2)
     found = paper.chain(reading, L, r, steps, 0.2, taus)[1]
     torch.testing.assert_close(torch.from_numpy(found), variance, rtol=1e-8, atol=1e-10)
 
@@ -147,13 +141,15 @@ def test_an_interval_that_holds_nothing_is_no_difference() -> None:
     for row in rows:
         if row["reading"] == "literal" and row["seed"] == 1:
             row["value"] = -20.0
-    assert paper._Verdict.of(rows, "divisor").sign == 0
+    verdict = paper._verdict(rows, "divisor")
+    assert verdict is not None
+    assert verdict.sign == 0
 
 
 def test_a_chain_that_diverges_is_infinitely_wrong() -> None:
     rows = _rows(math.nan, 1.0, seeds=1)
-    verdict = paper._Verdict.of(rows, "shape")
-    assert verdict.literal is not None
+    verdict = paper._verdict(rows, "shape")
+    assert verdict is not None
     assert verdict.literal.mean == math.inf
     assert verdict.sign == 1
 

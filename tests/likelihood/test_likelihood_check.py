@@ -54,7 +54,8 @@ def test_rows_and_tables(experiment: ModuleType, tmp_path: Path, monkeypatch: py
 def test_the_closed_form_is_the_oracle_s(experiment: ModuleType):
     model, x, truth = experiment.closed_form("mixture", 3, experiment.Settings(rows=5))
     network, tau = model.network, model.noise.levels.minimum
-    oracle = Mixture(network.means, network.covariances, network.weights)
+    density = network.density
+    oracle = Mixture(density.means, density.covariances, density.weights)
     sigma = (tau**2 * network.r).expand(5, -1, -1)
     assert torch.allclose(truth, oracle.log_density(x, sigma), rtol=1e-12)
     assert torch.allclose(model(x, tau), oracle.denoised(x, sigma), rtol=1e-9)
