@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -218,8 +219,10 @@ print(used / covariance.structure.bytes(1, torch.float64, torch.float32))
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kibibytes on Linux alone")
 @pytest.mark.parametrize("root", ["cholesky", "symmetric"])
 def test_a_dense_refresh_takes_what_was_counted(root):
-    done = subprocess.run([sys.executable, "-c", PEAK, root], capture_output=True, text=True, check=True)
-    assert 0.7 < float(done.stdout) <= 1.0
+    # What is freed goes back at once, as it does by itself above 32 MiB a matrix, so that no gaps are counted.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run([sys.executable, "-c", PEAK, root], capture_output=True, text=True, check=True, env=env)
+    assert 0.6 < float(done.stdout) <= 1.0
 
 
 @pytest.mark.parametrize(
