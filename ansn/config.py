@@ -191,7 +191,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and when interrupted."""
     threads: int | None = None
-    """CPU threads; by default torch's."""
+    """CPU threads; by default torch's. 1 where other programs use the cores."""
 
 
 @dataclass(frozen=True)

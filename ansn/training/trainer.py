@@ -26,10 +26,13 @@ from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.levels import Levels
 from ansn.loss import dsm_loss
+from ansn.machine import busy
 from ansn.noise import Level
 from ansn.training import build, checkpoint, learning
 from ansn.training.build import DataInfo
 from ansn.training.progress import Reporter
+
+_BUSY = 0.3  # of the cores' time, from which it is said
 
 
 class Diverged(RuntimeError):
@@ -52,6 +55,11 @@ def train(config: TrainConfig) -> Path:
     with processes(config.run.device) as (rank, world, device):
         if config.optim.batch_size % world:
             raise InputError(f"--batch-size: got {config.optim.batch_size}, expected a multiple of {world} processes")
+        if rank == 0 and device.type == "cpu" and torch.get_num_threads() > 1 and not config.run.threads:
+            taken = busy()
+            if taken > _BUSY:
+                # Threads that wait for one that another program keeps from running make a step many times longer.
+                print(f"{taken:.0%} of the cores' time is taken: --threads 1 may be many times faster", file=sys.stderr)
         dataset = _dataset(config).to(device)
         trainer = Trainer(config, dataset, rank, world, device)
         try:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ansn.data import iterate, load_dataset
 from ansn.errors import InputError
 from ansn.training import build, checkpoint, load_run, train
+from ansn.training import trainer as trainer_module
 from ansn.training.progress import Reporter, read_metrics
 from ansn.training.trainer import Trainer, _dataset
 from tests.tolerances import EXACT
@@ -227,6 +228,19 @@ def test_a_wrong_network_is_refused_before_the_data_is_looked_at(
     for network in ("mlp", "unet"):
         with pytest.raises(InputError, match=r"dropout: got 2"):
             train(small(tmp_path, network=network, dropout=2.0))
+
+
+@pytest.mark.parametrize(("taken", "threads", "said"), [(0.6, None, True), (0.1, None, False), (0.6, 2, False)])
+def test_busy_cores_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], taken: float,
+    threads: int | None, said: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(trainer_module, "busy", lambda: taken)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    with pytest.raises(InputError, match="missing"):
+        train(small(tmp_path, threads=threads, dataset=str(tmp_path / "missing.npy")))
+    assert ("60% of the cores' time is taken: --threads 1" in capsys.readouterr().err) == said
 
 
 # -- levels ----------------------------------------------------------------------------------------------------
