@@ -188,7 +188,8 @@ def test_the_whole_runs_on_the_cpu(tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert [row["key"] for row in rows["steps"]] == list(gpu_check.STEPS)
+    ended = [row["key"] for row in rows["steps"]]  # of the first two, which run at once, either may be first
+    assert (set(ended[:2]), ended[2:]) == (set(list(gpu_check.STEPS)[:2]), list(gpu_check.STEPS)[2:])
     assert all(row["ended"] == "done" for row in rows["steps"])
     passed = {row["operation"] for row in rows["parity"] if row.get("passed")}
     assert passed == set(ops.operations())
