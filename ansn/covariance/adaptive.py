@@ -240,15 +240,20 @@ class AdaptiveCovariance(nn.Module):
             self._refresh(full=self._grown(self.seen_at_basis, BASIS_GROWTH, rows=rows) and not self._few)
 
     @property
+    def _optional(self) -> bool:
+        """Whether the snapshot keeps a basis apart from its factor, which it could do without."""
+        return self.snapshot.complete and not type(self.snapshot).complete
+
+    @property
     def _few(self) -> bool:
-        """Whether points are too few for S to count, of a structure that keeps a basis apart from its factor."""
-        return self.snapshot.complete and not type(self.snapshot).complete and self.seen < self.structure.points()
+        """Whether points are too few for S to count, where the basis is optional."""
+        return self._optional and self.seen < self.structure.points()
 
     @property
     def _current(self) -> bool:
         """Whether the snapshot has a basis, and one that was not left out at the last refresh."""
-        optional = self.snapshot.complete and not type(self.snapshot).complete and not self.rules.isotropic
-        left_out = optional and self.seen_at_basis < self.seen_at_refresh < self.structure.points()
+        kept = self._optional and not self.rules.isotropic
+        left_out = kept and self.seen_at_basis < self.seen_at_refresh < self.structure.points()
         return self.snapshot.complete and not left_out
 
     def _grown(self, since: int, growth: float, pending: int = 0, rows: int = 0) -> bool:

@@ -239,7 +239,6 @@ class Pencil(nn.Module):
     ) -> Tensor:
         """The Wiener filter ``S (S + tau^2 R)^-1 v``, which takes ``x~ - m`` to ``E[x | x~] - m`` where the data is
         Gaussian; ``center`` m ``[K, d]``: from ``x~`` to ``E[x | x~]``."""
-        _checks.batched("v", v)
         if center is not None:
             self._check_rows("center", center)
         if not isinstance(tau, (float, Tensor)):
@@ -249,9 +248,11 @@ class Pencil(nn.Module):
 
     def start(self, mean: Tensor, tau: float | Tensor, region: Tensor | None = None, **counters: Any) -> Tensor:
         """``N(mean, S + tau^2 R)``, ``mean`` ``[B, d]``: ``mean + Q diag(s sqrt(l + tau^2)) Q^T z``."""
-        l, tau2 = self._levels(mean, tau, region)
+        _checks.region(region, mean.shape[0], self.regions, mean.device)
+        level = torch.as_tensor(tau, dtype=self.l.dtype, device=mean.device).reshape(-1, 1)
+        weights = self._of(self.deviation, region) * (self._of(self.l, region) + level * level).sqrt()
         z = ops.colored_step(torch.zeros_like(mean), b=1.0, **counters)
-        return mean + self.spread(z, self._of(self.deviation, region) * (l + tau2).sqrt(), region)
+        return mean + self.spread(z, weights, region)
 
     def posterior(self, tau: Tensor, region: Tensor | None = None) -> Tensor:
         """Weights, for :meth:`spread`, of ``V[x | x~] = S - S (S + tau^2 R)^-1 S`` of Gaussian data, float64
@@ -330,12 +331,6 @@ class Pencil(nn.Module):
         if not torch.compiler.is_compiling():
             _checks.region_values(region, self.regions)
         return value[region]
-
-    def _levels(self, v: Tensor, tau: float | Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
-        """l ``[1 or B, d]`` and ``tau^2`` ``[1 or B, 1]``."""
-        _checks.region(region, v.shape[0], self.regions, v.device)
-        tau = torch.as_tensor(tau, dtype=self.l.dtype, device=v.device).reshape(-1, 1)
-        return self._of(self.l, region), tau * tau
 
     def _check_rows(self, name: str, value: Tensor) -> None:
         """Raises TypeError or ValueError unless a caller's value is ``[K or 1, d]``, as kernels take it."""

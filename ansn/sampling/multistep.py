@@ -39,7 +39,7 @@ def dpmpp_2m(
     are Euler's.
     """
     taus = ladder(model, x, taus)
-    shrink, forward = (1.0 - targets(taus) / taus).unbind(), (1.0 + two_step_weights(taus)).unbind()
+    shrink, forward = (1.0 - targets(taus) / taus).unbind(), two_step_weights(taus).unbind()
     before = None
     for i, tau in enumerate(bar(taus.unbind(), progress, "DPM-Solver++(2M)")):
         denoised = model(x, tau, region, **extra)
@@ -89,9 +89,10 @@ def exponential_ab(
 
 
 def two_step_weights(taus: Tensor) -> Tensor:
-    """``h_i / (2 h_{i-1})`` for each of the N levels; 0 for the first and the last, which have no such step."""
+    """``1 + h_i / (2 h_{i-1})`` for each of the N levels, which takes ``D_{i-1}`` beyond ``D_i``; 1 for the first and
+    the last, which have no such step."""
     h = -taus.log().diff()
-    return torch.cat((taus.new_zeros(1), h[1:] / (2.0 * h[:-1]), taus.new_zeros(1)))[: len(taus)]
+    return torch.cat((taus.new_ones(1), 1.0 + h[1:] / (2.0 * h[:-1]), taus.new_ones(1)))[: len(taus)]
 
 
 def adams_bashforth_weights(taus: Tensor, order: int) -> Tensor:

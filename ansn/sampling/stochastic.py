@@ -43,7 +43,7 @@ def dpmpp_2m_sde(
     if not eta >= 0:
         raise ValueError(f"eta: got {eta}, expected >= 0")
     taus = ladder(model, x, taus)
-    following, forward = targets(taus), (1.0 + two_step_weights(taus)).unbind()
+    following, forward = targets(taus), two_step_weights(taus).unbind()
     shrink = 1.0 - (following / taus) ** (1.0 + eta)
     spread = following * torch.sqrt(1.0 - (following / taus) ** (2.0 * eta))
     noise = StepNoise.of(model, region, seed, row, ops.REVERSE, noise_sampler)

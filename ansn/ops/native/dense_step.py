@@ -92,10 +92,9 @@ def elementwise(
     (c, c_stride), (a, a_stride), (b, b_stride) = placed(c, held), placed(a, held), placed(b, held)
     region = contiguous(region)
     module.colored_step(
-        DTYPE[out.dtype], out.data_ptr(), 0 if x is None else x.data_ptr(),
-        0 if denoised is None else denoised.data_ptr(), 0 if f is None else f.data_ptr(), rows, cols,
-        c, a, b, c_stride, a_stride, b_stride, 0 if diagonal is None else diagonal.data_ptr(),
-        0 if region is None else region.data_ptr(), 1 if diagonal is None else diagonal.shape[0], *counter,
+        DTYPE[out.dtype], out.data_ptr(), address(x), address(denoised), address(f), rows, cols,
+        c, a, b, c_stride, a_stride, b_stride,
+        address(diagonal), address(region), 1 if diagonal is None else diagonal.shape[0], *counter,
         torch.get_num_threads(),
     )  # fmt: skip
     return out

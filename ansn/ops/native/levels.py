@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ansn.ops import _dispatch
 from ansn.ops.native import _module
-from ansn.ops.native._module import module
+from ansn.ops.native._module import address, module
 
 
 def why_not(ladder: Tensor) -> str | None:
@@ -24,7 +24,7 @@ def levels(
     out = torch.empty(rows, dtype=torch.float32)
     place, law = (ladder.contiguous(), (0.0, 0.0, 0.0, 0.0)) if normal is None else (None, normal)
     module.levels(
-        out.data_ptr(), rows, 0 if place is None else place.data_ptr(), ladder.shape[0], *law, *counter,
+        out.data_ptr(), rows, address(place), ladder.shape[0], *law, *counter,
         torch.get_num_threads(),
     )  # fmt: skip
     return out
