@@ -135,22 +135,25 @@ def cuda_graph(call: Call, args: tuple[Any, ...], extra: dict[str, Any], warmup:
     Not differentiable, and for arguments of the same shapes, dtypes and host values alone. Raises ValueError if the
     call cannot be recorded: it reads a value on the host, say.
     """
-    static = [v.clone() if isinstance(v, Tensor) else v for v in args]
-    named = {name: v.clone() if isinstance(v, Tensor) else v for name, v in extra.items()}
-    # A few calls on a stream of their own, as torch asks for: libraries allocate and compilers compile in them.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(warmup):
-            call(*static, **named)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            out = call(*static, **named)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cuda_graph: this network cannot be captured ({reason}); leave cuda_graph off") from None
+    device = next(v.device for v in args if isinstance(v, Tensor))  # may be another than the current one
+    with torch.cuda.device(device):
+        static = [v.clone() if isinstance(v, Tensor) else v for v in args]
+        named = {name: v.clone() if isinstance(v, Tensor) else v for name, v in extra.items()}
+        # A few calls on a stream of their own, as torch asks for: libraries allocate and compilers compile in them.
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(warmup):
+                call(*static, **named)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The stream is given: torch's default is one of the device that it first captured on.
+            with torch.cuda.graph(graph, stream=side):
+                out = call(*static, **named)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"cuda_graph: this network cannot be captured ({reason}); leave cuda_graph off") from None
 
     def replay(*new: Any, **renamed: Any) -> Tensor:
         for buffer, value in _tensors(static, named, new, renamed):

@@ -1,7 +1,8 @@
-"""The operations as PyTorch sees them on this device: opcheck, and compilation in one graph."""
+"""The operations as PyTorch sees them on this device: opcheck, compilation in one graph, a copy."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,9 +16,10 @@ from tests.tolerances import rms_ratio
 
 
 def run(step: Step) -> None:
-    """opcheck of every case of the tests on every back end that runs it, then perturbation, loss and training step."""
+    """opcheck of the tests' cases on every back end that runs them, then perturbation, loss, training step, a copy."""
     for name, piece in {"perturb": _perturb, "dsm_loss": _loss, "training step": _training_step}.items():
         step.run(f"fullgraph | {name}", lambda piece=piece: piece(step))
+    step.run("copy | covariance", lambda: _copied(step))
     try:
         from tests.ops.test_library import CASES
     except ImportError as problem:
@@ -111,6 +113,18 @@ def _loss(step: Step) -> dict[str, Any]:
         return (ansn.dsm_loss(model, x, perturbed, level, reduction="none"),)
 
     return _compare(step, function, x)
+
+
+def _copied(step: Step) -> dict[str, Any]:
+    """A covariance that is copied while its report is on its way, against itself; on the last GPU, which is not the
+    current one where there are several."""
+    device = f"cuda:{torch.cuda.device_count() - 1}" if step.device == "cuda" else step.device
+    x = torch.randn(4096, 48, generator=torch.Generator().manual_seed(0)).to(device)
+    covariance = ansn.AdaptiveCovariance(48, device=device).update(x)
+    found = copy.deepcopy(covariance)
+    shapes = [each.update(x + 1).freeze().noise_shape() for each in (covariance, found)]
+    row: dict[str, Any] = {"ratio": rms_ratio(*shapes), "where": device}
+    return row if row["ratio"] == 0 else row | {"failed": "a covariance and its copy differ"}
 
 
 def _training_step(step: Step) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks, sample
 from ansn.sampling import METHODS, Draw
-from ansn.sampling.engine import Engine, _tensors, engaged
+from ansn.sampling.engine import Engine, _tensors, cuda_graph, engaged
+from tests.gpus import Gpus, OnGpu
 from tests.tolerances import BATCH_INVARIANCE, rms_ratio
 
 QUICK = {"langevin": 1, "paper": 1}
@@ -234,6 +236,28 @@ def test_a_replayed_call_draws_the_same(method: str, classes: int | None) -> Non
     draw.model = engaged(model, engine)
     assert float((batches(draw, BLOCKS, y) - expected).abs().max()) < BATCH_INVARIANCE
     assert len(engine.captured) == 1
+
+
+def test_a_call_is_captured_on_the_gpu_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm-up and capture, also where another GPU is the current one."""
+    captured: list[int] = []
+    gpus = Gpus(monkeypatch)
+
+    @contextlib.contextmanager
+    def graph(_: Any, stream: Any = None) -> Iterator[None]:
+        captured.append(0 if stream is None else stream.gpu)  # torch's default stream: the first capture's GPU
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    called: list[int] = []
+
+    def call(x: Tensor) -> Tensor:
+        called.append(gpus.current)
+        return x
+
+    cuda_graph(call, (torch.zeros(2).as_subclass(OnGpu),), {})
+    assert (captured, called, gpus.current) == ([1], [1] * 4, 0)
 
 
 # -- nothing waits for a GPU -------------------------------------------------------------------------------------
