@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import ops
+from ansn.covariance.fixed import fixed
 from ansn.covariance.moments import Moments, keep_dtypes, owners
 from ansn.covariance.pencil import ROOTS, Pencil, Rules
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
@@ -60,8 +61,9 @@ class AdaptiveCovariance(nn.Module):
             ``"cholesky"`` (dense) lower triangular; by default the first of the structure's.
         warmup: points, at least 2, that a region needs before its own S replaces ``initial``.
         distinct: rows of the data (of its smallest region): several epochs of few rows are no more than these.
-        initial: guess of S before that: a variance, for dense and diagonal also ``[d]`` variances or ``[d, d]``;
-            default 1. Haario's C_0 is ``s_d * initial``.
+        initial: guess of S, which serves until then and no longer: a variance, for dense and diagonal also ``[d]``
+            variances or ``[d, d]``; default 1. Haario's C_0 is ``s_d * initial``. What must stay is given to
+            :meth:`fixed`.
         forgetting: lambda in (0, 1]; the moments are scaled by it at every update. 1 remembers everything.
         refresh: relative growth of the number of points after which the snapshot is remade.
         dtype: of the state, float64 or float32. factor_dtype: of the snapshot. memory_limit: bytes; all by default.
@@ -136,6 +138,8 @@ class AdaptiveCovariance(nn.Module):
         self._report: tuple[HostRead, bool, int, int] | None = None
         self._decomposed: tuple[tuple[int, int, torch.device], Pencil] | None = None
         self.refresh()
+
+    fixed = classmethod(fixed)
 
     @torch.no_grad()
     def update(self, x: Tensor, region: Tensor | None = None) -> AdaptiveCovariance:
