@@ -31,7 +31,7 @@ def decided(judge: Judge, features: Array, classes: int) -> Array:
 def shares(train: Dataset) -> Array:
     """Share of each class among the labels, ``[num_classes]``. Raises ValueError without labels."""
     if train.labels is None:
-        raise ValueError(f"{train.name}: has no labels, expected a labelled data set")
+        raise ValueError(f"train: got {train.name} without labels, expected a labelled data set")
     return np.bincount(train.labels.cpu().numpy(), minlength=train.num_classes) / len(train)
 
 

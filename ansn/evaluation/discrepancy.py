@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ansn.evaluation.features import Array, checked, checked_pair, parted
+from ansn.evaluation.features import Array, checked, checked_pair, middle, parted
 from ansn.evaluation.resampling import Parts, Statistic, of_all
 
 _BLOCK = 1024
@@ -24,13 +24,20 @@ def kernel_to(b: Array) -> Statistic:
     Features are used as they are; their scale matters. Raises ValueError as :func:`frechet_distance` does.
     """
 
-    def kernel(u: Array, v: Array) -> Array:
-        root = u @ v.T
-        root /= u.shape[1]
-        root += 1.0
-        return np.asarray(root * root * root)
+    b = checked("b", b)
+    centre = middle(b)
+    level = centre @ centre / b.shape[1] + 1.0
 
-    return _discrepancy(kernel, b)
+    def kernel(u: Array, v: Array) -> Array:
+        # k(u, v) - k(u, c) - k(c, v) + k(c, c) has the same discrepancy and none of the large cubes. With u and v less
+        # c, q = u.v / p, a = u.c / p, b = v.c / p, l = c.c / p + 1 and t = a + b + l, it is
+        # q (3 t (t + q) + q^2) + 3 (t + l) a b.
+        across, left, right = u @ v.T / u.shape[1], (u @ centre / u.shape[1])[:, None], v @ centre / u.shape[1]
+        root = left + right + level
+        apart = 3.0 * (root + level) * left * right
+        return np.asarray(across * (3.0 * root * (root + across) + across * across) + apart)
+
+    return _discrepancy(kernel, b, centre)
 
 
 def energy_distance(a: Array, b: Array) -> float:
@@ -46,17 +53,17 @@ def energy_to(b: Array) -> Statistic:
     """:func:`energy_distance` to one reference, whose own pairs are gone through once."""
     from sklearn.metrics.pairwise import euclidean_distances  # slow to import: only when used
 
-    return _discrepancy(lambda u, v: -euclidean_distances(u, v), b)
-
-
-def _discrepancy(kernel: Callable[[Array, Array], Array], b: Array) -> Statistic:
-    """``E k(a, a') + E k(b, b') - 2 E k(a, b)`` over pairs of different rows."""
     b = checked("b", b)
+    return _discrepancy(lambda u, v: -euclidean_distances(u, v), b, middle(b))
+
+
+def _discrepancy(kernel: Callable[[Array, Array], Array], b: Array, origin: Array) -> Statistic:
+    """``E k(a, a') + E k(b, b') - 2 E k(a, b)`` over pairs of different rows; ``kernel`` takes rows less ``origin``."""
 
     def within(a: Array, parts: Parts) -> Array:
         counts, total = parts.sum(1), np.zeros(len(parts))
-        for first, u in parted(a, _BLOCK):
-            for second, v in parted(a[first:], _BLOCK):
+        for first, u in parted(a, _BLOCK, origin):
+            for second, v in parted(a[first:], _BLOCK, origin):
                 pairs = kernel(u, v)
                 if second == 0:
                     np.fill_diagonal(pairs, 0.0)
@@ -68,7 +75,8 @@ def _discrepancy(kernel: Callable[[Array, Array], Array], b: Array) -> Statistic
 
     def distance(a: Array, parts: Parts) -> Array:
         a = checked_pair(a, b)
-        across = np.concatenate([sum(kernel(u, v).sum(1) for _, v in parted(b, _BLOCK)) for _, u in parted(a, _BLOCK)])
+        blocks = (u for _, u in parted(a, _BLOCK, origin))
+        across = np.concatenate([sum(kernel(u, v).sum(1) for _, v in parted(b, _BLOCK, origin)) for u in blocks])
         return (within(a, parts) + own - 2.0 * (parts @ across) / (parts.sum(1) * len(b)))[:, None]
 
     return distance
@@ -85,12 +93,13 @@ def sliced_to(b: Array, projections: int = 256, seed: int = 0) -> Statistic:
     b = checked("b", b)
     if projections < 1:
         raise ValueError(f"projections: got {projections}, expected at least 1")
+    origin = middle(b)
     directions = np.random.default_rng(seed).normal(size=(b.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
 
     def projected(rows: Array) -> Array:
         made = np.empty((projections, len(rows)))
-        for first, block in parted(rows):
+        for first, block in parted(rows, origin=origin):
             made[:, first : first + len(block)] = (block @ directions).T
         return made
 

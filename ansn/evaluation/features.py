@@ -195,7 +195,7 @@ def features_of(space: Features, dataset: Dataset) -> Array:
 def labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """All rows and their labels. Raises ValueError if there are none."""
     if dataset.labels is None:
-        raise ValueError(f"{dataset.name}: has no labels, expected a labelled data set")
+        raise ValueError(f"dataset: got {dataset.name} without labels, expected a labelled data set")
     return everything(dataset), dataset.labels
 
 
@@ -235,10 +235,18 @@ def checked(name: str, value: Array) -> Array:
     return value
 
 
-def parted(value: Array, block: int = 4096) -> Iterator[tuple[int, Array]]:
-    """Rows in float64, at most ``block`` at a time, and where each block begins."""
+def parted(value: Array, block: int = 4096, origin: Array | float = 0.0) -> Iterator[tuple[int, Array]]:
+    """Rows less ``origin`` in float64, at most ``block`` at a time, and where each block begins.
+
+    An origin among the rows, :func:`middle`, keeps the digits that squares and products lose far from 0.
+    """
     for first in range(0, len(value), block):
-        yield first, value[first : first + block].astype(np.float64, copy=False)
+        yield first, value[first : first + block].astype(np.float64, copy=False) - origin
+
+
+def middle(value: Array) -> Array:
+    """The mean row ``[p]`` in float64, up to rounding: an origin for :func:`parted`."""
+    return np.asarray(value.mean(0, dtype=np.float64))
 
 
 def checked_pair(a: Array, b: Array) -> Array:

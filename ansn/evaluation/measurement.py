@@ -95,13 +95,13 @@ class Evaluation:
         """
         values = json.loads(text)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise ValueError(f"text: is no evaluation of format {FORMAT}")
+            raise ValueError(f"text: got something else, expected an evaluation of format {FORMAT}")
         try:
             made = tuple(Measurement(**{**m, "value": _number(m["value"])}) for m in values.pop("measurements"))
             rows: dict[str, Any] = {key: tuple(values.pop(key)) for key in ("quality", "left_out")}
             return cls(measurements=made, **rows, **values)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"text: is no evaluation ({error})") from None
+            raise ValueError(f"text: got something else, expected an evaluation ({error})") from None
 
 
 def _number(value: float | None) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ansn.evaluation.features import Array, checked, checked_pair, parted
+from ansn.evaluation.features import Array, checked, checked_pair, middle, parted
 from ansn.evaluation.resampling import Parts, Statistic, of_all
 
 
@@ -21,20 +21,21 @@ def frechet_distance(a: Array, b: Array) -> float:
 def frechet_to(b: Array) -> Statistic:
     """:func:`frechet_distance` to one reference, whose moments are made once."""
     b = checked("b", b)
-    mean_b, fb = _moments(b)
+    origin = middle(b)
+    mean_b, fb = _moments(b, origin)
 
     def distance(a: Array, parts: Parts) -> Array:
         a, found = checked_pair(a, b), []
         for part in parts:
             if part.all() or part.sum() < 2 * a.shape[1]:
-                mean, fa = _moments(a[part])
+                mean, fa = _moments(a[part], origin)
                 spread = np.vdot(fa, fa)
                 # With C = F^T F for each, the trace of the root is the sum of the singular values of F_a F_b^T: no
                 # covariance is squared up and no root taken of one, so rounding stays at 1e-16 of the traces instead of
                 # its square root.
                 cross = np.linalg.svd(fa @ fb.T, compute_uv=False)
             else:  # In an error of a few percent the root of rounding is no matter, and it takes a third of the time.
-                rows = a[part].astype(np.float64)
+                rows = a[part] - origin
                 mean = rows.mean(0)
                 rows -= mean
                 covariance = rows.T @ rows / (len(rows) - 1)
@@ -56,9 +57,11 @@ def frechet_floor(train: Array, test: Array) -> float:
     return frechet_distance(test, train)
 
 
-def _moments(rows: Array) -> tuple[Array, Array]:
-    """Mean ``[p]`` and ``F`` ``[min(n, p), p]`` with ``F^T F`` the unbiased covariance."""
-    mean, factor = rows.mean(0, dtype=np.float64), np.empty((0, rows.shape[1]))
-    for _, block in parted(rows, 8192):
+def _moments(rows: Array, origin: Array) -> tuple[Array, Array]:
+    """Mean ``[p]`` less ``origin``, and ``F`` ``[min(n, p), p]`` with ``F^T F`` the unbiased covariance."""
+    mean, factor = np.zeros(rows.shape[1]), np.empty((0, rows.shape[1]))
+    for _, block in parted(rows, 8192, origin):
+        mean += block.sum(0) / len(rows)
+    for _, block in parted(rows, 8192, origin):
         factor = np.asarray(np.linalg.qr(np.concatenate((factor, block - mean)), mode="r"))
     return mean, factor / np.sqrt(len(rows) - 1)

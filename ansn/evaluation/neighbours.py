@@ -5,17 +5,20 @@ Sets are ``[n, p]``, and gone through a block of rows at a time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ansn.evaluation.features import Array, checked, parted
+from ansn.evaluation.features import Array, checked, middle, parted
 from ansn.evaluation.resampling import Parts, Statistic
 
-_BLOCK, _SPARE = 1024, 4
+_BLOCK, _SPARE, _PAIRS = 1024, 4, 4096
+_EPS = float(np.finfo(np.float64).eps)
 
 
 class Manifold(NamedTuple):
@@ -37,27 +40,32 @@ def manifold_to(reference: Array, k: int = 5) -> Statistic:
 
     They depend on n and k: compare equal ones. Raises ValueError for sets of at most k rows.
     """
-    from sklearn.metrics.pairwise import euclidean_distances  # slow to import: only when used
-
     reference = checked("reference", reference).astype(np.float64, copy=False)
+    origin = middle(reference)
+    moved = reference - origin
+    size = np.square(moved).sum(1)
     (radius,) = _radii(reference, np.ones((1, len(reference)), dtype=bool), k)
 
     def found(samples: Array, parts: Parts) -> Array:
         samples = checked("samples", samples)
         own, inside = _radii(samples, parts, k), np.zeros(len(samples))
         recalled, covered = np.zeros((2, len(parts), len(reference)), dtype=bool)
-        for first, block in parted(samples, _BLOCK):
+        for first, block in parted(samples, _BLOCK, origin):
             here = slice(first, first + len(block))
-            apart = euclidean_distances(block, reference)
-            hits = (apart <= radius).astype(np.float32)
+            apart = np.square(block).sum(1)[:, None] + size
+            error = (block.shape[1] + 8) * _EPS * apart  # of the squares below, each a sum of products
+            apart -= 2.0 * (block @ moved.T)
+            exact = functools.partial(_squares, samples[here], reference)
+            hits = _within(apart, radius, error, exact).astype(np.float32)
             inside[here] = hits.sum(1)
             covered |= parts[:, here].astype(np.float32) @ hits > 0
             # Few pairs are near, or else all rows of the reference are soon recalled: the rest is not gone through.
             left = np.flatnonzero(~recalled.all(0))
-            row, column = np.nonzero(apart[:, left] <= own[:, here].max(0)[:, None])
-            near, column = apart[row, left[column]], left[column]
+            row, column = np.nonzero((apart - error)[:, left] <= own[:, here].max(0)[:, None])
+            column = left[column]
+            near, error = apart[row, column], error[row, column]
             for part, reach in zip(recalled, own[:, here], strict=True):
-                part[column[near <= reach[row]]] = True
+                part[column[_within(near, reach[row], error, exact, row, column)]] = True
         summed, counts = parts @ np.stack((inside > 0, inside), 1), parts.sum(1)
         return np.stack((summed[:, 0] / counts, recalled.mean(1), summed[:, 1] / counts / k, covered.mean(1)), 1)
 
@@ -72,15 +80,8 @@ def nearest(rows: Array, among: Array | Iterable[Array], k: int = 1) -> tuple[Ar
     distance, index = np.zeros((len(rows), 0)), np.zeros((len(rows), 0), dtype=np.int64)
     first = 0
     for part in [among] if isinstance(among, np.ndarray) else among:
-        # Products in float32 find a few rows more than k; their distances are float64's.
-        centre, many = part.mean(0), min(k + _SPARE, len(part))
-        low = torch.from_numpy((part - centre).astype(np.float32))
-        half = low.square().sum(1) / 2
-        blocks = (torch.from_numpy((block - centre).astype(np.float32)) for _, block in parted(rows, 512))
-        at = torch.cat([torch.addmm(half, b, low.T, alpha=-1.0).topk(many, largest=False)[1] for b in blocks]).numpy()
-        away = (part[near].astype(np.float64) - row for near, row in zip(at, rows, strict=True))
-        found = np.stack([np.linalg.norm(rest, axis=1) for rest in away])
-        distance, index = np.concatenate((distance, found), 1), np.concatenate((index, at + first), 1)
+        square, at = _candidates(rows, part, min(k + _SPARE, len(part)))
+        distance, index = np.concatenate((distance, np.sqrt(square)), 1), np.concatenate((index, at + first), 1)
         best = np.argsort(distance, 1, kind="stable")[:, :k]
         distance, index = np.take_along_axis(distance, best, 1), np.take_along_axis(index, best, 1)
         first += len(part)
@@ -107,8 +108,53 @@ def memorisation(usual: Array, quantile: float = 0.01) -> Callable[[Array], tupl
     return found
 
 
+def _candidates(rows: Array, among: Array, k: int) -> tuple[Array, NDArray[np.int64]]:
+    """Squared distances and positions ``[n, k]`` of the nearest rows of ``among``, up to the
+    rounding of products."""
+    centre = middle(among)
+
+    @functools.cache
+    def table(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        moved = torch.from_numpy(among - centre).to(dtype)
+        return moved.T, moved.square().sum(1) / 2
+
+    squares, places = [], []
+    for first, block in parted(rows, 512, centre):
+        which = np.repeat(np.arange(first, first + len(block)), k)
+        # Products in float32, or in float64 where the near rows are too near for its rounding.
+        for dtype in (torch.float32, torch.float64):
+            moved, half = table(dtype)
+            products = torch.addmm(half, torch.from_numpy(block).to(dtype), moved, alpha=-1.0)
+            at = products.topk(k, largest=False)[1].numpy()
+            square = _squares(rows, among, which, at.ravel()).reshape(at.shape)
+            if (square.max(1) > 1e-3 * np.square(block).sum(1)).all():
+                break
+        squares.append(square)
+        places.append(at)
+    return np.concatenate(squares), np.concatenate(places)
+
+
+def _within(
+    apart: Array, reach: Array, error: Array, exact: Callable[..., Array], *places: NDArray[np.intp]
+) -> Parts:
+    """``apart <= reach`` of squares known to ``error``: where that decides, they are made again, in place, by ``exact``
+    of their ``places`` (by default their indices)."""
+    unsure = np.nonzero(np.abs(apart - reach) <= error)
+    apart[unsure] = exact(*([place[unsure] for place in places] or unsure))
+    return np.asarray(apart <= reach)
+
+
+def _squares(a: Array, b: Array, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Array:
+    """Squared distances ``[m]`` of m pairs of a row of ``a`` and one of ``b``, with no more than relative rounding."""
+    out = np.empty(len(rows))
+    for first in range(0, len(rows), _PAIRS):
+        here = slice(first, first + _PAIRS)
+        out[here] = np.square(a[rows[here]].astype(np.float64) - b[columns[here]]).sum(1)
+    return out
+
+
 def _radii(rows: Array, parts: Parts, k: int, among: int = 0) -> Array:
-    """Distances ``[m, n]`` of rows to their k-th neighbour in each part, -1 where a row is not in it.
+    """Squared distances ``[m, n]`` of rows to their k-th neighbour in each part, -1 where a row is not in it.
 
     ``among``: nearest rows of the whole to look for them in; where these are too few, in more.
     """
@@ -116,13 +162,12 @@ def _radii(rows: Array, parts: Parts, k: int, among: int = 0) -> Array:
         raise ValueError(f"k: got {k} neighbours of {parts.sum(1).min()} rows, expected fewer than rows")
     among = min(len(rows), among or (k + 1) * (1 if parts.all() else 14))
     distance, index = nearest(rows, rows, among)
-    slack = 1e-14 * float(np.square(rows, dtype=np.float64).sum(1).max())
     out = np.full(parts.shape, -1.0)
     for part, radius in zip(parts, out, strict=True):
         rank = part[index[part]].cumsum(1)  # the row itself is its first neighbour
         if rank[:, -1].min() <= k:
             return _radii(rows, parts, k, 4 * among)
-        # The k-th lies on the ball's edge, and the rounding of distances made of squares must not throw it out.
+        # The k-th lies on the ball's edge, and rounding must not throw it out.
         edge = np.take_along_axis(distance[part], (rank > k).argmax(1)[:, None], 1)[:, 0]
-        radius[part] = np.sqrt(np.square(edge) * (1 + 1e-9) + slack)
+        radius[part] = np.square(edge) * (1 + 1e-9)
     return out

@@ -27,6 +27,8 @@ NAMES = ("pixels", "pca", "classifier", "inception")
 _COMPONENTS = 32
 _PCA_ROWS = 20_000
 _CONVOLUTIONAL = 16  # pixels a side from which a perceptron on bare pixels is a poor judge
+# What importing torch-fidelity's extractor imports beside torch, which torch-fidelity is sometimes installed without.
+_PACKAGES = {"torch-fidelity": "torch_fidelity", "torchvision": "torchvision", "tqdm": "tqdm", "Pillow": "PIL"}
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -55,7 +57,7 @@ def space(name: str, train: Dataset, test: Dataset | None = None, *, place: Path
         return classifier(train, test, place=place)
     problem = inception_problem(train)
     if problem is not None:
-        raise InputError(f"--features inception: {problem}")
+        raise InputError(f"--features: got 'inception', expected pixels, pca or classifier (inception {problem})")
     return InceptionFeatures(train)
 
 
@@ -68,7 +70,9 @@ def classifier(
     Raises InputError without labels.
     """
     if train.labels is None or len(train.labels.unique()) < 2:
-        raise InputError(f"--features classifier: {train.name} has no labels of two classes; expected pixels or pca")
+        raise InputError(
+            f"--features: got 'classifier', expected pixels or pca ({train.name} has no labels of two classes)"
+        )
     held_out = None if test is None or test.labels is None else labelled(test)
     convolutional = train.kind == "image" and min(train.shape[1:]) >= _CONVOLUTIONAL
     settings: dict[str, object] = {"kind": "conv-64-epochs-2" if convolutional else "mlp-128-32", "seed": 0}
@@ -88,8 +92,9 @@ def inception_problem(dataset: Dataset) -> str | None:
     """What is missing for Inception's features, or None. Nothing is ever fetched."""
     if dataset.kind != "image":
         return f"is for images, and {dataset.name} holds vectors"
-    if importlib.util.find_spec("torch_fidelity") is None:
-        return "needs the package torch-fidelity, which is not installed"
+    for package, module in _PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            return f"needs the package {package}, which is not installed"
     return None if _weights().is_file() else f"needs its weights, which are not at {_weights()}; they are not fetched"
 
 

@@ -225,7 +225,7 @@ def test_confusion_in_words() -> None:
 def test_shares_of_the_labels() -> None:
     data = Dataset(torch.zeros(4, 2), labels=torch.tensor([0, 2, 2, 0]), num_classes=4)
     assert shares(data).tolist() == [0.5, 0.0, 0.5, 0.0]
-    with pytest.raises(ValueError, match="has no labels"):
+    with pytest.raises(ValueError, match="train: got table without labels, expected a labelled data set"):
         shares(Dataset(torch.zeros(4, 2), name="table"))
 
 

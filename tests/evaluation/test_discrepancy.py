@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import stats
 
 from ansn.evaluation import discrepancy
 from ansn.evaluation.discrepancy import energy_distance, kernel_to, sliced_to
+from ansn.evaluation.metrics import frechet_distance
 from ansn.evaluation.resampling import of_all
 
 Array = NDArray[np.float64]
@@ -76,6 +78,30 @@ def test_blocks_do_not_show(distance: Distance, monkeypatch: pytest.MonkeyPatch)
     whole = distance(a, b)
     monkeypatch.setattr(discrepancy, "_BLOCK", 7)
     assert distance(a, b) == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("distance", [energy_distance, sliced_wasserstein, frechet_distance])
+@pytest.mark.parametrize("far", [1e6, -1e9])
+def test_a_common_shift_does_not_matter(distance: Distance, far: float) -> None:
+    """To the digits that the shifted rows have left: of the coordinates a spacing of ``far`` float64s."""
+    a, b = normal(70, 4, 0) + far, normal(50, 4, 1, mean=0.01) + far
+    # The oracle has the very rows, brought back without rounding.
+    assert distance(a, b) == pytest.approx(distance(a - far, b - far), rel=1e-9)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_kernel_distance_keeps_its_digits_far_from_0(far: float) -> None:
+    """Its kernel is a cube of products, so it does change with a shift: against rational numbers."""
+    a, b = normal(5, 2, 0) + far, normal(4, 2, 1, mean=0.5) + far
+    exact = [[[Fraction(float(v)) for v in row] for row in rows] for rows in (a, b)]
+
+    def mean(u: list[list[Fraction]], v: list[list[Fraction]], same: bool) -> Fraction:
+        pairs = [(p, q) for i, p in enumerate(u) for j, q in enumerate(v) if not (same and i == j)]
+        total = sum((sum((x * y for x, y in zip(p, q, strict=True)), Fraction(0)) / 2 + 1) ** 3 for p, q in pairs)
+        return Fraction(total) / len(pairs)
+
+    expected = mean(exact[0], exact[0], True) + mean(exact[1], exact[1], True) - 2 * mean(*exact, False)
+    assert kernel_distance(a, b) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_kernel_distance_by_its_definition() -> None:

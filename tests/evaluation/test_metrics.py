@@ -225,7 +225,7 @@ def test_wrong_data_is_named(classifier: ClassifierFeatures) -> None:
     with pytest.raises(ValueError, match="components: got 0"):
         PCAFeatures(torch.zeros(4, 2), 0)
     unlabelled = ansn.data.Dataset(torch.zeros(4, 2), name="table")
-    with pytest.raises(ValueError, match="table: has no labels, expected a labelled data set"):
+    with pytest.raises(ValueError, match="dataset: got table without labels, expected a labelled data set"):
         ClassifierFeatures.of(unlabelled)
 
 

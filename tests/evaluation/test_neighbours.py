@@ -112,6 +112,41 @@ def test_parts_are_searched_as_one() -> None:
     assert np.allclose(whole[0], parts[0])
 
 
+def test_repeated_rows_against_themselves_are_perfect() -> None:
+    """Balls of radius 0: nothing but equal rows is in them, and all equal rows are."""
+    x = np.random.default_rng(1).normal(size=(40, 4)).repeat(10, 0)
+    for rows in (x, x + 1e4, (x + 1e4).astype(np.float32), np.concatenate((x, x - 1e5))):
+        for samples in (rows, rows.copy()):
+            assert manifold(samples, rows) == (1.0, 1.0, 2.0, 1.0)
+    # A ball of radius 0 holds no row beside it, however near.
+    assert manifold(x + 1e-7, x) == (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e7])
+def test_rounding_decides_nothing_far_from_the_origin(mean: float, dtype: type) -> None:
+    """By differences of all pairs in float64; in float32 many rows far out are equal."""
+    rng = np.random.default_rng(3)
+    far = np.where(np.arange(150) % 2, mean, 0.0)[:, None]
+    a, b = ((rng.normal(size=(150, 3)) + far).astype(dtype) for _ in range(2))
+
+    def apart(u: Array, v: Array) -> Array:
+        return np.square(u[:, None].astype(np.float64) - v.astype(np.float64)).sum(2)
+
+    own, radius = (np.sort(apart(rows, rows), 1)[:, 5] for rows in (a, b))
+    hits, recalled = apart(a, b) <= radius, apart(a, b) <= own[:, None]
+    expected = (hits.any(1).mean(), recalled.any(0).mean(), hits.sum(1).mean() / 5, hits.any(0).mean())
+    assert manifold(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_nearest_rows_of_clusters_far_apart() -> None:
+    """Where float32 cannot tell the rows of a cluster from each other."""
+    rng = np.random.default_rng(4)
+    rows, among = (rng.normal(size=(60, 3)) + np.where(np.arange(60) % 2, 1e5, -1e5)[:, None] for _ in range(2))
+    expected = np.sort(np.linalg.norm(rows[:, None] - among, axis=2), 1)[:, :3]
+    assert np.allclose(nearest(rows, among, 3)[0], expected, rtol=1e-9)
+
+
 def test_copies_of_training_rows_are_memorised() -> None:
     train, test, fresh = (np.random.default_rng(s).normal(size=(600, 8)) for s in range(3))
     assert memorised(train[:100] + 1e-6, train, test) == 1.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,7 +85,7 @@ def test_other_names_are_refused_in_a_line(small: Dataset, name: str) -> None:
 
 
 def test_a_classifier_needs_labels() -> None:
-    with pytest.raises(InputError, match="--features classifier: table has no labels"):
+    with pytest.raises(InputError, match=r"--features: got 'classifier', expected pixels or pca .table has no labels"):
         spaces.space("classifier", Dataset(torch.zeros(4, 2), name="table"))
 
 
@@ -266,9 +268,11 @@ class Extractor(nn.Module):
 def torch_fidelity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The package in name, and the folder where its weights would be."""
     package, module = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    package.__spec__ = module.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec("torch_fidelity", None)
+    for name in ("torch_fidelity", "torchvision", "tqdm"):
+        made = package if name == "torch_fidelity" else ModuleType(name)
+        made.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, made)
     module.FeatureExtractorInceptionV3 = Extractor  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     folder = tmp_path / "hub" / "checkpoints"
@@ -283,9 +287,24 @@ def test_inception_says_what_is_missing_and_where_it_looked(
         spaces.space("inception", stripes)
     with pytest.raises(InputError, match="is for images, and table holds vectors"):
         spaces.space("inception", Dataset(torch.zeros(4, 2), name="table"))
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(InputError, match="torch-fidelity, which is not installed"):
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("torch_fidelity", "torch-fidelity"), ("torchvision", "torchvision"), ("tqdm", "tqdm")]
+)
+def test_inception_is_ready_only_where_all_that_it_imports_is(
+    stripes: Dataset, torch_fidelity: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
+    (torch_fidelity / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"")
+    assert spaces.inception_problem(stripes) is None
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    with pytest.raises(InputError) as error:
         spaces.space("inception", stripes)
+    assert str(error.value) == (
+        "--features: got 'inception', expected pixels, pca or classifier "
+        f"(inception needs the package {package}, which is not installed)"
+    )
 
 
 def test_inception_is_given_eight_bits_of_three_channels(stripes: Dataset, torch_fidelity: Path) -> None:
