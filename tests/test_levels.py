@@ -20,12 +20,29 @@ def test_overlap_ratio_is_the_published_one():
     assert [round(levels.overlap_ratio(d), 2) for d in (64, 784, 3072)] == [1.36, 1.08, 1.04]
 
 
+@pytest.mark.parametrize("overlap", [0.1, 0.5, 0.567, 0.9])
 @pytest.mark.parametrize("dim", [5, 6, 10, 64, 784, 3072, 10**6])
-def test_overlap_ratio_solves_its_equation(dim):
-    g = levels.overlap_ratio(dim)
+def test_overlap_ratio_solves_its_equation(dim, overlap):
+    g = levels.overlap_ratio(dim, overlap)
     shift = math.sqrt(2 * dim) * (g - 1)
     assert g > 1
-    assert stats.norm.cdf(shift + 3 * g) - stats.norm.cdf(shift - 3 * g) == pytest.approx(0.5, abs=1e-9)
+    assert stats.norm.cdf(shift + 3 * g) - stats.norm.cdf(shift - 3 * g) == pytest.approx(overlap, abs=1e-9)
+
+
+# Top and number of levels, down to 0.01, of the configurations of Song and Ermon (2020), by pixels a side.
+PUBLISHED = {32: (50.0, 232), 64: (90.0, 500), 96: (140.0, 788), 128: (190.0, 1086), 256: (348.0, 2311)}
+
+
+@pytest.mark.parametrize(("side", "top", "n"), [(side, *ladder) for side, ladder in PUBLISHED.items()])
+def test_published_ladders_have_an_overlap_of_0_567(side, top, n):
+    """0.5662 to 0.5670; at 0.5 the rule makes a twentieth fewer levels, at 0.567 one more, as it rounds up."""
+    dim, ratio = 3 * side**2, (top / 0.01) ** (1 / (n - 1))
+    shift = math.sqrt(2 * dim) * (ratio - 1)
+    overlap = stats.norm.cdf(shift + 3 * ratio) - stats.norm.cdf(shift - 3 * ratio)
+    assert 0.5662 <= round(overlap, 4) <= 0.5670
+    assert levels.overlap_ratio(dim, 0.567) == pytest.approx(ratio, rel=1e-4)
+    assert len(levels.geometric(top, 0.01, dim=dim, overlap=0.567)) == n + 1
+    assert len(levels.geometric(top, 0.01, dim=dim)) == pytest.approx(0.945 * n, abs=0.01 * n)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
@@ -224,6 +241,8 @@ def test_levels_come_back_from_json():
         ("dim", lambda: levels.geometric(1.0, 0.1, dim=0)),
         ("dim", lambda: levels.paper(0)),
         ("dim", lambda: levels.overlap_ratio(0)),
+        ("overlap", lambda: levels.overlap_ratio(64, 0.0)),
+        ("overlap", lambda: levels.geometric(1.0, 0.1, dim=64, overlap=0.998)),
         ("dim, kl", lambda: levels.tau_max_flow(3, kl=0.0)),
         ("x", lambda: levels.tau_max_langevin(torch.zeros(1, 2), fixed_covariance(2))),
         ("quantile", lambda: levels.tau_max_langevin(torch.zeros(3, 2), fixed_covariance(2), quantile=0.0)),
