@@ -1,9 +1,10 @@
-"""Several processes under torchrun: set-up, and the covariance merged across ranks."""
+"""Several processes under torchrun: set-up, and what all ranks have to know alike."""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,16 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ansn.covariance import AdaptiveCovariance, Choice, Found, Moments
+from ansn.covariance import AdaptiveCovariance, Choice, Found
 from ansn.errors import InputError
 
 
 @contextmanager
 def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     """``(rank, world, device)``; joins torchrun's group when there is one: NCCL on GPUs, Gloo on CPUs."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device, local, world)
+    chosen, world = choose_device(device), _environment("WORLD_SIZE", 1)
     if world == 1:
         yield 0, 1, chosen
         return
@@ -35,35 +34,6 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
         # A wrapped network that a reference cycle keeps alive would outlive the group and abort at exit.
         gc.collect()
         dist.destroy_process_group()
-
-
-@torch.no_grad()
-def all_reduce_moments(moments: Moments) -> None:
-    """Replace each rank's moments by those of all ranks' data (Chan's formula over all states at once), in place.
-
-    For what was gathered *since the last synchronisation*: cumulative states would be counted once a rank. ::
-
-        n = sum n_r,  m = sum n_r m_r / n,  M = sum M_r + n_r (m_r - m)(m_r - m)^T
-    """
-    # A copy: the weights are overwritten by their sum below.
-    local = moments.weight.to(moments.mean.dtype, copy=True).unsqueeze(1)
-    mean = local * moments.mean
-    dist.all_reduce(mean)
-    for buffer in (moments.weight, moments.weight2):
-        dist.all_reduce(buffer)
-    total = moments.weight.to(mean.dtype).unsqueeze(1)
-    mean = torch.where(total > 0, mean / total.clamp_min(1e-300 if mean.dtype == torch.float64 else 1e-30), 0.0)
-    moments.add_between(local.sqrt() * (moments.mean - mean))
-    for scatter in moments.scatters.values():
-        dist.all_reduce(scatter)
-    moments.mean.copy_(mean)
-
-
-def share_basis(moments: Moments) -> None:
-    """Every rank gathers in rank 0's basis: only in one basis is their merge exact."""
-    if dist.is_initialized():
-        for part in moments.basis.values():
-            dist.broadcast(part, 0)
 
 
 def share_state(covariance: AdaptiveCovariance, device: torch.device) -> None:
@@ -104,8 +74,21 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value)
 
 
-def choose_device(name: str, local: int = 0, world: int = 1) -> torch.device:
-    """The device of a name (cpu, cuda, cuda:N, auto); of several processes each takes the GPU of its local rank.
+def say_device(device: torch.device) -> None:
+    """One line on stderr, of rank 0: what a command computes on."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        threads = torch.get_num_threads()
+        what = f"{threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        print(f"device: {device}, {what}", file=sys.stderr)
+
+
+def _environment(name: str, alone: int) -> int:
+    """What torchrun says of this process."""
+    return int(os.environ.get(name, alone))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name (cpu, cuda, cuda:N, auto); of torchrun's processes each takes the GPU of its local rank.
 
     Raises InputError for other names and for a GPU that is not there.
     """
@@ -120,7 +103,7 @@ def choose_device(name: str, local: int = 0, world: int = 1) -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"--device: got {name!r}, but this torch sees no GPU; expected cpu")
-        index = local if world > 1 else (chosen.index or 0)
+        index = _environment("LOCAL_RANK", 0) if _environment("WORLD_SIZE", 1) > 1 else chosen.index or 0
         if index >= torch.cuda.device_count():
             raise InputError(f"--device: got {name!r} (GPU {index}), but there are {torch.cuda.device_count()}")
         chosen = torch.device("cuda", index)

@@ -14,6 +14,7 @@ from ansn.covariance import AdaptiveCovariance, Mixture, choose, find
 from ansn.covariance.choice import AUTO, Choice, Rows, some_rows
 from ansn.covariance.mixture import drawn
 from ansn.covariance.moments import keep_dtypes
+from ansn.covariance.ranks import Sync, agree, first_row, several
 from ansn.levels import Levels, flow
 
 STARTS = ("gaussian", "uniform")
@@ -45,7 +46,7 @@ class NoiseModel(nn.Module):
             ``rho=0``, of one region.
     """
 
-    tau: Tensor
+    _ladder: Tensor
 
     def __init__(
         self, covariance: AdaptiveCovariance, levels: Levels, seed: int = 0, mixture: Mixture | None = None
@@ -53,13 +54,12 @@ class NoiseModel(nn.Module):
         super().__init__()
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: got {seed}, expected 0 <= seed < 2^63")
-        self.covariance, self.levels, self.seed, self.mixture = covariance, levels, seed, mixture
+        self.covariance, self.seed, self.mixture = covariance, seed, mixture
         if mixture is not None:
             self.check_mixture()
             covariance.track()
-        ladder = torch.tensor(levels.tau, dtype=torch.float64).to(covariance.center)
-        self.register_buffer("tau", ladder, persistent=False)
-        self.draws = 0
+        self.levels = levels
+        self._calls, self._agreed = [0], False
 
     @classmethod
     def for_data(
@@ -106,7 +106,7 @@ class NoiseModel(nn.Module):
         chosen = choose(x, region, int(regions), **known) if structure == AUTO else Choice(structure)
         made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen.structure, **options) for _ in range(2)]
         seen, empty = (covariance.orient(x, region) for covariance in made)
-        seen.update(x, region).freeze()
+        seen.update(x, region, sync=False).freeze()
         if mixture is None:
             return cls(empty, flow(x, seen, region=region), seed)
         found = find(x, mixture, chosen, seed=seed, **options | {"distinct": None})[0]
@@ -115,6 +115,22 @@ class NoiseModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseModel:
         keep_dtypes(self, fn)
         return self
+
+    @property
+    def levels(self) -> Levels:
+        """The ladder and the training distribution; other ones may be given at any time."""
+        return self._levels
+
+    @levels.setter
+    def levels(self, levels: Levels) -> None:
+        self._levels = levels
+        ladder = torch.tensor(levels.tau, dtype=torch.float64).to(self.covariance.center)
+        self.register_buffer("_ladder", ladder, persistent=False)
+
+    @property
+    def tau(self) -> Tensor:
+        """The ladder of :attr:`levels`, ``[N]``, dtype and device of the covariance."""
+        return self._ladder
 
     @property
     def deviation(self) -> Tensor:
@@ -131,14 +147,26 @@ class NoiseModel(nn.Module):
                 f"mixture: got noise of {regions} regions, {rules.family}, expected isotropic noise of one, rho = 0"
             )
 
-    def update(self, x: Tensor, region: Tensor | None = None) -> NoiseModel:
-        """Learn the covariance, and the mixture, from clean data ``x`` ``[B, *shape]``. Returns self."""
-        self.covariance.update(x, region)
+    def update(self, x: Tensor, region: Tensor | None = None, *, sync: Sync = True) -> NoiseModel:
+        """Learn the covariance, and the mixture, from clean data ``x`` ``[B, *shape]``. Returns self.
+
+        Of several processes all learn from the rows of all: ``sync``, as of :meth:`AdaptiveCovariance.update`."""
+        if not self._agreed and several(sync):
+            agree("levels", self.levels, sync)
+            self._agreed = True
+        self.covariance.update(x, region, sync=sync)
         if self.mixture is not None:
-            self.mixture.update(x, seed=self.seed)
+            self.mixture.update(x, seed=self.seed, sync=sync)
         return self
 
-    def assign(self, x: Tensor, *, step: int = 0, row: int = 0) -> Tensor | None:
+    def sync(self) -> NoiseModel:
+        """Merge what several processes have gathered, before a checkpoint; each has to call it. Returns self."""
+        self.covariance.sync()
+        if self.mixture is not None:
+            self.mixture.covariance.sync()
+        return self
+
+    def assign(self, x: Tensor, *, step: int = 0, row: int | None = None) -> Tensor | None:
         """A region for each row of clean data, int64 ``[B]``, drawn by how likely it is of each
         (:meth:`ansn.Mixture.draw`); None where there is one for all."""
         if self.covariance.regions == 1:
@@ -153,7 +181,7 @@ class NoiseModel(nn.Module):
         tau: float | Tensor | None = None,
         seed: int | None = None,
         step: int | None = None,
-        row: int = 0,
+        row: int | None = None,
     ) -> tuple[Tensor, Level]:
         """``x~ = x + tau_r L_k z_r`` (math section 2).
 
@@ -162,15 +190,17 @@ class NoiseModel(nn.Module):
             region: int64 ``[B]``; None when K = 1.
             tau: level, a number or ``[B]``; None draws one for each row from the training distribution.
             seed, step, row: counters: row r of x draws ``z`` of ``(seed, row + r, step)``. ``step`` None: a count
-                of the
-                calls, which a checkpoint does not hold: give the training step for noise that resumes.
+                of the calls, which a checkpoint does not hold: give the training step for noise that resumes. ``row``
+                None: 0; of several processes rank times rows, so that each has other noise.
 
         Returns ``(x~, level)``; x~ has x's shape and dtype.
         """
         seed = self.seed if seed is None else seed
         if step is None:
-            step, self.draws = self.draws, self.draws + 1
+            step = self._calls[0]
+            self._calls[0] += 1
         rows = x.shape[0]
+        row = first_row(row, rows)
         if tau is None:
             tau = self.draw_levels(rows, seed=seed, step=step, row=row)
         elif not isinstance(tau, Tensor):

@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ansn.covariance import STRUCTURES, Moments
-from ansn.distributed import all_reduce_moments, any_rank, mean_over_ranks, processes
+from ansn.covariance.ranks import all_reduce_moments
+from ansn.distributed import any_rank, choose_device, mean_over_ranks, processes, say_device
 from ansn.errors import InputError
 from tests.tolerances import EXACT
 
@@ -105,6 +106,22 @@ def test_devices_that_are_not_there(name: str, parts: tuple[str, str], monkeypat
     with pytest.raises(InputError) as caught, processes(name):
         pass
     assert all(part in str(caught.value) for part in ("--device", *parts))
+
+
+@pytest.mark.parametrize(("environment", "index"), [({}, 1), ({"WORLD_SIZE": "4", "LOCAL_RANK": "3"}, 3)])
+def test_the_device_is_said(
+    environment: dict[str, str], index: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name; of torchrun's processes each takes a GPU of its own."""
+    fake = {"is_available": lambda: True, "device_count": lambda: 4, "get_device_name": lambda d: f"GPU {d.index}"}
+    for name, value in fake.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for name in ("cuda:1", "cpu"):
+        say_device(choose_device(name))
+    assert capsys.readouterr().err == f"device: cuda:{index}, GPU {index}\ndevice: cpu, 2 threads\n"
 
 
 def test_a_gpu_of_too_high_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

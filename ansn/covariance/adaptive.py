@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ansn import ops
 from ansn.covariance.fixed import fixed
 from ansn.covariance.moments import Moments, keep_dtypes, owners
-from ansn.covariance.pencil import ROOTS, Pencil, Rules
+from ansn.covariance.pencil import ROOTS, Pencil, Rules, replaced
+from ansn.covariance.ranks import Gathered, Sync, several
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
 from ansn.hostread import HostRead
 from ansn.ops import _checks
@@ -134,6 +135,7 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
         self.register_buffer("share", torch.zeros(regions, dtype=torch.float64, device=device))
         self._eps_warned = False
+        self._gathered: Gathered | None = None  # what is not merged with other processes yet
         # What the last refresh reports, whether it was full, and the points at those before it.
         self._report: tuple[HostRead, bool, int, int] | None = None
         self._decomposed: tuple[tuple[int, int, torch.device], Pencil] | None = None
@@ -142,8 +144,15 @@ class AdaptiveCovariance(nn.Module):
     fixed = classmethod(fixed)
 
     @torch.no_grad()
-    def update(self, x: Tensor, region: Tensor | None = None) -> AdaptiveCovariance:
+    def update(self, x: Tensor, region: Tensor | None = None, *, sync: Sync = True) -> AdaptiveCovariance:
         """Learn from rows ``x`` ``[B, *shape]``; ``region`` int64 ``[B]``. Does nothing once frozen. Returns self.
+
+        Where a process group of several processes is up, all of them learn from the rows of all: each gathers its own,
+        and where a snapshot is due (the points have grown by ``refresh``), the moments are all-reduced: the n-th time
+        after some ``(1 + refresh)^n`` points, K d^2 numbers of a dense structure, K d and a small matrix an axis of a
+        separable one. In between nothing is sent. So each process has to call this equally often; on the last call
+        before a checkpoint call :meth:`sync` on each. ``sync``: a ``ProcessGroup`` for its members alone, False where
+        every process is given the same rows, or one process learns for all.
 
         Raises TypeError or ValueError naming the argument (on the CPU also for values that are not finite); the
         state is then as it was. Data whose R has no factor raises too, with the moments updated and the snapshot kept.
@@ -151,6 +160,12 @@ class AdaptiveCovariance(nn.Module):
         if self.frozen:
             return self
         self._settle()
+        if several(sync):
+            if self._gathered is None or self._gathered.sync is not sync:
+                self.sync()
+                self._gathered = Gathered(self, sync)
+            self._gathered.update(x, region)
+            return self
         self.orient(x, region)
         self.moments.update(x, region, self.forgetting)
         self.seen += x.shape[0]
@@ -178,6 +193,17 @@ class AdaptiveCovariance(nn.Module):
         """Whether the points seen, plus ``pending`` ones not merged yet, call for a new snapshot. Under forgetting
         growth is against what is remembered, about ``rows / (1 - lambda)`` points, ``rows`` a batch."""
         return not self.frozen and self._grown(self.seen_at_refresh, self.growth, pending, rows)
+
+    @property
+    def points(self) -> int:
+        """Points given so far; of several processes those of all, also where they are not merged yet."""
+        return self.seen + (0 if self._gathered is None else self._gathered.pending)
+
+    def sync(self) -> AdaptiveCovariance:
+        """Merge what :meth:`update` gathered on several processes, each of which has to call it. Returns self."""
+        if self._gathered is not None:
+            self._gathered.merge()
+        return self
 
     def gathering(self) -> Moments:
         """Empty moments in this state's basis, to be filled apart and given to :meth:`merge`."""
@@ -211,8 +237,10 @@ class AdaptiveCovariance(nn.Module):
         return self
 
     def freeze(self) -> AdaptiveCovariance:
-        """Remake the snapshot once more and stop learning: R does not change any more. Returns self."""
+        """Remake the snapshot once more and stop learning: R does not change any more. Returns self. Of several
+        processes that learn together each has to call it."""
         if not self.frozen:
+            self.sync()
             self.refresh()
             self._settle(wait=True)
             self.frozen = True
@@ -286,8 +314,8 @@ class AdaptiveCovariance(nn.Module):
         level = torch.where(level > 0, level, self.rules.ridge(level))
         scale = torch.where(level > 0, level, 1.0).sqrt()
         share = self.count / self.count.sum() if self.seen else torch.full_like(self.share, 1 / self.regions)
-        for buffer, new in ((self.center, self.moments.mean), (self.scale, scale), (self.share, share)):
-            buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+        for name, new in (("center", self.moments.mean), ("scale", scale), ("share", share)):
+            setattr(self, name, replaced(getattr(self, name), new, good))
         self.revision += 1
 
     def _settle(self, wait: bool = False) -> None:
@@ -459,4 +487,6 @@ class AdaptiveCovariance(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveCovariance:
         keep_dtypes(self, fn)
+        if self._gathered is not None:
+            self._gathered.moments._apply(fn)
         return self

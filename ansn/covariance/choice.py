@@ -132,7 +132,7 @@ def choose(
             except MemoryError:
                 skipped[name] = "does not fit"
             else:
-                scores[name] = score(learned.update(x[:fitted], owner), x[fitted:], whose)
+                scores[name] = score(learned.update(x[:fitted], owner, sync=False), x[fitted:], whose)
     best = max(scores.values(), default=math.nan)
     near = [name for name, value in scores.items() if value >= best - _LEVEL]
     taken = min(near, key=lambda name: (sizes[name], STRUCTURES[name].directed), default="diagonal")

@@ -125,7 +125,7 @@ class DensePencil(Pencil):
 
     def _invert(self) -> None:
         if not self.lower:
-            self.inverse.copy_(torch.linalg.inv_ex(self.factor)[0])
+            self._copy("inverse", torch.linalg.inv_ex(self.factor)[0], None)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

@@ -18,6 +18,7 @@ from ansn import ops
 from ansn.covariance.adaptive import AdaptiveCovariance
 from ansn.covariance.choice import AUTO, Choice, Rows, added_noise, choose, some_rows
 from ansn.covariance.pencil import Pencil, uncast
+from ansn.covariance.ranks import Sync, first_row
 from ansn.covariance.structure import STRUCTURES
 from ansn.ops import _checks
 
@@ -130,10 +131,10 @@ class Mixture(nn.Module):
         """The likeliest region of each row, int64 ``[B]``."""
         return self.responsibilities(x).argmax(1)
 
-    def draw(self, x: Tensor, *, seed: int = 0, row: int = 0, step: int = 0) -> Tensor:
+    def draw(self, x: Tensor, *, seed: int = 0, row: int | None = None, step: int = 0) -> Tensor:
         """A region of each row, int64 ``[B]``, drawn from ``p(k | x)``, so that regions that overlap keep their
-        shapes; a function of (seed, row + r, step)."""
-        return drawn(self.responsibilities(x), len(x), seed=seed, row=row, step=step)
+        shapes; a function of (seed, row + r, step). ``row``: as of :meth:`ansn.NoiseModel.perturb`."""
+        return drawn(self.responsibilities(x), len(x), seed=seed, row=first_row(row, len(x)), step=step)
 
     @torch.no_grad()
     def sample(self, n: int, sigma: float = 0.0, *, seed: int = 0, row: int = 0) -> Tensor:
@@ -149,12 +150,15 @@ class Mixture(nn.Module):
         return out.reshape(n, *self.covariance.shape)
 
     @torch.no_grad()
-    def update(self, x: Tensor, *, seed: int = 0, row: int = 0, step: int | None = None) -> Mixture:
-        """Learn from rows ``x`` ``[B, *shape]``, each of a region that is drawn for it; ``step`` None: the rows seen.
-        Does nothing once the covariance is frozen. Returns self."""
+    def update(
+        self, x: Tensor, *, seed: int = 0, row: int | None = None, step: int | None = None, sync: Sync = True
+    ) -> Mixture:
+        """Learn from rows ``x`` ``[B, *shape]``, each of a region that is drawn for it; ``step`` None: the points so
+        far; ``sync``: as of :meth:`AdaptiveCovariance.update`. Does nothing once the covariance is frozen. Returns
+        self."""
         if not self.covariance.frozen:
-            step = self.covariance.seen if step is None else step
-            self.covariance.update(x, self.draw(x, seed=seed, row=row, step=step))
+            step = self.covariance.points if step is None else step
+            self.covariance.update(x, self.draw(x, seed=seed, row=row, step=step), sync=sync)
         return self
 
     def pencil(self, deviation: Tensor) -> Pencil:
@@ -261,7 +265,7 @@ class _Search:
             known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
             structure = choose(x, **known)
         self.choice = structure if isinstance(structure, Choice) else Choice(structure)
-        one = AdaptiveCovariance(self.shape, 1, self.choice.structure, **options).update(x[:_ROWS]).track()
+        one = AdaptiveCovariance(self.shape, 1, self.choice.structure, **options).update(x[:_ROWS], sync=False).track()
         self.center, self.pencil = one.center, one.pencil
         self.leading = self.pencil.variances()[0].argsort(descending=True)[:_LEADING]
         self.deviation = (self.pencil.variances()[0, self.leading] + added_noise(one)).sqrt()

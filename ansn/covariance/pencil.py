@@ -318,9 +318,7 @@ class Pencil(nn.Module):
             self._copy(name, part, good)
 
     def _copy(self, name: str, new: Tensor, good: Tensor | None) -> None:
-        # In place: compiled code and captured graphs keep reading the same memory. The device decides, nobody waits.
-        buffer = getattr(self, name)
-        buffer.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+        setattr(self, name, replaced(getattr(self, name), new, good))
 
     # -- internals ------------------------------------------------------------------------------------------------
 
@@ -380,6 +378,14 @@ class Pencil(nn.Module):
                 return self.structure.turn(rows, basis, region, inverse)
 
             return self._back(ops.apply_by(turned, flat, center, weights, tau2, region, inward, outward, rest), v)
+
+
+def replaced(buffer: Tensor, new: Tensor, good: Tensor | None) -> Tensor:
+    """A new buffer of a snapshot: ``new`` where ``good``, which the device decides and nobody waits for. Not in place:
+    a graph that autograd still needs, of a batch before, keeps the snapshot that it was made of."""
+    with torch.inference_mode(False), torch.no_grad():
+        out = torch.empty_like(buffer, memory_format=torch.contiguous_format)
+        return out.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
 
 
 def uncast(v: Tensor) -> AbstractContextManager[None]:

@@ -170,7 +170,7 @@ def ladder(
             chosen = levels.paper(dim)
             return replace(chosen, training=noise.training_levels or chosen.training)
         if found is None or mixture is not None:
-            seen = covariance(config, info, structure).update(x, region)
+            seen = covariance(config, info, structure).update(x, region, sync=False)
         else:
             seen, region = found.covariance, found.draw(x)
         region = None if seen.regions == 1 else region
@@ -180,7 +180,7 @@ def ladder(
         if noise.ladder == "geometric":
             overlap: dict[str, Any] = {"n": noise.rungs} if noise.rungs else {"dim": dim}
             if seen.regions > 1:
-                seen = _empty(info, 1, structure, **_shape(config, info, structure)).update(x)
+                seen = _empty(info, 1, structure, **_shape(config, info, structure)).update(x, sync=False)
             top = noise.tau_max or levels.tau_max_langevin(x[: levels.PAIRS], seen)
             ladder = levels.geometric(top, noise.tau_min, training="ladder", **overlap)
             chosen = replace(ladder, start=min(max(chosen.start or 0.0, ladder.minimum), ladder.maximum))

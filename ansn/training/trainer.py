@@ -20,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
 from ansn.covariance.choice import AUTO, Choice
+from ansn.covariance.ranks import share_basis
 from ansn.data import Dataset, iterate, load_dataset
-from ansn.distributed import agreed, any_rank, mean_over_ranks, processes, share_basis
+from ansn.distributed import agreed, any_rank, mean_over_ranks, processes, say_device
 from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.levels import Levels
@@ -55,6 +56,7 @@ def train(config: TrainConfig) -> Path:
     with processes(config.run.device) as (rank, world, device):
         if config.optim.batch_size % world:
             raise InputError(f"--batch-size: got {config.optim.batch_size}, expected a multiple of {world} processes")
+        say_device(device)
         if rank == 0 and device.type == "cpu" and torch.get_num_threads() > 1 and not config.run.threads:
             taken = busy()
             if taken > _BUSY:
@@ -116,7 +118,7 @@ class Trainer:
         if stored:
             with checkpoint.fitting(self.folder):
                 self._restore(*stored)
-        self.learners = learning.learners(config, self.model, self.found, len(dataset), world, self.step)
+        self.learners = learning.learners(config, self.model, self.found, len(dataset), self.step)
         self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
         if world > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -271,7 +273,7 @@ class Trainer:
             "gradient_norm": norm,
             "samples_per_s": steps * self.config.optim.batch_size / seconds,
             "seconds": seconds,
-            "covariance_points": self.learners[0].seen,
+            "covariance_points": self.covariance.points,
             "condition_number": self._condition_number(),
         }
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
@@ -286,8 +288,7 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        for learner in self.learners:
-            learner.merge()
+        self.model.noise.sync()
         if self.rank:
             return
         optimizer, groups = checkpoint.flatten_optimizer(self.optimizer)

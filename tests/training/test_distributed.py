@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ansn.covariance import AdaptiveCovariance
 from ansn.training import checkpoint, load_run, train
-from ansn.training.trainer import Trainer, _dataset
 from tests.tolerances import EXACT
-from tests.training.helpers import metrics, small, tensors, trainer
+from tests.training.helpers import metrics, small, tensors
 
 LOSS = 1e-5  # relative (1e-7 measured): gradients are summed in another order
 
@@ -23,23 +23,26 @@ LOSS = 1e-5  # relative (1e-7 measured): gradients are summed in another order
 # -- merges without another process ------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def gathers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A group of one process, which goes the way of several."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr("ansn.covariance.adaptive.several", lambda sync: sync is True)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("structure", ["dense", "separable"])
 @pytest.mark.parametrize("forgetting", [1.0, 0.9])
 def test_merges_count_no_point_twice(
-    structure: str, forgetting: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    structure: str, forgetting: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The trainer's path for several ranks, with a reduction that finds no one else: the covariance of one process,
-    whatever the interval of its checkpoints."""
-    monkeypatch.setattr("ansn.training.learning.all_reduce_moments", lambda _: None)
+    """The way of several ranks, with a reduction that finds no one else: the covariance of one process, whatever the
+    interval of its checkpoints."""
     options = {"freeze_after": 900, "forgetting": forgetting, "structure": structure}
-    config = small(tmp_path / "one", **options)
-    train(config)
-    expected = load_run(tmp_path / "one").model.noise.covariance
-
-    built = Trainer(small(tmp_path / "two", **options), _dataset(config), 0, 1, torch.device("cpu"))
-    built.learners[0].gathered = built.covariance.gathering()
-    built.run()
-    found = load_run(tmp_path / "two").model.noise.covariance
+    expected = load_run(train(small(tmp_path / "one", **options))).model.noise.covariance
+    request.getfixturevalue("gathers")
+    found = load_run(train(small(tmp_path / "two", **options))).model.noise.covariance
     assert (found.seen, found.seen_at_refresh, found.frozen) == (expected.seen, expected.seen_at_refresh, True)
     assert_covariances_agree(found, expected)
 
@@ -47,16 +50,13 @@ def test_merges_count_no_point_twice(
 @pytest.mark.parametrize("skip", ["wiener", "mixture"])
 @pytest.mark.parametrize("structure", ["dense", "separable"])
 def test_merges_count_no_point_of_a_region_twice(
-    structure: str, skip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    structure: str, skip: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The same for regions that were found, of the noise and of the skip; a row's region is drawn alike."""
-    monkeypatch.setattr("ansn.training.learning.all_reduce_moments", lambda _: None)
     options = {"freeze_after": None, "structure": structure, "skip": skip, "regions": 3}
     expected = load_run(train(small(tmp_path / "one", **options))).mixture.covariance
-    built = trainer(small(tmp_path / "two", **options))
-    for learner in built.learners:
-        learner.gathered = learner.covariance.gathering()
-    found = load_run(built.run()).mixture.covariance
+    request.getfixturevalue("gathers")
+    found = load_run(train(small(tmp_path / "two", **options))).mixture.covariance
     assert (found.seen, found.seen_at_refresh) == (expected.seen, expected.seen_at_refresh)
     assert_covariances_agree(found, expected)
 
@@ -100,7 +100,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(folder, "--steps", 40, "--rho", 0.5)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("step 40/40") == 1, "one process tells the progress"
+    assert [done.stderr.count(told) for told in ("step 40/40", "device: cpu")] == [1, 1], "one process tells"
     return folder
 
 

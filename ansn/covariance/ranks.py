@@ -1,0 +1,130 @@
+"""One covariance on several processes: each gathers the moments of its rows, and all are merged when that is due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ansn.covariance.moments import Moments
+
+if TYPE_CHECKING:
+    from ansn.covariance.adaptive import AdaptiveCovariance
+
+Sync = bool | Any
+"""Whether processes share what they learn: True, with all of them where a group is up; a ``ProcessGroup``, with its
+members; False, never."""
+
+
+def several(sync: Sync = True) -> bool:
+    """Whether there are other processes to share with."""
+    if sync is False or not (dist.is_available() and dist.is_initialized()):
+        return False
+    return dist.get_world_size(group_of(sync)) > 1
+
+
+def group_of(sync: Sync) -> Any:
+    """The group to share with; None is that of all processes."""
+    return None if sync is True else sync
+
+
+def first_row(row: int | None, rows: int) -> int:
+    """The number of a batch's first row: as it is given, else rank r's ``rows`` are the slice from ``r rows`` on of the
+    batch of all processes."""
+    if row is not None:
+        return row
+    return dist.get_rank() * rows if several() else 0
+
+
+def agree(name: str, value: Any, sync: Sync = True) -> None:
+    """Raises ValueError, on every process, unless all of them have one value."""
+    group = group_of(sync)
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise ValueError(f"{name}: got {other} on rank {rank}, expected that of rank 0: {values[0]}")
+
+
+@torch.no_grad()
+def all_reduce_moments(moments: Moments, group: Any = None) -> None:
+    """Replace each rank's moments by those of all ranks' data (Chan's formula over all states at once), in place.
+
+    For what was gathered *since the last synchronisation*: cumulative states would be counted once a rank. ::
+
+        n = sum n_r,  m = sum n_r m_r / n,  M = sum M_r + n_r (m_r - m)(m_r - m)^T
+    """
+    # A copy: the weights are overwritten by their sum below.
+    local = moments.weight.to(moments.mean.dtype, copy=True).unsqueeze(1)
+    mean = local * moments.mean
+    dist.all_reduce(mean, group=group)
+    for buffer in (moments.weight, moments.weight2):
+        dist.all_reduce(buffer, group=group)
+    total = moments.weight.to(mean.dtype).unsqueeze(1)
+    mean = torch.where(total > 0, mean / total.clamp_min(1e-300 if mean.dtype == torch.float64 else 1e-30), 0.0)
+    moments.add_between(local.sqrt() * (moments.mean - mean))
+    for scatter in moments.scatters.values():
+        dist.all_reduce(scatter, group=group)
+    moments.mean.copy_(mean)
+
+
+def share_basis(moments: Moments, group: Any = None) -> None:
+    """Every rank gathers in the first rank's basis: only in one basis is their merge exact."""
+    if dist.is_initialized():
+        for part in moments.basis.values():
+            dist.broadcast(part, group=group, group_src=0)
+
+
+class Gathered:
+    """Moments of the rows that this process gave since the last merge.
+
+    When to merge is decided by what all processes know alike, the number of updates and the rows of one as they were
+    last counted over all, so that they may give batches of different sizes; but each has to give as many batches.
+    """
+
+    def __init__(self, covariance: AdaptiveCovariance, sync: Sync) -> None:
+        self.sync, self.group = sync, group_of(sync)
+        agree("covariance", covariance.extra_repr(), sync)
+        self.covariance, self.moments = covariance, covariance.gathering()
+        self.updates, self.rows, self.batch = 0, 0, 0
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of the covariance has what was merged, and no group
+        return type(None), ()
+
+    @property
+    def pending(self) -> int:
+        """Rows of all processes that are not merged yet, about."""
+        return self.updates * self.batch
+
+    def update(self, x: Tensor, region: Tensor | None) -> None:
+        """Take in a batch, and merge where a snapshot is due."""
+        covariance = self.covariance
+        if not covariance.oriented:
+            covariance.orient(x, region)
+            covariance.oriented = True  # also where this process has no row yet
+            share_basis(covariance.moments, self.group)
+            self.moments.face(covariance.moments.basis)
+        self.moments.update(x, region, covariance.forgetting)
+        self.updates, self.rows = self.updates + 1, self.rows + len(x)
+        if not self.batch:
+            self.batch = max(self._total(len(x)), 1)
+        if covariance.due(self.pending, self.batch):
+            self.merge()
+
+    def merge(self) -> None:
+        """Add to the covariance what all processes gathered; every one of them calls it at the same time."""
+        if self.updates:
+            covariance, total = self.covariance, self._total(self.rows)
+            all_reduce_moments(self.moments, self.group)
+            updates, self.batch = self.updates, max(total // self.updates, 1)
+            self.updates = self.rows = 0
+            covariance.merge(self.moments, total, covariance.forgetting**updates, rows=self.batch)
+            share_basis(covariance.moments, self.group)
+            self.moments.reset(covariance.moments.basis)
+
+    def _total(self, rows: int) -> int:
+        count = torch.tensor(rows, device=self.moments.weight.device)
+        dist.all_reduce(count, group=self.group)
+        return int(count)
