@@ -18,7 +18,7 @@ from torch import Tensor
 from ansn.choices import choice, suggestion
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
-from ansn.distributed import choose_device
+from ansn.distributed import choose_device, say_device
 from ansn.errors import InputError
 from ansn.evaluation import spaces
 from ansn.evaluation.evaluate import METRICS, Evaluated, Settings, evaluate
@@ -81,7 +81,7 @@ class Arguments:
     """Folder of trained classifiers; by default $ANSN_CACHE, or ansn in the user's cache folder."""
     out: Path | None = None
     """Folder for evaluation.json and report.html; by default the run's."""
-    device: str = "cpu"
+    device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
     """Use the averaged weights."""
@@ -101,7 +101,8 @@ def _evaluate(arguments: Arguments) -> None:
             raise InputError(f"{name}: got {value}, expected at least 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    run = load_run(arguments.run, ema=arguments.ema, device=choose_device(arguments.device))
+    device = choose_device(arguments.device)
+    run = load_run(arguments.run, ema=arguments.ema, device=device)
     sampling = _sampling(run, arguments)
     swept, most = _sweep(arguments, sampling.method)
     settings = Settings(
@@ -113,6 +114,7 @@ def _evaluate(arguments: Arguments) -> None:
         n = min(settings.n or 500, 500)
         settings = dataclasses.replace(settings, n=n, halves=min(settings.halves, 10), likelihood=0)
     samples = None if arguments.samples is None else _read(arguments.samples, run)
+    say_device(device)
     try:
         found = evaluate(
             run, settings, data=arguments.data, sampling=sampling, samples=samples, cache=arguments.cache,

@@ -13,7 +13,7 @@ import tyro
 from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
-from ansn.distributed import processes
+from ansn.distributed import processes, say_device
 from ansn.errors import InputError
 from ansn.noise import STARTS
 from ansn.sampling import METHODS, schedules
@@ -68,7 +68,7 @@ class Arguments:
     """Go on with the OUT.part that a stopped draw of the same settings left; --no-resume starts over."""
     threads: int | None = None
     """CPU threads; by default torch's. 1 where other programs use the cores."""
-    device: str = "cpu"
+    device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
     """Use the averaged weights."""
@@ -104,6 +104,7 @@ def _sample(arguments: Arguments) -> None:
     with processes(arguments.device) as (rank, _, device):
         run = load_run(arguments.run, ema=arguments.ema, device=device)
         _check(arguments, run, out)
+        say_device(device)
         try:
             draw_to_disk(
                 run, arguments.n, out, arguments.seed, y=arguments.label, batch_size=arguments.batch_size,

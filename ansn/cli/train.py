@@ -38,7 +38,7 @@ def main() -> int:
         folder = train(config)
         if int(os.environ.get("RANK", "0")) == 0:
             try:
-                written = write_pictures(folder, progress=sys.stderr.isatty())
+                written = write_pictures(folder, config.run.device, progress=sys.stderr.isatty())
             except ValueError as error:
                 raise InputError(f"{folder}: is trained, but its pictures cannot be drawn ({error})") from None
             print(*written, sep="\n")

@@ -9,6 +9,7 @@ import torch
 
 from ansn import levels, sampling
 from ansn.config import SamplingConfig
+from ansn.distributed import choose_device
 from ansn.sampling.stream import to_disk
 from ansn.training.progress import read_metrics
 from ansn.training.runs import Run, load_run
@@ -52,11 +53,12 @@ def draw_to_disk(
     )  # fmt: skip
 
 
-def write_pictures(folder: Path, device: str = "cpu", *, progress: bool = False) -> list[Path]:
-    """Draw what the run's settings ask for from its newest checkpoint; returns the files written."""
+def write_pictures(folder: Path, device: str = "auto", *, progress: bool = False) -> list[Path]:
+    """Draw what the run's settings ask for from its newest checkpoint; returns the files written. ``device``: as of
+    :func:`ansn.distributed.choose_device`."""
     from ansn import figures, region_figures  # Matplotlib is slow to import: only when used
 
-    run = load_run(folder, device=device)
+    run = load_run(folder, device=choose_device(device))
     written = [folder / "covariance.png", folder / "loss.png"]
     figures.save_covariance(run.model.noise.covariance, written[0], names=run.info.columns)
     figures.save_loss(read_metrics(folder / "metrics.jsonl"), written[1])

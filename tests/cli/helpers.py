@@ -17,7 +17,7 @@ TINY = [
 # For runs that are about something else: to find the regions of the default skip takes seconds.
 PLAIN = ("--skip", "wiener")
 # What a training run says before it looks at its other settings.
-CHOICE = ("choosing ", "structure: ", "finding ", "regions: ")
+CHOICE = ("device: ", "choosing ", "structure: ", "finding ", "regions: ")
 
 
 class Outcome(NamedTuple):

@@ -23,7 +23,7 @@ def assert_refused(outcome: Outcome, command: str, *parts: str) -> None:
     assert outcome.code == 2, outcome
     assert outcome.out == ""
     *told, line = outcome.err.splitlines()
-    assert all(command == "train" and text.startswith(CHOICE) for text in told), told
+    assert all(text.startswith(CHOICE if command == "train" else "device: ") for text in told), told
     assert line.startswith(f"ansn-{command}: error: ")
     for part in parts:
         assert part in line, f"{part!r} not in {line!r}"
@@ -263,6 +263,17 @@ def test_evaluate(mistake: str, digits: Path, tmp_path: Path, monkeypatch: pytes
     assert_refused(outcome._replace(err="\n".join(told)), "evaluate", *parts)
     assert "Traceback" not in outcome.err
     assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+def test_a_gpu_that_torch_sees_is_what_auto_takes(
+    command: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command by default; here one that cannot be taken."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    arguments = ["--out", tmp_path / "run"] if command == "train" else [digits]
+    assert_refused(call(command, *arguments), command, "--device: got 'cuda' (GPU 0), but there are 0")
 
 
 def test_evaluate_without_the_data_of_the_run(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from ansn.training import load_run
 from tests.cli.helpers import PLAIN, TINY, Outcome, call, environment, start, succeeded
 from tests.tolerances import BATCH_INVARIANCE
 
+DEVICE = "device: cpu, 1 thread\n"
+
 
 def drawn(run: Path, folder: Path, *options: object, name: str = "x.npy") -> np.ndarray:
     out = folder / name
@@ -48,7 +50,7 @@ def test_png_goes_to_the_run_by_default(digits: Path, tmp_path: Path) -> None:
     of_training = (run / "samples.png").read_bytes()
     outcome = succeeded(call("sample", run, "-n", 4, "--steps", 2, "--seed", 5))
     assert outcome.out == f"{run / 'drawn-seed5.png'}\n"
-    assert outcome.err == ""
+    assert outcome.err == DEVICE
     assert (run / "samples.png").read_bytes() == of_training
     with Image.open(run / "drawn-seed5.png") as image:
         assert min(image.size) >= 200
@@ -204,11 +206,11 @@ def test_a_stopped_command_goes_on(digits: Path, tmp_path: Path, monkeypatch: py
         stopped = call("sample", digits, *options, "--out", out)
     assert (stopped.code, stopped.out) == (130, "")
     kept = f"12 of 20 samples are kept in {out}.part, the same command goes on"
-    assert stopped.err == f"ansn-sample: interrupted; {kept}\n"
+    assert stopped.err == f"{DEVICE}ansn-sample: interrupted; {kept}\n"
     refused = call("sample", digits, *options, "--seed", 1, "--out", out)
     assert refused.code == 2
     assert "seed: 0 -> 1" in refused.err
-    assert len(refused.err.splitlines()) == 1
+    assert len(refused.err.splitlines()) == 2
     with monkeypatch.context() as patch:
         stop_after(patch, 2)  # the two batches that are missing
         np.testing.assert_array_equal(drawn(digits, tmp_path, *options), expected)
@@ -219,7 +221,8 @@ def test_a_stopped_command_goes_on(digits: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_graph_that_cannot_be_is_told_in_one_line(digits: Path, tmp_path: Path) -> None:
     outcome = succeeded(call("sample", digits, "-n", 2, "--steps", 1, "--cuda-graph", "--out", tmp_path / "x.npy"))
-    assert outcome.err == "ansn-sample: cuda_graph: the model is on cpu, so its network is called step by step\n"
+    told = "ansn-sample: cuda_graph: the model is on cpu, so its network is called step by step\n"
+    assert outcome.err == DEVICE + told
 
 
 def torchrun(run: Path, *options: object) -> subprocess.CompletedProcess[str]:
@@ -234,6 +237,7 @@ def test_two_processes_draw_what_one_draws(digits: Path, tmp_path: Path) -> None
     done = torchrun(digits, *options, "--out", tmp_path / "two.npy")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'two.npy'}\n", "one process tells"
+    assert done.stderr.count("device: cpu") == 1
     two = np.load(tmp_path / "two.npy")
     np.testing.assert_array_equal(two, drawn(digits, tmp_path, *options))
     for batch_size in (1, 7, 64):

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ansn.cli.train import parse
 from ansn.config import from_dict
 from ansn.presets import PRESETS
-from ansn.training import checkpoint, load_run
+from ansn.training import checkpoint, load_run, pictures
 from tests.cli.helpers import CHOICE, PLAIN, TINY, Outcome, call, command_line, environment, start, succeeded
 from tests.data.writers import some_images, write_mnist
 from tests.training.helpers import assert_same_run, change
@@ -80,6 +81,18 @@ def test_a_finished_run_is_drawn_again(digits: Path) -> None:
     outcome = succeeded(call("train", *TINY, "--steps", 20, "--samples", 9, "--out", digits))
     assert "going on from step 20" in outcome.err
     assert (digits / "samples.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_the_pictures_are_drawn_on_the_runs_own_device(
+    device: str, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pictures, "choose_device", lambda name: asked.append(name) or torch.device("cpu"))
+    options = [*TINY, "--device", device, "--steps", 20, "--samples", 9, "--out", digits]
+    told = succeeded(call("train", *options)).err
+    assert asked == [device]
+    assert told.count("device: cpu, 1 thread\n") == 1
 
 
 def test_no_resume(tmp_path: Path) -> None:
