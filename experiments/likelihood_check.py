@@ -152,7 +152,7 @@ def spreads(model: ansn.Denoiser, x: Tensor, count: int = 8) -> list[Row]:
     rows = []
     for basis in BASES:
         for probe in PROBES:
-            found = ansn.log_likelihood(model, x, basis=basis, probe=probe, probes=count)
+            found = ansn.log_likelihood(model, x, trace="hutchinson", basis=basis, probe=probe, probes=count)
             sd = float(found.estimates.var(0).mean().sqrt()) / x[0].numel()
             rows.append({"basis": basis, "probe": probe, "sd": sd, "rows": len(x), "probes": count})
     return rows
@@ -186,7 +186,7 @@ def _trained(settings: Settings, rho: float, seed: int, folder: str) -> ansn.Den
 def _scored(model: ansn.Denoiser, data: Dataset, settings: Settings) -> Row:
     begun = time.perf_counter()
     index = data.order(0, 0)[: settings.images]
-    found = ansn.bits_per_dim(model, data, index, probes=settings.probes)
+    found = ansn.bits_per_dim(model, data, index, trace="hutchinson", probes=settings.probes)
     return {
         "bits_per_dim": found.value, "error": found.error, "probe_error": found.probe_error, "n": found.n,
         "training_steps": settings.steps, "probes": settings.probes, "evaluations": found.evaluations,

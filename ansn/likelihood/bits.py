@@ -34,7 +34,7 @@ class BitsPerDim:
         nats: mean log-likelihood of a row, ``-value d ln 2``.
         n: rows. dim: dimensions of a row.
         dequantisation: "uniform", "noise", or "none" for continuous data. samples: importance samples a row.
-        conditional: whether the network was told the labels. trace: "hutchinson" or "exact".
+        conditional: whether the network was told the labels. trace: "hutchinson" or "exact", what was used.
         tau: level of the density, that of the data perturbed by ``N(0, tau^2 R)``.
         evaluations: of the network, a row.
     """
@@ -131,12 +131,10 @@ def _chosen(dataset: Dataset, dequantisation: str | None) -> str:
 def _known(model: Denoiser, labels: Tensor | None, conditional: bool) -> dict[str, Any]:
     """What a class-conditional network is told."""
     found = bool(model.noise.covariance.moments.pseudo.any())  # regions with a prior, which labels have not
-    if not getattr(model.network, "num_classes", None) or found or not conditional:
+    if not model.num_classes or found or not conditional:
         return {}
     if labels is None:
-        raise ValueError(
-            "dataset: has no labels, which the network needs; expected a labelled one or conditional=False"
-        )
+        raise ValueError("dataset: got one without labels, expected a labelled one, or conditional=False")
     return {"y": labels}
 
 

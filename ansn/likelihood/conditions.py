@@ -32,7 +32,7 @@ def conditions(model: Denoiser, rows: int, region: Tensor | None, y: Tensor | No
     Where the network has one class a region, region and label are the same (math section 6). Raises ValueError.
     """
     covariance, device = model.noise.covariance, model.noise.tau.device
-    classes = getattr(model.network, "num_classes", None)
+    classes = model.num_classes
     same = classes == covariance.regions > 1
     for name, given in (("region", region), ("y", y)):
         if given is not None and (given.dtype != torch.int64 or given.shape != (rows,)):
@@ -43,7 +43,9 @@ def conditions(model: Denoiser, rows: int, region: Tensor | None, y: Tensor | No
     if classes and y is None and not same:
         raise ValueError(f"y: got None for a network of {classes} classes, expected int64 [{rows}]")
     if y is not None and not classes:
-        raise ValueError("y: got labels, but the network takes none")
+        raise ValueError("y: got labels for a network without classes, expected None")
+    if y is not None:
+        model.check_labels(y)
     if region is not None:
         ops_checks.region_values(region, covariance.regions)
         return [Hypothesis(region, y)]

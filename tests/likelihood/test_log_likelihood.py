@@ -200,7 +200,7 @@ def test_hutchinson_is_unbiased(probe: str, basis: str, structure: str):
     x = target.sample(1).expand(200, -1)
     options = {"steps": 4}
     right = ansn.log_likelihood(model, x[:1], trace="exact", **options).log_density
-    found = ansn.log_likelihood(model, x, probe=probe, basis=basis, **options)
+    found = ansn.log_likelihood(model, x, trace="hutchinson", probe=probe, basis=basis, **options)
     assert found.estimates.shape == (2, 200)
     assert found.estimates.std() > 0.01
     assert five_sigma(found.estimates.flatten(), right)
@@ -213,16 +213,30 @@ def test_spectral_rademacher_probes_have_no_variance_on_a_gaussian():
     s = spd(D, 1, 1e-3, 10.0)
     target, r = gaussian(randn(D), s), beside(s, 2)
     x = target.sample(4)
-    found = ansn.log_likelihood(exact(target, r), x, probes=2)
+    options = {"trace": "hutchinson", "probes": 2}
+    found = ansn.log_likelihood(exact(target, r), x, **options)
     assert found.standard_error.max() < 1e-9
-    assert ansn.log_likelihood(exact(target, r), x, probes=2, basis="data").standard_error.min() > 0.01
+    assert ansn.log_likelihood(exact(target, r), x, **options, basis="data").standard_error.min() > 0.01
 
 
 def test_one_probe_has_no_standard_error_and_an_exact_trace_no_error():
     target = mixture(2)
     x, r = target.sample(3), beside(target.covariance())
-    assert ansn.log_likelihood(exact(target, r), x, probes=1).standard_error.isnan().all()
+    assert ansn.log_likelihood(exact(target, r), x, trace="hutchinson", probes=1).standard_error.isnan().all()
     assert (ansn.log_likelihood(exact(target, r), x, trace="exact").standard_error == 0).all()
+
+
+@pytest.mark.parametrize(("dim", "probes", "trace"), [(16, 2, "exact"), (17, 2, "hutchinson"), (9, 1, "hutchinson")])
+def test_the_trace_is_chosen_by_its_cost(dim: int, probes: int, trace: str):
+    """Exact up to eight gradients a probe: the same as where it is asked for, and what was used is told."""
+    target = mixture(dim)
+    model, x = exact(target, torch.eye(dim, dtype=torch.float64), False), target.sample(3)
+    found = ansn.log_likelihood(model, x, steps=2, probes=probes, seed=3)
+    asked = ansn.log_likelihood(model, x, steps=2, probes=probes, seed=3, trace=trace)
+    assert (found.trace, found.gradients) == (trace, asked.gradients)
+    assert torch.equal(found.log_density, asked.log_density)
+    if probes > 1:
+        assert bool((found.standard_error == 0).all()) == (trace == "exact")
 
 
 # -- a density, whatever the network
@@ -284,14 +298,15 @@ def test_it_is_the_density_that_the_sampler_draws_from(network: Denoiser, densit
 
 def test_rows_depend_on_seed_and_number_alone(network: Denoiser):
     x = randn(10, 2)
-    whole = ansn.log_likelihood(network, x, seed=4, row=7)
+    options = {"trace": "hutchinson", "row": 7}
+    whole = ansn.log_likelihood(network, x, seed=4, **options)
     for size in (1, 3):
-        parts = ansn.log_likelihood(network, x, seed=4, row=7, batch_size=size)
+        parts = ansn.log_likelihood(network, x, seed=4, **options, batch_size=size)
         assert torch.allclose(parts.estimates, whole.estimates, rtol=0, atol=1e-9)
-    tail = ansn.log_likelihood(network, x[4:], seed=4, row=11)
+    tail = ansn.log_likelihood(network, x[4:], seed=4, trace="hutchinson", row=11)
     assert torch.allclose(tail.estimates, whole.estimates[:, 4:], rtol=0, atol=1e-9)
-    assert torch.equal(ansn.log_likelihood(network, x, seed=4, row=7).estimates, whole.estimates)
-    assert not torch.allclose(ansn.log_likelihood(network, x, seed=5, row=7).estimates, whole.estimates, atol=1e-3)
+    assert torch.equal(ansn.log_likelihood(network, x, seed=4, **options).estimates, whole.estimates)
+    assert not torch.allclose(ansn.log_likelihood(network, x, seed=5, **options).estimates, whole.estimates, atol=1e-3)
 
 
 def test_float32_is_close_to_float64(network: Denoiser):
@@ -338,7 +353,7 @@ def test_evaluations_are_the_network_s(network: Denoiser):
     try:
         for options, expected in (({"solver": "rk4"}, 12), ({"solver": "heun"}, 6), ({"trace": "exact"}, 12)):
             calls.clear()
-            found = ansn.log_likelihood(network, randn(3, 2), steps=3, probes=5, **options)
+            found = ansn.log_likelihood(network, randn(3, 2), steps=3, probes=5, **{"trace": "hutchinson"} | options)
             assert found.evaluations == len(calls) == expected
             assert found.gradients == expected * (2 if "trace" in options else 5)
     finally:
@@ -349,18 +364,18 @@ WRONG = [
     ({"x": torch.zeros(3, 5)}, ValueError, r"x: got shape \[3, 5\], expected \[B, 2\]"),
     ({"x": torch.zeros(0, 2)}, ValueError, "x: got shape"),
     ({"x": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "x: got torch.int64, expected float32 or float64"),
-    ({"x": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, ValueError, "x: row 1 holds a value that is not finite"),
+    ({"x": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, ValueError, "x: got a value that is not finite in row 1"),
     ({"solver": "euler"}, ValueError, "solver: got 'euler', expected one of heun, rk4, rk45"),
-    ({"trace": "none"}, ValueError, "trace: got 'none'"),
+    ({"trace": "none"}, ValueError, "trace: got 'none', expected one of auto, hutchinson, exact"),
     ({"probe": "sphere"}, ValueError, "probe: got 'sphere'"),
     ({"basis": "pixel"}, ValueError, "basis: got 'pixel'"),
     ({"steps": 0}, ValueError, "steps: got 0, expected at least 1"),
     ({"probes": 0}, ValueError, "probes: got 0, expected at least 1"),
     ({"batch_size": 0}, ValueError, "batch_size: got 0, expected at least 1"),
     ({"rtol": 0.0}, ValueError, "rtol: got 0.0, expected > 0"),
-    ({"taus": torch.tensor([1.0])}, ValueError, r"taus: expected a tensor \[N\] of at least two levels"),
+    ({"taus": torch.tensor([1.0])}, ValueError, r"taus: got shape \[1\], expected \[N\] of at least two"),
     ({"taus": torch.tensor([1.0, 2.0])}, ValueError, "tau: got levels that do not decrease strictly"),
-    ({"y": torch.zeros(3, dtype=torch.int64)}, ValueError, "y: got labels, but the network takes none"),
+    ({"y": torch.zeros(3, dtype=torch.int64)}, ValueError, "y: got labels for a network without classes"),
     ({"region": torch.zeros(2, dtype=torch.int64)}, ValueError, r"region: got torch.int64 of shape \[2\], expected"),
     ({"region": torch.ones(3, dtype=torch.int64)}, ValueError, r"region: got values 1..1, expected 0..0"),
 ]
@@ -374,7 +389,17 @@ def test_wrong_arguments_are_named(network: Denoiser, options: dict, kind: type[
     assert "\n" not in str(told.value)
 
 
+def test_a_class_that_the_network_never_learned_is_named():
+    model = Denoiser(networks.MLP((2,), 8, 1, num_classes=3), noise_model(AdaptiveCovariance(2), TAU))
+    x = torch.zeros(2, 2)
+    for label in (3, -1):
+        with pytest.raises(ValueError, match=rf"y: got {label}, expected labels 0\.\.2"):
+            ansn.log_likelihood(model, x, y=torch.full((2,), label), steps=1)
+    model.label_dropout = 0.1  # "no class" was learned then
+    assert ansn.log_likelihood(model, x, y=torch.full((2,), 3), steps=1).log_density.isfinite().all()
+
+
 def test_a_ladder_of_one_level_has_no_flow():
     model = Denoiser(networks.MLP((2,), 8, 1), noise_model(AdaptiveCovariance(2), (1.0,)))
-    with pytest.raises(ValueError, match="taus: the model has one level"):
+    with pytest.raises(ValueError, match="taus: got None for a model of one level"):
         ansn.log_likelihood(model, torch.zeros(1, 2))
