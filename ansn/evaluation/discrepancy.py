@@ -30,12 +30,18 @@ def kernel_to(b: Array) -> Statistic:
 
     def kernel(u: Array, v: Array) -> Array:
         # k(u, v) - k(u, c) - k(c, v) + k(c, c) has the same discrepancy and none of the large cubes. With u and v less
-        # c, q = u.v / p, a = u.c / p, b = v.c / p, l = c.c / p + 1 and t = a + b + l, it is
-        # q (3 t (t + q) + q^2) + 3 (t + l) a b.
-        across, left, right = u @ v.T / u.shape[1], (u @ centre / u.shape[1])[:, None], v @ centre / u.shape[1]
-        root = left + right + level
-        apart = 3.0 * (root + level) * left * right
-        return np.asarray(across * (3.0 * root * (root + across) + across * across) + apart)
+        # c, q = u.v / p, a = u.c / p, b = v.c / p, l = c.c / p + 1, t = a + b + l and r = t + q, it is
+        # q (r (r + t) + t^2) + 3 a b (a + b + 2 l).
+        left, right = (u @ centre / u.shape[1])[:, None], v @ centre / u.shape[1]
+        across, base = u @ v.T / u.shape[1], left + (right + level)
+        root = base + across
+        out = root + base
+        out *= root
+        base *= base
+        out += base
+        out *= across
+        out += 3.0 * np.hstack((left * (left + 2.0 * level), left)) @ np.stack((right, right * right))
+        return np.asarray(out)
 
     return _discrepancy(kernel, b, centre)
 
