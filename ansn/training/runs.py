@@ -43,7 +43,7 @@ class Run:
         return self.mixture if (noise.mixture or noise).covariance.regions > 1 else None
 
     def to_data_units(self, x: Tensor) -> Tensor:
-        """Samples of a standardised table in the units of its columns; images as they are."""
+        """Samples ``[n, *shape]`` of a standardised table in the units of its columns, float64; images as they are."""
         if self.info.offset is None or self.info.scale is None:
             return x
         offset, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.info.offset, self.info.scale))
