@@ -54,6 +54,8 @@ class AdaptiveCovariance(nn.Module):
             one that the data asks for.
         rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
         gamma: exponent of the spectral family, instead of rho. A dense structure decomposes S at each refresh for it.
+        noise: R as a variance, ``R = noise I``, > 0, which stays while S is learned; instead of rho, gamma and eps.
+            ``tau`` counts its deviations then, not the data's: choose levels by hand, or a variance near the data's.
         eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
         eps_floor: smallest default ridge, and what S counts as at least in every direction (or ``eps``, if that is
             less): what the rounding hides may be there. By default the quantisation noise of 8-bit data in [0, 1]; give
@@ -63,8 +65,8 @@ class AdaptiveCovariance(nn.Module):
         warmup: points, at least 2, that a region needs before its own S replaces ``initial``.
         distinct: rows of the data (of its smallest region): several epochs of few rows are no more than these.
         initial: guess of S, which serves until then and no longer: a variance, for dense and diagonal also ``[d]``
-            variances or ``[d, d]``; default 1. Haario's C_0 is ``s_d * initial``. What must stay is given to
-            :meth:`fixed`.
+            variances or ``[d, d]``; default 1. Haario's C_0 is ``s_d * initial``. An S that must stay is given to
+            :meth:`fixed`, an R as ``noise``.
         forgetting: lambda in (0, 1]; the moments are scaled by it at every update. 1 remembers everything.
         refresh: relative growth of the number of points after which the snapshot is remade.
         dtype: of the state, float64 or float32. factor_dtype: of the snapshot. memory_limit: bytes; all by default.
@@ -87,6 +89,7 @@ class AdaptiveCovariance(nn.Module):
         *,
         rho: float | None = None,
         gamma: float | None = None,
+        noise: float | None = None,
         eps: float | None = None,
         eps_floor: float = QUANTISATION_8BIT,
         root: str | None = None,
@@ -111,7 +114,11 @@ class AdaptiveCovariance(nn.Module):
         self.structure, self.regions = kind(self.shape), regions
         if rho is not None and gamma is not None:
             raise ValueError(f"rho, gamma: got both ({rho}, {gamma}), expected one of the two families of shapes")
-        self.rules = Rules(0.5 if rho is None and gamma is None else rho, gamma, eps, eps_floor, warmup, distinct)
+        for name, given in (("rho", rho), ("gamma", gamma), ("eps", eps)):
+            if noise is not None and given is not None:
+                raise ValueError(f"{name}: got {given} beside noise = {noise}, expected one of the two")
+        rho = 0.5 if rho is None and gamma is None and noise is None else rho
+        self.rules = Rules(rho, gamma, eps, eps_floor, warmup, distinct, noise)
         self.root = self.structure.roots[0] if root is None else root
         if self.root not in self.structure.roots:
             raise ValueError(f"root: got {root!r}, expected one of {', '.join(self.structure.roots)} ({kind.name})")

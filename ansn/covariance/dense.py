@@ -17,7 +17,7 @@ from ansn.errors import InputError
 class DensePencil(Pencil):
     """Keeps a factor of R, ``[K, d, d]``, remade at every refresh; Q, s and l only once :meth:`track` was called, since
     an eigendecomposition costs some fifteen factorisations, and anew only where a refresh is full. Where it is not, and
-    S does not count for want of points, ``l = 1``: S is R then, whatever Q is.
+    S does not count for want of points, l is :meth:`Rules.idle`: S is R then, whatever Q is.
 
     ``root``: ``"cholesky"`` (lower triangular) or ``"symmetric"`` (independent of the order of the coordinates, kept
     with its inverse).
@@ -93,7 +93,7 @@ class DensePencil(Pencil):
             self.take(*found, moments, rules, good)
         elif self.complete:
             idle = (warm & ~rules.enough(moments)).unsqueeze(1)
-            self._copy("l", torch.where(idle, 1.0, self.l), good)
+            self._copy("l", torch.where(idle, rules.idle(level), self.l), good)
             if rules.isotropic:  # the same in every basis
                 self._copy("deviation", torch.where(idle, rules.noise(variances).sqrt(), self.deviation), good)
         return good, level

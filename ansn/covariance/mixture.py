@@ -238,7 +238,7 @@ def find(
         raise ValueError(f"x: got {len(x)} rows, expected at least 4 of which to hold one out")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: got a value that is not finite, expected rows of data")
-    if not {"rho", "gamma"} & set(options):
+    if not {"rho", "gamma", "noise"} & set(options):
         options["rho"] = 0.0
     search = _Search(x, structure, seed, options)
     if isinstance(regions, int):

@@ -5,6 +5,7 @@ r"""The pencil of S and R, the algebra of everything that asks the two together 
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ class Rules:
     eps_floor: float
     warmup: int
     distinct: int | None = None
+    given: float | None = None
+    """The variance of R, where it is given and not made of S."""
 
     def __post_init__(self) -> None:
         if self.rho is not None and not 0.0 <= self.rho <= 1.0:
@@ -43,18 +46,22 @@ class Rules:
             raise ValueError(f"gamma: got {self.gamma}, expected -1 <= gamma <= 1")
         if (self.eps is not None and not self.eps >= 0) or not self.eps_floor >= 0:
             raise ValueError(f"eps, eps_floor: got {self.eps}, {self.eps_floor}, expected numbers >= 0")
+        if self.given is not None and not 0.0 < self.given < math.inf:
+            raise ValueError(f"noise: got {self.given}, expected a variance > 0")
         if self.warmup < 2:
             raise ValueError(f"warmup: got {self.warmup}, expected at least 2 points: one point has no covariance")
 
     @property
     def family(self) -> str:
-        """``rho = 0.5`` or ``gamma = 0.5``, for people."""
+        """``rho = 0.5``, ``gamma = 0.5`` or ``noise = 0.5``, for people."""
+        if self.given is not None:
+            return f"noise = {self.given:g}"
         return f"rho = {self.rho:g}" if self.gamma is None else f"gamma = {self.gamma:g}"
 
     @property
     def isotropic(self) -> bool:
         """Whether R is a multiple of the identity."""
-        return self.rho == 0.0 or self.gamma == 0.0
+        return self.given is not None or self.rho == 0.0 or self.gamma == 0.0
 
     def ridge(self, level: Tensor) -> Tensor:
         """``eps`` of regions of mean variance ``level`` ``[K]``."""
@@ -63,7 +70,9 @@ class Rules:
         return (1e-3 * level).clamp_min(self.eps_floor)
 
     def affine(self, level: Tensor) -> tuple[float, Tensor]:
-        """``a``, ``b`` ``[K]`` with ``R = a S + b I``; for a shape by rho."""
+        """``a``, ``b`` ``[K]`` with ``R = a S + b I``; for a shape by rho, or one that is given."""
+        if self.given is not None:
+            return 0.0, torch.full_like(level, self.given)
         assert self.rho is not None
         return self.rho, (1.0 - self.rho) * level + self.ridge(level)
 
@@ -83,13 +92,18 @@ class Rules:
         least = moments.structure.points()
         return moments.points(least) & (self.distinct is None or self.distinct >= least)
 
+    def idle(self, level: Tensor) -> Tensor:
+        """l of regions of mean variance ``level`` ``[K]`` whose S does not count, ``[K, 1]``: S is R then, or R of the
+        trace of S where R is given and has one of its own."""
+        return (torch.ones_like(level) if self.given is None else level / self.given).unsqueeze(1)
+
     def ratio(self, variances: Tensor, noise: Tensor, moments: Moments) -> Tensor:
         """l: what S counts as, over R. At least the floor of the rounding in every direction, for what it hides may be
-        there; R in regions of too few points, since their S is too narrow off its own points, but for those that are
-        warming up."""
+        there; :meth:`idle` in regions of too few points, since their S is too narrow off its own points, but for those
+        that are warming up."""
         floor = self.ridge(variances.mean(1, keepdim=True)).clamp_max(self.eps_floor)
         known = self.enough(moments) | ~moments.points(self.warmup)
-        return torch.where(known.unsqueeze(1), torch.maximum(variances, floor) / noise, 1.0)
+        return torch.where(known.unsqueeze(1), torch.maximum(variances, floor) / noise, self.idle(variances.mean(1)))
 
 
 class Pencil(nn.Module):

@@ -153,8 +153,8 @@ def log_likelihood(
         trace: ``"exact"``, d gradients an evaluation; ``"hutchinson"``, one a probe, with an error that
             ``standard_error`` tells: on a network for 13 columns two probes are off by 1.5 nats rms, where rows differ
             by 2.3; or ``"auto"``, exact where ``d <= 8 probes``, and Hutchinson's from there on.
-        probes: z's a row of Hutchinson's trace. probe: ``"rademacher"`` or ``"gaussian"``. basis: ``"spectral"`` is the above, ``"noise"``
-            has L for B and ``"data"`` the identity.
+        probes: z's a row of Hutchinson's trace. probe: ``"rademacher"`` or ``"gaussian"``. basis: ``"spectral"`` is the
+            above, ``"noise"`` has L for B and ``"data"`` the identity.
         seed, row: row r of x draws the probes of ``(seed, row + r)``, whatever the batch.
         batch_size: rows at a time, which bounds the memory.
 

@@ -56,7 +56,8 @@ def _adaptive(slopes: Slopes, w: Tensor, us: list[float], rtol: float) -> tuple[
     start = torch.cat((w.double().flatten().cpu(), torch.zeros(rates.numel(), dtype=torch.float64)))
     done = solve_ivp(flat, (us[0], us[-1]), start.numpy(), method="RK45", rtol=rtol, atol=rtol)
     if not done.success:
-        raise ValueError(f"solver: got an rk45 that stopped ({done.message}), expected a larger rtol, or a trained model")
+        expected = "a larger rtol, or a model that is trained"
+        raise ValueError(f"solver: got an rk45 that stopped ({done.message}), expected {expected}")
     end = torch.from_numpy(done.y[:, -1]).to(w.device)
     return end[:size].to(w).reshape(w.shape), end[size:].reshape(rates), done.nfev + 1
 
