@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_included, _GRADS_BATCHED = torch._C._dispatch_tls_is_dispatch_key_included, torch._C._dispatch_key_parse("VmapMode")
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
@@ -17,24 +20,42 @@ def flat(value: Tensor) -> Tensor:
 
 
 def needs_grad(*values: Tensor | None) -> bool:
-    """Whether autograd has to see this call."""
+    """Whether our own gradients are asked for: under a transform plain torch runs, which has all of them."""
     if torch.is_grad_enabled():
         for value in values:
             if value is not None and value.requires_grad:
-                return True
+                return not transformed()
     return False
 
 
-def followed(*values: Tensor | None) -> bool:
-    """Whether autograd or a transform of torch.func has to see this call."""
-    return transformed() or needs_grad(*values)
-
-
 def transformed() -> bool:
-    """Whether torch.func or forward derivatives are at work, which see through plain torch alone."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether torch.func, forward derivatives or autograd's own vmap (``is_grads_batched``) are at work, which see
+    through plain torch alone."""
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _included(_GRADS_BATCHED)
+    )
+
+
+# A constant of a compiled graph, which torch guards: torch.compiler.assume_constant_result, which imports the compiler.
+transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether it is one set of values: vmap hides several, and a tracer (linearize) asks for those to come."""
+    func = torch._C._functorch
+    while func.is_functorch_wrapped_tensor(value):
+        if func.is_batchedtensor(value):
+            return False
+        value = func.get_unwrapped(value)
+    return not torch._C._len_torch_dispatch_stack()
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a value can be looked at here, and costs no waiting: a plain tensor on the CPU, that nothing traces."""
+    plain = type(value) is Tensor and value.is_cpu and not torch.compiler.is_compiling()
+    return plain and not transformed() and not torch._C._len_torch_dispatch_stack()
 
 
 def without_gradient(**values: object) -> None:
@@ -92,7 +113,7 @@ def region(value: Tensor | None, rows: int, count: int, device: torch.device) ->
 def region_values(value: Tensor | None, count: int) -> None:
     """On the CPU, where reading them costs no synchronisation. For what runs, not for what is traced: a kernel in a
     compiled graph would read beyond its factors."""
-    if value is None or not value.is_cpu or not value.numel():
+    if value is None or not value.is_cpu or not value.numel() or not _readable(value):
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:
@@ -150,7 +171,7 @@ def update_values(x: Tensor, region: Tensor | None, count: int) -> None:
 
 
 def not_finite(row: int) -> str:
-    return f"x: row {row} holds a value that is not finite; the covariance was left as it was"
+    return f"x: got a value that is not finite in row {row}, expected finite ones; the covariance was left as it was"
 
 
 def factor(value: Tensor, rows: int, dim: int, regions: Tensor | None, device: torch.device) -> None:
@@ -165,8 +186,8 @@ def factor(value: Tensor, rows: int, dim: int, regions: Tensor | None, device: t
         )
     if regions is None and not dense and shape[0] == dim > 1:
         raise ValueError(
-            f"factor: got [{dim}, {dim}], which is {dim} diagonal factors, and no region;"
-            f" for one dense factor give [1, {dim}, {dim}] (factor[None])"
+            f"factor: got [{dim}, {dim}], {dim} diagonal factors, and no region, expected one, or"
+            f" [1, {dim}, {dim}] (factor[None]) for a dense factor"
         )
     if regions is not None or shape[0] != 1:
         region(regions, rows, shape[0], device)
@@ -186,19 +207,28 @@ def term(name: str, value: float | Tensor | None, rows: int, x: Tensor) -> float
     # What needs no conversion takes no call: a small step is as short as its overhead.
     if value.requires_grad:
         without_gradient(**{name: value})
-        value = value.detach()
     return value if value.dtype == dtype and value.device == x.device else value.to(x.device, dtype)
 
 
-def counter(seed: int, row: int, step: int, stream: int) -> None:
-    """Counters of the RNG contract; values that Python cannot know while compiling are taken as they are."""
+def counter(rows: int, seed: int, row: int, step: int, stream: int) -> tuple[int, int, int, int]:
+    """Counters of the RNG contract for so many rows, as plain integers; values that Python cannot know while compiling
+    are taken as they are."""
     if torch.compiler.is_compiling():
-        return
+        return seed, row, step, stream
     integers = type(seed) is type(row) is type(step) is type(stream) is int
-    if integers and 0 <= seed < 2**63 and 0 <= row < 2**62 and 0 <= step < 2**32 and 0 <= stream < 2**32:
-        return
-    for name, value, limit in (("seed", seed, 63), ("row", row, 62), ("step", step, 32), ("stream", stream, 32)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name}: got {describe(value)}, expected an int")
-        if not 0 <= value < 2**limit:
-            raise ValueError(f"{name}: got {value}, expected 0 <= {name} < 2^{limit}")
+    if integers and 0 <= seed < 2**63 and 0 <= row <= 2**32 - rows and 0 <= step < 2**32 and 0 <= stream < 2**32:
+        return seed, row, step, stream
+    known = []
+    for name, value, bits in (("seed", seed, 63), ("row", row, 63), ("step", step, 32), ("stream", stream, 32)):
+        try:
+            if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+                raise TypeError
+            known.append(operator.index(value))
+        except TypeError:
+            raise TypeError(f"{name}: got {describe(value)}, expected an int") from None
+        if not 0 <= known[-1] < 2**bits:
+            raise ValueError(f"{name}: got {known[-1]}, expected 0 <= {name} < 2^{bits}")
+    seed, row, step, stream = known
+    if row + rows > 2**32:
+        raise ValueError(f"row: got {row}, expected row + {rows} <= 2^32: rows beyond repeat")
+    return seed, row, step, stream

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ansn.errors import InputError
+from ansn.ops._checks import transformed
 
 
 class BackendError(RuntimeError):
@@ -35,7 +36,7 @@ _values: dict[str, Callable[..., None]] = {}
 
 def _check_name(name: str, origin: str) -> str:
     if name not in BACKENDS:
-        raise InputError(f"{origin} is {name!r}, expected one of {', '.join(BACKENDS)}")
+        raise InputError(f"{origin}: got {name!r}, expected one of {', '.join(BACKENDS)}")
     return name
 
 
@@ -89,8 +90,9 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
     """Declare the operation of ``schema``; returns what its public function calls with arguments that it has checked.
 
     That call goes straight to the back end where nothing but the values is asked for: plain CPU tensors, eager
-    (:func:`direct`). Where a compiler, a mode, a transform, autocast, the tracer or the profiler has to see it, it goes
-    through torch's dispatcher, whose own time is that of a small operation.
+    (:func:`direct`). Where a compiler, a mode, autocast, the tracer or the profiler has to see it, it goes through
+    torch's dispatcher, whose own time is that of a small operation. Transforms of torch.func and forward derivatives
+    are shown the reference, so that they are right in every argument; but an operation in place, which has none.
 
     A coefficient (:func:`ansn.ops._checks.term`) may be a float where the schema says Tensor: ``native`` takes it as it
     is, any other back end and the dispatcher get a tensor of the first argument's arithmetic. ``values(*args)`` raises
@@ -101,6 +103,7 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
     name = schema.partition("(")[0]
     overload = getattr(torch.ops.ansn, name).default
     tensors = tuple(i for i, a in enumerate(overload._schema.arguments) if "Tensor" in str(a.type))
+    in_place = overload._schema.is_mutable
     if values is not None:
         _values[name] = values
 
@@ -116,6 +119,8 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
             kind, function = _kernel(name, "cpu", args)
             if kind == "native":
                 return function(*args)
+        elif not in_place and transformed():
+            function = _table[name]["reference"][0]
         given = list(args)
         for i in tensors:
             if isinstance(given[i], (int, float)):
@@ -123,7 +128,7 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
                 given[i] = torch.full((), given[i], dtype=wide, device=args[0].device)
         if function is None:
             return overload(*given)
-        if values is not None:
+        if values is not None and not torch.compiler.is_compiling():
             values(*given)
         return function(*given)
 
@@ -152,7 +157,7 @@ def direct(args: Sequence[Any]) -> bool:
         _current != "triton"
         and not _c._len_torch_dispatch_stack()
         and not _c._len_torch_function_stack()
-        and _c._functorch.peek_interpreter_stack() is None
+        and not transformed()
         and not _c._is_any_autocast_enabled()
         and _c._get_tracing_state() is None
         and not _c._autograd._profiler_enabled()
@@ -175,11 +180,11 @@ def _kernel(operation: str, kind: str, args: tuple[Any, ...]) -> tuple[str, Call
                 return name, kernel[0]
     if current_backend() not in kernels:
         have = ", ".join(kernels)
-        raise BackendError(f"{operation} has no kernel on back end {_current!r}; it has {have}, or use 'auto'")
+        raise BackendError(f"{operation}: no kernel on back end {_current!r}; it has {have}, or use 'auto'")
     function, why_not = kernels[_current]
     reason = why_not(*args)
     if reason is not None:
-        raise BackendError(f"{operation} cannot run on back end {_current!r}: {reason}")
+        raise BackendError(f"{operation}: cannot run on back end {_current!r}: {reason}")
     return _current, function
 
 

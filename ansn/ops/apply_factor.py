@@ -34,8 +34,13 @@ class _ApplyFactor(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         factor, region = ctx.saved_tensors
         transpose, inverse, lower = ctx.flags
-        out = _ApplyFactor.apply(grads[0].contiguous(), factor, region, not transpose, inverse, lower)
+        out = _applied(grads[0].contiguous(), factor, region, not transpose, inverse, lower)
         return out, None, None, None, None, None
+
+
+def _applied(v: Tensor, *args: Any) -> Tensor:
+    run = _ApplyFactor.apply if _checks.needs_grad(v) else _run
+    return run(v, *args)
 
 
 def apply_factor(
@@ -57,8 +62,5 @@ def apply_factor(
     _checks.batched("v", v)
     flat = _checks.flat(v)
     _checks.factor(factor, v.shape[0], flat.shape[1], region, v.device)
-    run = _ApplyFactor.apply if _checks.needs_grad(v) else _run
-    if _checks.transformed():
-        run = reference.apply_factor
-    out = run(flat, factor, region, transpose, inverse, lower)
+    out = _applied(flat, factor, region, transpose, inverse, lower)
     return out if v.ndim == 2 else out.reshape(v.shape)

@@ -100,15 +100,12 @@ def colored_step(
         _checks.like("denoised", denoised, x)
     if f is not None:
         _checks.like("f", f, x)
-    _checks.counter(seed, row, step, stream)
+    counters = _checks.counter(rows, seed, row, step, stream)
     flat = _checks.flat(x)
     if factor is not None:
         _checks.factor(factor, rows, flat.shape[1], region, x.device)
     terms: list[Any] = [_checks.term(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
     run = _ColoredStep.apply if _checks.needs_grad(x, denoised, f) else _run
-    if _checks.transformed():
-        run = reference.colored_step
-        terms = [torch.as_tensor(t, device=x.device) if isinstance(t, float) else t for t in terms]
     out = run(
         flat,
         None if denoised is None else _checks.flat(denoised),
@@ -117,10 +114,7 @@ def colored_step(
         factor,
         region,
         lower,
-        seed,
-        row,
-        step,
-        stream,
+        *counters,
     )
     return out if x.ndim == 2 else out.reshape(x.shape)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ansn.ops import _checks, _dispatch, reference
 
@@ -27,29 +26,37 @@ def _is_one(scale: Tensor) -> bool:
     """Whether it is the mean itself that is differentiated: the gradient is then right as it is, and a pass is saved
     that takes longer than the operation. Only where a look is free: on a GPU it would wait, and a graph has no values.
     """
-    if torch.compiler.is_compiling() or type(scale) is not Tensor or not scale.is_cpu:
+    if torch.compiler.is_compiling() or type(scale) is not Tensor or not scale.is_cpu or _checks.transformed():
         return False
     return scale.ndim == 0 and float(scale) == 1.0
 
 
 class _DsmLoss(torch.autograd.Function):
-    """The gradient is made in the forward pass, that of the mean with the mean's share already in it."""
+    """The gradient is made in the forward pass, that of the mean with the mean's share already in it; where it is
+    differentiated itself, again and in plain torch."""
 
     @staticmethod
     def forward(
         ctx: Any, prediction: Tensor, target: Tensor | None, weight: float | Tensor, mean: bool, *counter: int
     ) -> Tensor:
         if mean:
-            weight = weight / prediction.shape[0]
+            weight = weight / max(prediction.shape[0], 1)
         loss, gradient = _run(prediction, target, weight, *counter)
-        ctx.save_for_backward(gradient)
+        known = weight if isinstance(weight, Tensor) else None
+        ctx.save_for_backward(gradient, prediction, target, known)
+        ctx.number, ctx.counter = None if known is weight else weight, counter
         return loss.sum() if mean else loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        if not _is_one(grads[0]):
+        gradient, prediction, target, weight = ctx.saved_tensors
+        # What is compiled has no second derivative.
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if again:
+            if weight is None:
+                weight = torch.tensor(ctx.number, dtype=torch.float64, device=prediction.device)
+            gradient = reference.dsm_loss(prediction, target, weight, *ctx.counter)[1]
+        if again or not _is_one(grads[0]):
             # In the loss's precision: a loss scale alone may be more than float16 holds.
             gradient = (gradient * grads[0].reshape(-1, 1)).to(gradient.dtype)
         return gradient, *([None] * 7)
@@ -73,12 +80,11 @@ def dsm_loss(
         target: prediction's shape, data, which may not require grad. None: ``t = -z``, regenerated from the counters
             with which :func:`ansn.ops.colored_step` drew it, which gives ``w ||f + z||^2 / d``.
         weight: number or tensor ``[]`` or ``[B]``, dimensionless.
-        reduction: ``"none"``, or ``"mean"`` over the rows, whose gradient needs no second pass where the loss itself is
-            differentiated.
+        reduction: ``"none"``, or ``"mean"`` over the rows (0 of none), whose gradient needs no second pass where the
+            loss itself is differentiated.
         seed, row, step, stream: counters of ``z`` (math section 7).
 
-    Returns ``[B]``, or ``[]`` for the mean, float32 (float64 for float64 input); differentiable once, in
-    ``prediction``.
+    Returns ``[B]``, or ``[]`` for the mean, float32 (float64 for float64 input); differentiable in ``prediction``.
     Raises TypeError or ValueError naming the argument.
     """
     if reduction not in ("none", "mean"):
@@ -87,14 +93,17 @@ def dsm_loss(
     if target is not None:
         _checks.like("target", target, prediction, "prediction")
         _checks.without_gradient(target=target)
-    _checks.counter(seed, row, step, stream)
     rows = prediction.shape[0]
+    counters = _checks.counter(rows, seed, row, step, stream)
     w = _checks.term("weight", weight, rows, prediction)
     if w is None:
         raise ValueError(f"weight: got {weight}, expected a number or tensor that is not zero")
     flat = _checks.flat(prediction)
     flat_target = None if target is None else _checks.flat(target)
-    # float16 may not hold a gradient that has the mean's share but not yet the loss scale; no rows have no mean.
-    fused = reduction == "mean" and flat.dtype != torch.float16 and rows > 0
-    loss = _DsmLoss.apply(flat, flat_target, w, fused, seed, row, step, stream)
-    return loss.mean() if reduction == "mean" and not fused else loss
+    if not _checks.needs_grad(flat):
+        loss = _run(flat, flat_target, w, *counters)[0]
+        return loss.sum() / max(rows, 1) if reduction == "mean" else loss
+    # float16 may not hold a gradient that has the mean's share but not yet the loss scale.
+    fused = reduction == "mean" and flat.dtype != torch.float16
+    loss = _DsmLoss.apply(flat, flat_target, w, fused, *counters)
+    return loss.sum() / max(rows, 1) if reduction == "mean" and not fused else loss

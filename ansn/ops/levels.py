@@ -24,10 +24,8 @@ def levels(
     Row r is a function, to rounding, of the first normal of ``(seed, row + r, step)`` in the stream of levels. A
     composition of operations; in C++ one call. Raises TypeError or ValueError naming a counter.
     """
-    counter = seed, row, step, reference.LEVELS
     if _dispatch.direct((ladder,)) and native.levels.why_not(ladder) is None:
-        _checks.counter(*counter)
-        return native.levels.levels(ladder, rows, normal, counter)
+        return native.levels.levels(ladder, rows, normal, _checks.counter(rows, seed, row, step, reference.LEVELS))
     start = torch.zeros(rows, 1, dtype=ladder.dtype, device=ladder.device)
     z = colored_step(start, b=1.0, seed=seed, row=row, step=step, stream=reference.LEVELS).squeeze(1)
     if normal is not None:

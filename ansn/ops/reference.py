@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ansn.ops._checks import transformed
+
 PERTURB, LANGEVIN, PRIOR, LEVELS, REGIONS, PROBES, DEQUANTISE, REVERSE, LABELS, CLEAN, MEASUREMENT = range(11)
 """Random streams, the counter word c3 of math section 7."""
 
@@ -84,6 +86,10 @@ def apply_factor(
     wide, matrices = v.to(dtype), factor.to(dtype)
     if region is None or factor.shape[0] == 1:
         out = _apply_one(wide, matrices[0], transpose, inverse, lower)
+    elif transformed():  # which follow no sizes that depend on values
+        out = torch.full_like(wide, math.nan)
+        for k, matrix in enumerate(matrices):
+            out = torch.where((region == k).unsqueeze(1), _apply_one(wide, matrix, transpose, inverse, lower), out)
     else:
         out = torch.empty_like(wide)
         for k, rows in _regions_present(region, factor.shape[0]):
@@ -108,9 +114,9 @@ def colored_step(
 ) -> Tensor:
     """``out = x + c (D - x) + L (a f + b z)`` (math section 3)."""
     dtype = compute_dtype(x, denoised, f)
-    out = x.to(dtype, copy=True)
+    out = x.to(dtype)
     if denoised is not None and c is not None:
-        out += _per_row(c, dtype) * (denoised.to(dtype) - out)
+        out = out + _per_row(c, dtype) * (denoised.to(dtype) - out)
     inner = None
     if f is not None and a is not None:
         inner = _per_row(a, dtype) * f.to(dtype)
@@ -119,8 +125,9 @@ def colored_step(
         noise = _per_row(b, dtype) * z
         inner = noise if inner is None else inner + noise
     if inner is not None:
-        out += inner if factor is None else apply_factor(inner, factor, region, False, False, lower)
-    return out.to(x.dtype)
+        out = out + (inner if factor is None else apply_factor(inner, factor, region, False, False, lower))
+    out = out.to(x.dtype)
+    return out.clone() if out is x else out
 
 
 def covariance_update_(

@@ -102,12 +102,11 @@ class _Apply(torch.autograd.Function):
 
 
 def _applied(v: Tensor, center: Tensor | None, weights: Tensor | None, tau2: Any, *way: Any) -> Tensor:
-    if not _checks.followed(v):
+    if not _checks.needs_grad(v):
         return _run_apply(v, center, weights, tau2, *way)
     if isinstance(tau2, float):
         tau2 = torch.full((), tau2, dtype=reference.compute_dtype(v), device=v.device)
-    run = reference.separable_apply if _checks.transformed() else _Apply.apply
-    return run(v, center, weights, tau2, *way)
+    return _Apply.apply(v, center, weights, tau2, *way)
 
 
 def separable_apply(
@@ -181,7 +180,7 @@ def separable_step(
     region = _known(x, q, region, "x", deviation=deviation)
     rows = x.shape[0]
     terms = [_checks.term(name, value, rows, x) for name, value in (("c", c), ("a", a), ("b", b))]
-    if (terms[2] is None and (f is None or terms[1] is None)) or _checks.followed(x, denoised, f):
+    if (terms[2] is None and (f is None or terms[1] is None)) or _checks.needs_grad(x, denoised, f):
 
         def color(z: Tensor) -> Tensor:
             return separable_apply(z, q, inward=False, weights=deviation, region=region)
@@ -190,11 +189,10 @@ def separable_step(
     for name, value in (("denoised", denoised), ("f", f)):
         if value is not None:
             _checks.like(name, value, x)
-    seed, row, step, stream = (counters.get(name, 0) for name in ("seed", "row", "step", "stream"))
-    _checks.counter(seed, row, step, stream)
+    known = _checks.counter(rows, *(counters.get(name, 0) for name in ("seed", "row", "step", "stream")))
     out = _run_step(
         _checks.flat(x), None if denoised is None else _checks.flat(denoised), None if f is None else _checks.flat(f),
-        *terms, deviation, region, *map(list, q), seed, row, step, stream,
+        *terms, deviation, region, *map(list, q), *known,
     )  # fmt: skip
     return out if x.ndim == 2 else out.reshape(x.shape)
 
@@ -261,7 +259,7 @@ def mixture(
         if value.shape not in sizes or value.device != x.device:
             raise ValueError(f"{name}: got {_checks.describe(value)}, expected {sizes[-1]} on {x.device}")
     _checks.without_gradient(log_weights=log_weights, sigma2=sigma2)
-    run = reference.mixture if _checks.followed(x) else _run_mixture
+    run = reference.mixture if _checks.needs_grad(x) else _run_mixture
     basis = list(q.bases), list(q.axes), list(q.shape)
     out, logs = run(_checks.flat(x), center, variances, log_weights, sigma2, denoise, *basis)
     return out if x.ndim == 2 or not denoise else out.reshape(x.shape), logs

@@ -75,6 +75,7 @@ def test_gradient(dim):
     expected = known(2, dim)
     half = (expected @ expected.mT).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: ops.cholesky(0.5 * (m + m.mT))[0], (half,))
+    assert torch.autograd.gradgradcheck(lambda m: ops.cholesky(0.5 * (m + m.mT))[0].tril(), (half,))
 
 
 def test_gradient_equals_torch_own():

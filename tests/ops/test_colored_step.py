@@ -21,6 +21,7 @@ from tests.ops.helpers import (
     on,
     one_line,
     randn,
+    random_axes,
     random_factor,
 )
 from tests.tolerances import NORMALS, RATIO
@@ -53,7 +54,7 @@ def test_every_back_end_equals_the_formula(data):
         "factor": factor,
         "region": None if regions == 1 else region,
         "seed": data.draw(st.integers(0, 2**63 - 1)),
-        "row": data.draw(st.sampled_from([0, 5, 2**32 - 3])),
+        "row": data.draw(st.sampled_from([0, 5, 2**32 - rows])),
         "step": data.draw(st.integers(0, 2**32 - 1)),
         "stream": data.draw(st.sampled_from([ops.PERTURB, ops.LANGEVIN, ops.PRIOR])),
     }
@@ -213,7 +214,11 @@ REFUSED = [
     ("region", ValueError, {"factor": torch.ones(2, 4), "b": 1.0, "region": torch.tensor([0, -1, 1])}),
     ("seed", ValueError, {"b": 1.0, "seed": -1}),
     ("seed", ValueError, {"b": 1.0, "seed": 2**63}),
+    ("seed", TypeError, {"b": 1.0, "seed": torch.tensor(True)}),
+    ("seed", TypeError, {"b": 1.0, "seed": np.array([1, 2])}),
     ("row", ValueError, {"b": 1.0, "row": -1}),
+    ("row", ValueError, {"b": 1.0, "row": 2**32 - 2}),
+    ("row", ValueError, {"b": 1.0, "row": torch.tensor(2**62)}),
     ("step", ValueError, {"b": 1.0, "step": 2**32}),
     ("step", TypeError, {"b": 1.0, "step": 1.5}),
     ("stream", TypeError, {"b": 1.0, "stream": True}),
@@ -261,6 +266,22 @@ def test_without_a_push_the_factor_is_not_read(kind):
         assert torch.equal(out, on(name, lambda: ops.colored_step(x, denoised, c=0.25)))
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint32, np.array, torch.tensor])
+def test_counters_are_integers_of_any_kind(kind):
+    """Up to the last row that has noise of its own."""
+    x, q = torch.zeros(3, 6), random_axes((6,), (0,), dtype=torch.float32)
+    counters = {"seed": 7, "row": 2**32 - 3, "step": 2**32 - 1, "stream": 1}
+    same = {name: kind(value) for name, value in counters.items()}
+    for name in ("auto", "reference"):
+        with ops.backend(name):
+            assert torch.equal(ops.colored_step(x, b=1.0, **same), ops.colored_step(x, b=1.0, **counters))
+            assert torch.equal(ops.dsm_loss(x, **same), ops.dsm_loss(x, **counters))
+            one, other = (ops.separable_step(x, b=1.0, q=q, deviation=torch.ones(1, 6), **c) for c in (same, counters))
+            assert torch.equal(one, other)
+            drawn = [ops.levels(torch.ones(4), 3, seed=c["seed"], row=c["row"]) for c in (same, counters)]
+            assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("argument", ["c", "a", "b", "factor"])
 def test_what_has_no_gradient_refuses_one(argument):
     x = torch.zeros(2, 3)
@@ -271,5 +292,5 @@ def test_what_has_no_gradient_refuses_one(argument):
 
 
 def test_a_square_diagonal_factor_is_not_taken_for_a_dense_one():
-    with pytest.raises(ValueError, match=r"factor: got \[3, 3\].*give \[1, 3, 3\]"):
+    with pytest.raises(ValueError, match=r"factor: got \[3, 3\].*expected .*\[1, 3, 3\]"):
         ops.colored_step(torch.zeros(2, 3), b=1.0, factor=torch.eye(3))

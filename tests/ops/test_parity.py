@@ -106,7 +106,7 @@ class Draw:
     def counters(self) -> dict[str, int]:
         return {
             "seed": self.data.draw(st.integers(0, 2**63 - 1)),
-            "row": self.pick(0, 5, 2**32 - 3),
+            "row": self.pick(0, 5, 2**32 - self.rows),
             "step": self.pick(0, 7, 2**32 - 1),
             "stream": self.pick(ops.PERTURB, ops.LANGEVIN, ops.PRIOR),
         }

@@ -106,7 +106,7 @@ def test_a_step_is_the_coloured_step_with_the_dense_factor(name, dtype):
     q, s = basis(3, F32), positive(3, DIM, dtype=F32)
     x, denoised, f = (randn(ROWS, DIM, seed=i, dtype=dtype) for i in range(3))
     known = {"region": REGION, "c": 0.1, "a": torch.linspace(0.2, 0.5, ROWS), "b": 0.8}
-    known |= {"seed": 2**40 + 1, "row": 2**32 - 3, "step": 9, "stream": ops.LANGEVIN}
+    known |= {"seed": 2**40 + 1, "row": 2**32 - ROWS, "step": 9, "stream": ops.LANGEVIN}
     out = on(name, lambda: ops.separable_step(x, denoised, f, q=q, deviation=s, **known))
     factor = matrix(q) * s.unsqueeze(1)
     dense = ops.colored_step(x, denoised, f, factor=factor, lower=False, **known)
@@ -176,7 +176,8 @@ def test_what_is_not_finite_or_out_of_range_leaves_the_state_alone(name):
     before = [t.clone() for t in parts(state)]
     bad = x.clone()
     bad[2, 1] = math.inf
-    for row, region, told in ((bad, [0, 1, 1, 0], "x: row 2"), (x, [0, 1, 2, 0], "region: got value")):
+    wrong = "x: got a value that is not finite in row 2, expected finite ones"
+    for row, region, told in ((bad, [0, 1, 1, 0], wrong), (x, [0, 1, 2, 0], "region: got value")):
         with pytest.raises(ValueError, match=told):
             on(name, lambda: ops.separable_update_(*state, row, q, torch.tensor(region), decay=0.5))  # noqa: B023
     for now, then in zip(parts(state), before, strict=True):
