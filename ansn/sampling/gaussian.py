@@ -59,16 +59,25 @@ class MeasuredGaussian(nn.Module):
         """``V(tau) v``, ``[B, ...]``; ``tau`` ``[1]`` or ``[B]``, in data standard deviations."""
         return self.pencil.spread(v, self.pencil.posterior(tau, region), region)
 
+    def of_rows(self, row: int, rows: int) -> MeasuredGaussian:
+        """What is measured of data points ``row .. row + rows``."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "operator": self.operator.of_rows(row, rows)}
+        return other
+
     def solve(self, residual: Tensor, tau: Tensor, region: Tensor | None) -> Tensor:
         """``(sigma_y^2 I + A V(tau) A^T)^-1 residual``, ``[B, *operator.shape]``."""
-        rows, size, dim = len(residual), self.operator.size, self.pencil.structure.dim
-        groups = 1 if tau.numel() == 1 and self.pencil.regions == 1 else rows
+        rows, size, dim, known = len(residual), self.operator.size, self.pencil.structure.dim, self.operator.known
+        groups = 1 if tau.numel() == 1 and self.pencil.regions == 1 and known is None else rows
         if self.seen is None or groups * size * max(size, dim) > _DENSE_NUMBERS:
             return self._iterate(residual, tau, region)
         seen = self.seen if region is None or len(self.seen) == 1 else self.seen[region]
+        if known is not None:
+            seen = seen * known.repeat(rows // len(known), *[1] * (known.ndim - 1)).flatten(1).unsqueeze(2)
         system = (seen * self.pencil.posterior(tau, region).unsqueeze(1)) @ seen.mT
         diagonal = system.diagonal(dim1=1, dim2=2)
         diagonal += (_JITTER * diagonal.mean(1, keepdim=True)).clamp_min(self.sigma_y**2)
+        diagonal[diagonal == 0.0] = 1.0  # of a row of which nothing is known
         factor, _ = torch.linalg.cholesky_ex(system)
         right = residual.flatten(1).double()
         if groups == 1:
@@ -82,9 +91,11 @@ class MeasuredGaussian(nn.Module):
         return self.pencil.start(mean, 0.0, region, seed=seed, row=row, stream=ops.CLEAN)
 
     def _seen(self) -> Tensor:
-        """``A Q``, float64 ``[K, m, d]``, from m adjoints rather than d measurements."""
+        """``A Q``, float64 ``[K, m, d]``, from m adjoints rather than d measurements; of masks a row, Q."""
         unit = torch.eye(self.operator.size, dtype=torch.float64, device=self.pencil.like.device)
-        rows = self.operator.adjoint(unit.unflatten(1, self.operator.shape)).flatten(1)
+        rows = unit
+        if self.operator.known is None:
+            rows = self.operator.adjoint(unit.unflatten(1, self.operator.shape)).flatten(1)
         each = self.pencil.regions
         owner = owners(each, rows.device, len(rows))
         return self.pencil.coordinates(rows.repeat(each, 1), owner).unflatten(0, (each, len(rows)))

@@ -37,7 +37,8 @@ class Measured(Wrapper):
         model: the denoiser, guided or not.
         operator: A; its ``input_shape`` is the data's.
         measured: y, ``[*operator.shape]`` for one measurement of all samples, or ``[N, *operator.shape]`` for
-            one each: sample i, of any batch, answers to row i.
+            one each: sample i, of any batch, answers to row i. Where the operator has a mask a row, what is not
+            known of y is not looked at.
         sigma_y: standard deviation of the measurement's noise, data units.
 
     With regions, a row's region shapes its V, its start and its noise. The region itself does not follow the
@@ -62,8 +63,14 @@ class Measured(Wrapper):
             raise ValueError(f"measured: got shape {list(measured.shape)}, expected [{sizes}] or [N, {sizes}]")
         device = covariance.center.device
         self.operator, self.sigma_y = operator.to(device), float(sigma_y)
+        measured = (measured.unsqueeze(0) if one else measured).to(device)
+        if operator.known is not None:
+            many = len(operator.known)
+            if len(measured) not in (1, many):
+                raise ValueError(f"measured: got {len(measured)} measurements, expected {many}, one a mask")
+            measured = operator(measured.expand(many, *operator.shape))
         self.gaussian = MeasuredGaussian.learned(covariance, self.operator, self.sigma_y)
-        self.register_buffer("measured", (measured.unsqueeze(0) if one else measured).to(device))
+        self.register_buffer("measured", measured)
 
     def of_rows(self, row: int, rows: int) -> Denoiser:
         inner = self.model.of_rows(row, rows)
@@ -71,7 +78,9 @@ class Measured(Wrapper):
             return self.changed(model=inner)
         if row + rows > len(self.measured):
             raise ValueError(f"measured: got {len(self.measured)} measurements, expected {row + rows}, one a sample")
-        return self.changed(model=inner, measured=self.measured[row : row + rows])
+        seen = {k: m for k, m in self._modules.items() if isinstance(m, Operator | MeasuredGaussian)}
+        parts = {name: module.of_rows(row, rows) for name, module in seen.items()}
+        return self.changed(model=inner, measured=self.measured[row : row + rows], **parts)
 
     @property
     def top(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 import math
 from collections.abc import Sequence
@@ -18,13 +19,17 @@ class Operator(nn.Module, abc.ABC):
 
     Attributes:
         input_shape: of one data point. shape: of one measurement.
+        known: None where A is the same for all data points; else bool ``[N, *shape]``, what is measured of each.
 
     Matrices and masks are buffers: ``.to(device)`` moves them; arithmetic is in the argument's dtype.
     """
 
+    known: Tensor | None
+
     def __init__(self, input_shape: Sequence[int], shape: Sequence[int]) -> None:
         super().__init__()
         self.input_shape, self.shape = tuple(input_shape), tuple(shape)
+        self.register_buffer("known", None)
 
     @property
     def size(self) -> int:
@@ -39,6 +44,10 @@ class Operator(nn.Module, abc.ABC):
     def adjoint(self, v: Tensor) -> Tensor:
         """``A^T v`` of ``[B, *shape]``: ``[B, *input_shape]``; ``<A x, v> = <x, A^T v>``."""
 
+    def of_rows(self, row: int, rows: int) -> Operator:
+        """The operator of data points ``row .. row + rows``."""
+        return self
+
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         if value.shape[1:] != shape:
             wanted = ", ".join(map(str, shape))
@@ -49,31 +58,59 @@ class Operator(nn.Module, abc.ABC):
 class Mask(Operator):
     """Inpainting: the coordinates where ``known`` is True, in row-major order; measurements ``[m]``.
 
-    ``known``: bool, shape of a data point, or ``[H, W]`` for all channels of images of ``input_shape`` ``[C, H, W]``.
-    Raises ValueError for another dtype or shape, or where nothing is known.
+    Args:
+        known: bool, shape of a data point, or ``[H, W]`` for all channels of images. Or ``[N, *input_shape]``, another
+            mask for each of N data points, as of a table with holes: measurements have the data's shape then, 0 where
+            nothing is known. Batches stacked on each other share the N masks.
+        input_shape: of a data point; must be given for the two latter.
+
+    ``A A^T`` is the identity, of N masks on what is known of each. Raises ValueError for another dtype or shape, or
+    where nothing is known.
     """
 
-    index: Tensor
+    index: Tensor | None
 
     def __init__(self, known: Tensor, input_shape: Sequence[int] | None = None) -> None:
         if known.dtype != torch.bool or not bool(known.any()):
             raise ValueError(f"known: got {known.dtype}, {int(known.sum())} of them set, expected bool with a True")
         shape = tuple(known.shape) if input_shape is None else tuple(input_shape)
+        if known.ndim == len(shape) + 1 and known.shape[1:] == shape:
+            super().__init__(shape, shape)
+            self.known, self.index = known, None
+            return
         try:
             whole = known.expand(shape)
         except RuntimeError:
-            raise ValueError(f"known: got shape {list(known.shape)}, expected one that fits {list(shape)}") from None
+            wanted = f"one that fits {list(shape)}, or [N, {', '.join(map(str, shape))}]"
+            raise ValueError(f"known: got shape {list(known.shape)}, expected {wanted}") from None
         index = whole.flatten().nonzero().squeeze(1)
         super().__init__(shape, (len(index),))
         self.register_buffer("index", index)
 
+    def of_rows(self, row: int, rows: int) -> Operator:
+        if self.known is None:
+            return self
+        other = copy.copy(self)
+        other._buffers = {"known": self.known[row : row + rows]}
+        return other
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._check("x", x, self.input_shape).flatten(1)[:, self.index]
+        self._check("x", x, self.input_shape)
+        return self._where_known("x", x) if self.index is None else x.flatten(1)[:, self.index]
 
     def adjoint(self, v: Tensor) -> Tensor:
         self._check("v", v, self.shape)
+        if self.index is None:
+            return self._where_known("v", v)
         out = v.new_zeros(len(v), math.prod(self.input_shape))
         return out.index_copy(1, self.index, v).unflatten(1, self.input_shape)
+
+    def _where_known(self, name: str, value: Tensor) -> Tensor:
+        assert self.known is not None
+        if len(value) % len(self.known):
+            raise ValueError(f"{name}: got {len(value)} rows, expected {len(self.known)}, one a mask")
+        # Not a product: what is not known may be NaN.
+        return torch.where(self.known, value.unflatten(0, (-1, len(self.known))), 0.0).flatten(0, 1)
 
 
 class Separable(Operator):

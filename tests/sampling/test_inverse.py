@@ -22,6 +22,7 @@ from ansn.sampling import (
     mmps,
     pigdm,
 )
+from ansn.sampling import gaussian as gaussian_module
 from tests.oracles import (
     ExactDenoiser,
     Mixture,
@@ -83,6 +84,58 @@ def test_gaussian_data_exactly(options, prediction, root):
             rows = y.expand(5, M)
             expected = torch.stack([posterior(S, MEAN, rows[i], taus[i] ** 2 * r, x[i])[0] for i in range(5)])
             assert rms_ratio(found, expected) < 1e-9
+
+
+HOLES = torch.rand(5, D, generator=torch.Generator().manual_seed(1)) < 0.5
+HOLES[0], HOLES[1] = False, True  # of one row nothing is known, of one all
+
+
+def conditional(mean: Tensor, v: Tensor, known: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """``E[x | y]`` of a Gaussian whose ``known`` coordinates are measured."""
+    seen = v[known][:, known] + sigma**2 * torch.eye(int(known.sum()), dtype=torch.float64)
+    return mean + v[:, known] @ torch.linalg.solve(seen, (y - mean)[known])
+
+
+@pytest.mark.parametrize("solver", ["factored", "iterated"])
+@pytest.mark.parametrize("sigma", [0.0, SIGMA])
+@pytest.mark.parametrize("options", [{}, {"gradient": True}, {"covariance": "jacobian", "cg_steps": D}], ids=str)
+def test_a_mask_a_row_gives_each_row_its_own_conditional(options, sigma, solver, monkeypatch):
+    """The holes of y may hold NaN; rows stacked on each other share masks and measurements."""
+    if solver == "iterated":
+        monkeypatch.setattr(gaussian_module, "_DENSE_NUMBERS", 0)
+    model = exact()
+    r, y, x = model.noise.covariance.noise_shape()[0], randn(5, D, seed=11), 3.0 * randn(10, D, seed=10)
+    knowing = Posterior(model, Mask(HOLES, (D,)), y.where(HOLES, torch.nan), sigma, **options)
+    for tau in (torch.tensor(0.5).double(), torch.tensor([0.3, 0.5, 1.0, 2.0, 3.0] * 2).double()):
+        expected = []
+        for i, t in enumerate(tau.expand(10)):
+            v = torch.linalg.inv(torch.linalg.inv(S) + torch.linalg.inv(t**2 * r))
+            mean = v @ (torch.linalg.solve(S, MEAN) + torch.linalg.solve(t**2 * r, x[i]))
+            expected.append(conditional(mean, v, HOLES[i % 5], y[i % 5], sigma))
+        assert rms_ratio(knowing(x, tau), torch.stack(expected)) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["replacement", "adapted", "pigdm", "mmps"])
+def test_a_sample_answers_to_its_own_mask(name):
+    """Whatever the batches; and as with its mask alone, where no noise of the measurement is drawn."""
+    model, truth = exact(), randn(5, D, seed=5)
+    for sigma in (0.0, SIGMA):
+        knowing = KNOWING[name](model, Mask(HOLES, (D,)), truth, sigma)
+        whole = sample(knowing, 5, "heun", 6, seed=2)
+        for batch_size in (1, 2, 3):
+            assert rms_ratio(sample(knowing, 5, "heun", 6, seed=2, batch_size=batch_size), whole) < 1e-5
+        for i in range(1, 5) if sigma == 0.0 else ():
+            alone = KNOWING[name](model, Mask(HOLES[i]), truth[i][HOLES[i]], sigma)
+            assert rms_ratio(sample(alone, 5, "heun", 6, seed=2)[i], whole[i]) < 1e-4
+        assert torch.equal(knowing.operator.known, HOLES), "a draw changed the caller's masks"
+
+
+def test_samples_with_holes_are_of_their_conditional():
+    """Two rows' masks, many samples of each: mean within five standard errors."""
+    known, y = HOLES[2:4].repeat(1000, 1), randn(2, D, seed=5).repeat(1000, 1)
+    out = sample(Posterior(exact(), Mask(known, (D,)), y, SIGMA), 2000, "heun", 24, batch_size=2000)
+    for i in range(2):
+        assert five_sigma(out[i::2], conditional(MEAN, S, known[i], y[i], SIGMA))
 
 
 @pytest.mark.parametrize("options", EXACT_ONES.values(), ids=EXACT_ONES.keys())
@@ -279,6 +332,10 @@ def test_it_nests_with_guidance():
 WRONG: dict[str, tuple[Any, str]] = {
     "operator": (lambda m: Posterior(m, Mask(torch.ones(3, dtype=torch.bool)), torch.zeros(3)), "operator: takes [3]"),
     "measured": (lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(5)), "measured: got shape [5], expected"),
+    "masks": (
+        lambda m: Posterior(m, Mask(torch.ones(3, *SHAPE, dtype=torch.bool), SHAPE), torch.zeros(2, *SHAPE)),
+        "measured: got 2 measurements, expected 3, one a mask",
+    ),
     "no measured": (lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(0, 6)), "measured: got shape [0, 6]"),
     "sigma": (lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(6), -1.0), "sigma_y: got -1.0"),
     "sigma nan": (lambda m: Replacement(m, IMAGE_OPERATORS["mask"], torch.zeros(6), math.nan), "sigma_y: got nan"),

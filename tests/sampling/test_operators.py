@@ -17,6 +17,7 @@ KNOWN = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.4
 OPERATORS: dict[str, Operator] = {
     "mask": Mask(KNOWN, IMAGE),
     "mask of every channel its own": Mask(torch.rand(IMAGE, generator=torch.Generator().manual_seed(1)) < 0.5),
+    "a mask a row": Mask(torch.rand(3, *IMAGE, generator=torch.Generator().manual_seed(7)) < 0.5, IMAGE),
     "mask of a vector": Mask(torch.tensor([True, False, True])),
     "circular blur": Blur(IMAGE, 1.3, "circular"),
     "reflecting blur": Blur(IMAGE, 0.7),
@@ -60,6 +61,17 @@ def test_a_mask_keeps_what_is_known():
     assert torch.equal(mask.adjoint(mask(x)), x * KNOWN)
 
 
+def test_a_mask_a_row_keeps_what_is_known_of_each():
+    """Also of batches stacked on each other, and of a slice; ``A A^T`` is the identity on what is known."""
+    mask, x = OPERATORS["a mask a row"], randn(6, *IMAGE)
+    known = mask.known.repeat(2, 1, 1, 1)
+    assert torch.equal(mask(x.where(known, torch.nan)), x * known)
+    assert torch.equal(mask(mask.adjoint(x)), mask(x))
+    assert torch.equal(mask.of_rows(1, 2)(x[1:3]), (x * known)[1:3])
+    assert mask.known.shape == (3, *IMAGE), "a slice changed the whole"
+    assert OPERATORS["mask"].of_rows(1, 2) is OPERATORS["mask"]
+
+
 @pytest.mark.parametrize(("boundary", "mode"), [("circular", "wrap"), ("reflect", "reflect")])
 def test_blur_is_scipy_s(boundary, mode):
     x = randn(3, *IMAGE)
@@ -85,6 +97,14 @@ WRONG = {
     "known of floats": (lambda: Mask(torch.ones(3)), "known: got torch.float32"),
     "nothing known": (lambda: Mask(torch.zeros(3, dtype=torch.bool)), "known: got torch.bool, 0 of them"),
     "known of another shape": (lambda: Mask(torch.ones(5, dtype=torch.bool), IMAGE), "known: got shape [5], expected"),
+    "known of rows of another shape": (
+        lambda: Mask(torch.ones(3, 5, dtype=torch.bool), (4,)),
+        "known: got shape [3, 5], expected one that fits [4], or [N, 4]",
+    ),
+    "rows": (
+        lambda: OPERATORS["a mask a row"](torch.zeros(4, *IMAGE)),
+        "x: got 4 rows, expected 3, one a mask",
+    ),
     "width": (lambda: Blur(IMAGE, 0.0), "width: got 0.0, expected a standard deviation > 0"),
     "boundary": (lambda: Blur(IMAGE, 1.0, "zero"), "boundary: got 'zero', expected 'circular' or 'reflect'"),
     "no image": (lambda: Blur((8, 8), 1.0), "input_shape: got (8, 8), expected images"),
