@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ansn import ops
 from ansn.noise import NoiseModel
+from ansn.ops import _checks
 from ansn.skips import INPUTS, SKIPS, Seen, column
 
 PREDICTIONS = ("denoiser", "whitened")
@@ -38,7 +41,8 @@ class Denoiser(nn.Module):
             ``ln(tau)/4`` float ``[B]``
             (also taken when there is no such attribute), ``"index"`` the nearest rung of the ladder, int64
             ``[B]``, ``"none"``:
-            the network is called without it.
+            the network is called without it. It is called in the dtype of its own parameters, whatever x's is. Its
+            output is a tensor of the data's shape, or an object that has one as ``sample`` or as its first item.
         noise: levels and covariance; ``tau`` below is in its units.
         prediction: what the network gives.
         precondition: False hands the network ``x~`` as it is and, for a denoiser network, takes its output as D.
@@ -51,7 +55,11 @@ class Denoiser(nn.Module):
             along the first axis: ``("estimate",)`` is ``(D_skip - m) / s``. The network takes ``[B, (1 + n) C, ...]``.
         label_dropout: share of the training rows whose class :meth:`withhold` hides. Above 0 the network also is the
             denoiser of data of unknown class, ``y=None``: what guidance and unconditional samples need.
+
+    A subclass whose network needs no label to know a row's region sets ``regional = True``.
     """
+
+    regional = False
 
     def __init__(
         self,
@@ -105,18 +113,18 @@ class Denoiser(nn.Module):
         if self.prediction == "whitened":
             return self.denoised_from(x, tau, region, self._network(x, tau, region, extra))
         if not self.precondition:
-            return self._network(x, tau, region, extra).to(x.dtype)
+            return self._network(x, tau, region, extra)
         seen = self.seen(x, tau, region)
         seen.estimate = SKIPS[self.skip].estimate(seen)
         further = [INPUTS[name](seen) for name in self.inputs]
         rest = self._call(torch.cat((seen.noisy, *further), 1) if further else seen.noisy, tau, extra)
-        return torch.addcmul(seen.estimate, seen.tau_column / seen.deviation * seen.scale, rest.to(x.dtype))
+        return torch.addcmul(seen.estimate, seen.tau_column / seen.deviation * seen.scale, rest)
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
         """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""
         tau = self._tau(x, sigma)
         if self.prediction == "whitened":
-            return self._network(x, tau, region, extra).to(x.dtype)
+            return self._network(x, tau, region, extra)
         return self.noise.covariance.whiten(self(x, tau, region, **extra) - x, region) / column(tau, x)
 
     def score(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
@@ -177,13 +185,36 @@ class Denoiser(nn.Module):
         return self._call(self.seen(x, tau, region).noisy if self.precondition else x, tau, extra)
 
     def _call(self, x: Tensor, tau: Tensor, extra: dict[str, Any]) -> Tensor:
-        if self.conditioning == "none":
-            return self.network(x, **extra)
+        """The network's output, ``[B, *shape]`` in x's dtype."""
+        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
+        level: tuple[Tensor, ...] = ()
         if self.conditioning == "log":
-            return self.network(x, (torch.log(tau) / 4.0).to(x.dtype), **extra)
-        # Nearest in the logarithm, where the ladder is even.
-        distance = (torch.log(tau).unsqueeze(1) - torch.log(self.noise.tau.to(tau)).unsqueeze(0)).abs()
-        return self.network(x, distance.argmin(1), **extra)
+            level = ((torch.log(tau) / 4.0).to(dtype),)
+        elif self.conditioning == "index":  # nearest in the logarithm, where the ladder is even
+            distance = (torch.log(tau).unsqueeze(1) - torch.log(self.noise.tau.to(tau)).unsqueeze(0)).abs()
+            level = (distance.argmin(1),)
+        out = self.network(x.to(dtype), *level, **extra)
+        if not isinstance(out, Tensor):
+            kind, first = type(out).__name__, out[0] if isinstance(out, (tuple, list)) and out else None
+            out = getattr(out, "sample", first)
+            if not isinstance(out, Tensor):
+                raise TypeError(f"network: got an output of type {kind}, expected a tensor; {_WRAPPER}")
+        expected = (x.shape[0], *self.noise.covariance.shape)
+        if out.shape != expected:
+            raise ValueError(f"network: got an output of shape {list(out.shape)}, expected {list(expected)}")
+        return out.to(x.dtype)
+
+    def check_labels(self, y: Tensor) -> None:
+        """Raises ValueError for labels that the network never learned: of ``0..num_classes - 1``, and
+        ``num_classes``, "no class", of a model with label dropout. A network that says no ``num_classes`` takes
+        any."""
+        if self.num_classes is None or not y.numel():
+            return
+        least, most = (int(v) for v in y.aminmax())
+        if least < 0 or most > self.num_classes - (not self.label_dropout):
+            no_class = f", or {self.num_classes} for no class" if self.label_dropout else ""
+            got = f"{least}" if least == most else f"{least}..{most}"
+            raise ValueError(f"y: got {got}, expected labels 0..{self.num_classes - 1}{no_class}")
 
     def _tau(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         if x.shape[1:] != self.noise.covariance.shape:
@@ -195,7 +226,70 @@ class Denoiser(nn.Module):
             return torch.full((x.shape[0],), float(sigma), dtype=dtype, device=x.device)
         if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0])):
             raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [] or [{x.shape[0]}]")
+        if sigma.numel() and _checks.readable(sigma):
+            low, high = map(float, sigma.detach().aminmax())
+            if not (low > 0 and math.isfinite(high)):
+                raise ValueError(f"sigma: got levels {low:g} to {high:g}, expected finite ones > 0")
         return sigma.to(device=x.device, dtype=dtype).expand(x.shape[0])
+
+
+_WRAPPER = (
+    "or wrap it: class Wrapped(nn.Module): __init__(self, net): super().__init__(); self.net = net;"
+    " forward(self, x, level): return self.net(x, level)[...]"
+)
+
+
+def unwrapped(model: nn.Module) -> Denoiser:
+    """The denoiser in what DistributedDataParallel, FSDP, torch.compile, accelerate or Fabric made of it. TypeError
+    naming ``model`` where there is none."""
+    inner: Any = model
+    while not isinstance(inner, Denoiser):
+        parts = (getattr(inner, name, None) for name in ("module", "_orig_mod"))
+        inner = next((part for part in parts if isinstance(part, nn.Module)), None)
+        if inner is None:
+            raise TypeError(f"model: got {type(model).__name__}, expected a Denoiser, as it is or wrapped for training")
+    return inner
+
+
+def with_mode(model: Denoiser) -> list[nn.Module]:
+    """The modules for which training and evaluation may differ: all but the noise's."""
+    noise = set(model.noise.modules())
+    return [m for m in model.modules() if m not in noise]
+
+
+def resting(model: Denoiser, *, constant: bool = False) -> Denoiser:
+    """The model in evaluation mode, and with ``constant`` its parameters without gradient: as it is where nothing
+    differs, else a copy that shares parameters, buffers and noise with it. The model is left as it is, so threads may
+    share it.
+
+    Raises ValueError where a module is in training mode and cannot be copied (a sharded one).
+    """
+    modules = with_mode(model)
+    parallel = [m for m in modules if isinstance(m, DistributedDataParallel)]  # which would talk to other processes
+    at_rest = not any(m.training for m in modules)
+    if at_rest and not parallel and not (constant and any(p.requires_grad for p in model.parameters())):
+        return model
+    memo: dict[int, Any] = {id(model.noise): model.noise}
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Tensor):  # a weight that a hook makes of others
+                memo[id(value)] = value.detach()
+    memo |= {id(b): b for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    try:
+        for module in parallel:
+            memo[id(module)] = copy.deepcopy(module.module, memo)
+        out = copy.deepcopy(model, memo)
+    except Exception as error:
+        if at_rest:
+            return model
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"model: got one in training mode that cannot be copied ({reason}), expected model.eval() first"
+        ) from error
+    for module in with_mode(out):
+        module.training = False
+    return out
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

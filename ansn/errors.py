@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,20 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of any library as an int. Raises TypeError or ValueError naming it for others and below
+    ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: got {value!r}, expected a whole number")
+    try:
+        number = operator.index(value)
+    except TypeError:  # a tensor of floats
+        raise TypeError(f"{name}: got {value!r}, expected a whole number") from None
+    if number < least:
+        raise ValueError(f"{name}: got {number}, expected at least {least}")
+    return number
 
 
 def refuse(rules: Sequence[tuple[str, Any, bool, str]]) -> None:

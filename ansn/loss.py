@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ansn import ops
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, unwrapped
 from ansn.noise import Level
 
 METRICS = ("pixel", "whitened", "paper")
 
 
 def dsm_loss(
-    model: Denoiser,
+    model: Denoiser | nn.Module,
     x: Tensor,
     perturbed: Tensor,
     level: Level,
@@ -34,7 +34,7 @@ def dsm_loss(
     ======== ===================== ============================== ======================================================
 
     Args:
-        model: the denoiser.
+        model: the denoiser, as it is or as DistributedDataParallel, FSDP, torch.compile, accelerate or Fabric wraps it.
         x, perturbed, level: clean data ``[B, *shape]`` and what :meth:`NoiseModel.perturb` returned for it.
         metric: None takes the default of the model's prediction.
         reduction: ``"mean"`` over rows, or ``"none"`` for ``[B]``.
@@ -42,14 +42,15 @@ def dsm_loss(
 
     Every metric has the minimiser ``D = E[x | x~]``. Losses of different Sigma or metric are not comparable.
     """
-    metric = metric or ("pixel" if model.prediction == "denoiser" else "whitened")
+    denoiser = unwrapped(model)
+    metric = metric or ("pixel" if denoiser.prediction == "denoiser" else "whitened")
     if metric not in METRICS:
         raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'")
     tau, region = level.tau, level.region
-    covariance = model.noise.covariance
-    if covariance.regions > 1 and not extra and type(model) is Denoiser:
+    covariance = denoiser.noise.covariance
+    if covariance.regions > 1 and not extra and not denoiser.regional:
         # Weight and preconditioning depend on k; a network that does not know k would learn no score of anything.
         raise ValueError(f"region: got {covariance.regions} regions and a network that is not told, expected y=...")
     if metric == "pixel":
@@ -57,9 +58,9 @@ def dsm_loss(
         weight = (1.0 + tau * tau) / (tau * scale) ** 2
         clean = x.to(perturbed.dtype)
         return ops.dsm_loss(model(perturbed, tau, region, **extra), clean, weight=weight, reduction=reduction)
-    if metric == "whitened" and model.prediction == "whitened":
+    if metric == "whitened" and denoiser.prediction == "whitened" and model is denoiser:  # a wrapper only calls D
         return ops.dsm_loss(
-            model.f(perturbed, tau, region, **extra), weight=0.5, reduction=reduction,
+            denoiser.f(perturbed, tau, region, **extra), weight=0.5, reduction=reduction,
             seed=level.seed, row=level.row, step=level.step, stream=ops.PERTURB,
         )  # fmt: skip
     residual = model(perturbed, tau, region, **extra) - x.to(perturbed.dtype)

@@ -73,6 +73,8 @@ class ExactDenoiser(Denoiser):
     ``targets``: the data's density, or one for each region, where the region is known.
     """
 
+    regional = True
+
     def __init__(self, noise: NoiseModel, *targets: Mixture, prediction: str = "denoiser") -> None:
         super().__init__(nn.Identity(), noise, prediction, precondition=False)
         self.targets = targets

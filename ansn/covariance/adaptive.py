@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ansn import ops
 from ansn.covariance.fixed import fixed
-from ansn.covariance.moments import Moments, keep_dtypes, owners
+from ansn.covariance.moments import Moments, keep_dtypes
 from ansn.covariance.pencil import ROOTS, Pencil, Rules, replaced
 from ansn.covariance.ranks import Gathered, Sync, several
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
@@ -80,6 +79,7 @@ class AdaptiveCovariance(nn.Module):
     scale: Tensor
     share: Tensor
     initial: Tensor
+    form: Tensor
 
     def __init__(
         self,
@@ -141,6 +141,8 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
         self.register_buffer("share", torch.zeros(regions, dtype=torch.float64, device=device))
+        form = [math.nan if v is None else float(v) for v in self.rules.form.values()]
+        self.register_buffer("form", torch.tensor(form, dtype=torch.float64, device=device))
         self._eps_warned = False
         self._gathered: Gathered | None = None  # what is not merged with other processes yet
         # What the last refresh reports, whether it was full, and the points at those before it.
@@ -430,27 +432,7 @@ class AdaptiveCovariance(nn.Module):
         if self._current or self.dim < LARGE:
             values = self.eigenvalues()
             return values[:, -1] / values[:, 0]
-        return (self._largest(False) * self._largest(True)).clamp_min(1.0)
-
-    def _largest(self, inverse: bool) -> Tensor:
-        """Largest eigenvalue of R or of its inverse, from below, float64 ``[K]``: of the tridiagonal matrix of R in the
-        span of ``R^i z``, i < 40, all vectors orthonormal."""
-        owner = owners(self.regions, self.center.device)
-        new = ops.colored_step(torch.zeros_like(self.center), b=1.0)
-        span: list[Tensor] = []
-        images: list[Tensor] = []
-        for _ in range(40):
-            size = new.norm(dim=1, keepdim=True)
-            for _ in range(2 * bool(span)):  # twice is enough
-                basis = torch.stack(span, 2)
-                new = new - (basis @ (basis.mT @ new.unsqueeze(2))).squeeze(2)
-            norm = new.norm(dim=1, keepdim=True)  # of rounding alone where the span is all there is
-            span.append(torch.where(norm > 1e-5 * size, new / norm, 0.0))
-            new = self.snapshot.color(span[-1], owner, transpose=not inverse, inverse=inverse)
-            new = self.snapshot.color(new, owner, transpose=inverse, inverse=inverse)
-            images.append(new)
-        basis, image = torch.stack(span, 2).double(), torch.stack(images, 2).double()
-        return torch.linalg.eigvalsh(basis.mT @ image)[:, -1]
+        return (self.snapshot.largest(False) * self.snapshot.largest(True)).clamp_min(1.0)
 
     def effective_rank(self) -> Tensor:
         """``exp(H(p))``, p the normalised eigenvalues of S as it counts (Roy and Vetterli 2007), 1 to d, ``[K]``."""
@@ -483,10 +465,14 @@ class AdaptiveCovariance(nn.Module):
             if numbers[6:] and numbers[6:] != self.get_extra_state().tolist()[6:]:
                 names = {zlib.crc32(name.encode()): name for name in STRUCTURES}
                 theirs = f"{names.get(numbers[6], 'another structure')} of shape {tuple(numbers[7:])}"
-                raise ValueError(f"structure: the state is {theirs}, expected {self.structure.name} of {self.shape}")
+                raise ValueError(f"structure: got a state of {theirs}, expected {self.structure.name} of {self.shape}")
             if ROOTS[numbers[4]] != self.root:
-                raise ValueError(f"root: the state holds a {ROOTS[numbers[4]]} factor, expected a {self.root} one")
+                raise ValueError(f"root: got a state of a {ROOTS[numbers[4]]} factor, expected a {self.root} one")
             self.snapshot.track(f"{prefix}snapshot.deviation" in state_dict)
+        form = state_dict.setdefault(f"{prefix}form", self.form).tolist()  # older states have none
+        for (name, ours), theirs in zip(self.rules.form.items(), form, strict=True):
+            if theirs != ours and not (ours is None and math.isnan(theirs)):
+                raise ValueError(f"{name}: got a state of {name} = {theirs:g}, expected {ours}")
         if f"{prefix}share" not in state_dict and f"{prefix}moments.weight" in state_dict:  # an older state
             weight = state_dict[f"{prefix}moments.weight"]
             state_dict[f"{prefix}share"] = weight / weight.sum().clamp_min(1.0)

@@ -59,6 +59,11 @@ class Rules:
         return f"rho = {self.rho:g}" if self.gamma is None else f"gamma = {self.gamma:g}"
 
     @property
+    def form(self) -> dict[str, float | None]:
+        """What R is a function of, besides S."""
+        return {"rho": self.rho, "gamma": self.gamma, "eps": self.eps, "eps_floor": self.eps_floor}
+
+    @property
     def isotropic(self) -> bool:
         """Whether R is a multiple of the identity."""
         return self.given is not None or self.rho == 0.0 or self.gamma == 0.0
@@ -241,6 +246,26 @@ class Pencil(nn.Module):
     def noise_diagonal(self) -> Tensor:
         """The diagonal of R, ``[K, d]``."""
         return self.structure.squares(self.noise_variances(), self.basis)
+
+    def largest(self, inverse: bool) -> Tensor:
+        """Largest eigenvalue of R or of its inverse, from below, float64 ``[K]``: of the tridiagonal matrix of R in the
+        span of ``R^i z``, i < 40, all vectors orthonormal."""
+        owner = owners(self.regions, self.like.device)
+        new = ops.colored_step(self.like.new_zeros(self.regions, self.structure.dim), b=1.0)
+        span: list[Tensor] = []
+        images: list[Tensor] = []
+        for _ in range(40):
+            size = new.norm(dim=1, keepdim=True)
+            for _ in range(2 * bool(span)):  # twice is enough
+                basis = torch.stack(span, 2)
+                new = new - (basis @ (basis.mT @ new.unsqueeze(2))).squeeze(2)
+            norm = new.norm(dim=1, keepdim=True)  # of rounding alone where the span is all there is
+            span.append(torch.where(norm > 1e-5 * size, new / norm, 0.0))
+            new = self.color(span[-1], owner, transpose=not inverse, inverse=inverse)
+            new = self.color(new, owner, transpose=inverse, inverse=inverse)
+            images.append(new)
+        basis, image = torch.stack(span, 2).double(), torch.stack(images, 2).double()
+        return torch.linalg.eigvalsh(basis.mT @ image)[:, -1]
 
     # -- S and R --------------------------------------------------------------------------------------------------
 

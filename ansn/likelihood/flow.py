@@ -8,8 +8,6 @@ ladder's top it is the start of sampling, ``N(m, S + tau_1^2 R)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from ansn import levels, ops
 from ansn.covariance import Pencil
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, resting, unwrapped
 from ansn.likelihood.conditions import Hypothesis, conditions
 from ansn.likelihood.solvers import SOLVERS, integrated
 
@@ -158,9 +156,10 @@ def log_likelihood(
         seed, row: row r of x draws the probes of ``(seed, row + r)``, whatever the batch.
         batch_size: rows at a time, which bounds the memory.
 
-    The model is put into eval mode for the time of the call, and its parameters take no part in the gradients.
+    The model is not touched; what is in training mode is called as in evaluation mode.
     Raises TypeError or ValueError naming the argument.
     """
+    model = unwrapped(model)
     rule = Rule.checked(model, taus, steps, solver, rtol, trace, probes, probe, basis, seed)
     _check_rows(model, x)
     if batch_size < 1:
@@ -204,7 +203,7 @@ class Flow:
     """The probability flow of a model with the log-density along it, under one rule; a pencil is made once a region."""
 
     def __init__(self, model: Denoiser, rule: Rule) -> None:
-        self.model, self.rule = model, rule
+        self.model, self.rule = resting(model, constant=True), rule
         self._pencils: dict[tuple[int, torch.dtype], Pencil] = {}
 
     def pencil(self, region: int, dtype: torch.dtype) -> Pencil:
@@ -215,7 +214,7 @@ class Flow:
     def estimates(self, x: Tensor, hypotheses: list[Hypothesis], row: int) -> tuple[Tensor, int]:
         """Independent estimates of ``log sum_h w_h p_h(x)``, float64 ``[P, B]``, and the evaluations of each row."""
         # Autograd refuses tensors made in inference mode.
-        with torch.inference_mode(False), torch.no_grad(), _at_rest(self.model):
+        with torch.inference_mode(False), torch.no_grad():
             x = x.to(self.model.noise.tau.device, copy=True)
             probes = self._probes(x.flatten(1), row)
             logs, evaluations = [], 0
@@ -315,19 +314,3 @@ def _by_region(region: Tensor | None, x: Tensor) -> list[tuple[int, Tensor]]:
     if region is None:
         return [(0, torch.arange(len(x), device=x.device))]
     return [(k, (region == k).nonzero().squeeze(1)) for k in region.unique().tolist()]
-
-
-@contextmanager
-def _at_rest(model: Denoiser) -> Iterator[None]:
-    """Eval mode, and parameters that no graph is kept for."""
-    was_training = model.training
-    learning = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for p in learning:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        for p in learning:
-            p.requires_grad_()

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ansn import levels
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, resting, unwrapped, with_mode
+from ansn.errors import whole
 from ansn.hostread import HostRead
 from ansn.sampling import schedules
 from ansn.sampling.annealed_langevin import algorithm_1, annealed_langevin
@@ -106,7 +107,7 @@ class Draw:
         method: str = "dpmpp_2m",
         steps: int | None = None,
         *,
-        taus: Tensor | None = None,
+        taus: Tensor | Sequence[float] | None = None,
         schedule: str | Schedule = "few_steps",
         start: str | None = None,
         seed: int = 0,
@@ -117,6 +118,7 @@ class Draw:
         cuda_graph: bool = False,
         **options: Any,
     ) -> None:
+        model, seed = unwrapped(model), whole("seed", seed, 0)
         if guidance is not None:
             model = Guided(model, guidance, guidance_interval)
         if method not in METHODS:
@@ -127,9 +129,10 @@ class Draw:
                 raise ValueError(
                     f"{name}: {method!r} has no such option; it has {', '.join(self.method.options) or 'none'}"
                 )
-        steps = self.method.steps if steps is None else steps
+        steps = self.method.steps if steps is None else whole("steps", steps, 1)
         # On the host: what reads a level must not wait for a GPU, and a sampler takes them over once.
-        self.taus = (taus if taus is not None else _schedule(model, self.method, steps, schedule, options)).cpu()
+        known = _schedule(model, self.method, steps, schedule, options) if taus is None else taus
+        self.taus = known.cpu() if isinstance(known, Tensor) else torch.tensor(known, dtype=torch.float64)
         self.start = start or self.method.start
         self.options = options if self.method.flow else options | {"steps": steps}
         self.settings: dict[str, Any] = {
@@ -137,7 +140,12 @@ class Draw:
             "dtype": str(dtype).removeprefix("torch."),
         } | {name: value for name, value in self.options.items() if not callable(value)}  # fmt: skip
         capture = graph_or_warning(model.noise.tau.device) if cuda_graph else None
-        self.model = engaged(model, Engine(model.network, dtype, compile, capture))
+        self._engine = functools.partial(Engine, dtype=dtype, compile=compile, capture=capture)
+        self._engage()
+
+    def _engage(self) -> None:
+        model = resting(self.source)
+        self.model = engaged(model, self._engine(model.network))
 
     def fingerprint(self) -> str:
         """SHA-256, hexadecimal, of what is sampled: the model's structure, weights, covariance and levels, and the
@@ -195,9 +203,14 @@ class Draw:
         self, row: int, rows: int, y: Tensor | None = None, *, callback: Callback | None = None, progress: bool = False
     ) -> Tensor:
         """Samples ``row .. row + rows - 1``, on the model's device; ``y``: their labels, int64 ``[rows]``."""
+        if any(m.training for m in with_mode(self.model)):  # put into training mode since
+            self._engage()
         model, noise = self.model.of_rows(row, rows), self.model.noise
         region = noise.draw_regions(rows, seed=self.seed, row=row)
-        extra: dict[str, Any] = {} if y is None else {"y": y.to(noise.tau.device)}
+        extra: dict[str, Any] = {}
+        if y is not None:
+            model.check_labels(y)
+            extra["y"] = y.to(noise.tau.device)
         classes = model.num_classes
         if region is not None and classes == noise.covariance.regions:
             # The regions are the classes: network and noise must agree on k (math section 6).
@@ -210,14 +223,9 @@ class Draw:
         x = model.prior(rows, float(self.taus[0]), region=region, seed=self.seed, row=row, start=self.start)
         if self.method.noisy:
             extra |= {"seed": self.seed, "row": row}
-        was_training = self.source.training
-        self.source.eval()
-        try:
-            out = self.method.function(
-                model, x, self.taus, region=region, callback=callback, progress=progress, **self.options, **extra
-            )
-        finally:
-            self.source.train(was_training)
+        out = self.method.function(
+            model, x, self.taus, region=region, callback=callback, progress=progress, **self.options, **extra
+        )
         return out.clone() if out.is_inference() else out  # one that a later graph may hold
 
 
@@ -227,12 +235,12 @@ def sample(
     method: str = "dpmpp_2m",
     steps: int | None = None,
     *,
-    taus: Tensor | None = None,
+    taus: Tensor | Sequence[float] | None = None,
     schedule: str | Schedule = "few_steps",
     start: str | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    y: int | Tensor | None = None,
+    y: int | Tensor | Sequence[int] | None = None,
     guidance: float | None = None,
     guidance_interval: tuple[float, float] = (0.0, math.inf),
     progress: bool = False,
@@ -242,7 +250,8 @@ def sample(
     """Draw ``n`` samples, ``[n, *shape]`` on the CPU, in data units.
 
     Args:
-        model: the denoiser; its device is used.
+        model: the denoiser, as it is or wrapped for training; its device is used. It is not touched: what is in
+            training mode stays so, and is called as in evaluation mode.
         method: a name in :data:`METHODS`, which says what each one is.
         steps: number of levels, of ``"langevin"`` and ``"paper"`` steps a level; by default :attr:`Method.steps`.
         taus: levels to use instead, decreasing ``[N]``.
@@ -266,8 +275,7 @@ def sample(
 
     Raises ValueError naming the argument.
     """
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"n, batch_size: got {n}, {batch_size}, expected at least 1")
+    n, batch_size = whole("n", n, 1), whole("batch_size", batch_size, 1)
     draw = Draw(model, method, steps, taus=taus, schedule=schedule, start=start, seed=seed, guidance=guidance,
                 guidance_interval=guidance_interval, **options)
     if options.get("noise_sampler") is not None and n > batch_size:
@@ -286,8 +294,6 @@ def _schedule(
 ) -> Tensor:
     ladder = model.noise.levels
     if method.flow:
-        if n < 1:
-            raise ValueError(f"steps: got {n}, expected at least 1")
         names = schedules.names()
         if isinstance(schedule, str) and schedule not in names:
             raise ValueError(f"schedule: got {schedule!r}, expected a function or one of {', '.join(names)}")
@@ -305,11 +311,12 @@ def _schedule(
     return torch.tensor(overlapping.tau, dtype=torch.float64)
 
 
-def label_rows(y: int | Tensor | None, n: int) -> Tensor | None:
-    """Labels int64 ``[n]`` of a number or a tensor. Raises ValueError naming ``y``."""
+def label_rows(y: int | Tensor | Sequence[int] | None, n: int) -> Tensor | None:
+    """Labels int64 ``[n]`` of a number, a sequence or a tensor. Raises ValueError naming ``y``."""
     if y is None:
         return None
-    labels = torch.full((n,), y) if isinstance(y, int) else y
+    labels = torch.as_tensor(y)
+    labels = labels.expand(n) if labels.ndim == 0 else labels
     if labels.shape != (n,) or labels.dtype != torch.int64:
         raise ValueError(f"y: got {labels.dtype} of shape {list(labels.shape)}, expected a number or int64 [{n}]")
     return labels

@@ -47,6 +47,7 @@ class Engine(nn.Module):
         capture: Capture | None = None,
     ) -> None:
         super().__init__()
+        self.training = False
         if dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.bfloat16")
         self.network, self.dtype, self.capture = network, dtype, capture

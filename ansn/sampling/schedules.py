@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ansn import levels
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, resting, unwrapped
+from ansn.errors import whole
 from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.multistep import dpmpp_2m
 
@@ -79,8 +80,7 @@ def optimised(
     ``sampler``: deterministic, of the flow. Deterministic itself: a function of the model, ``seed`` and the numbers.
     ``extra`` goes to the network; rows are of all regions and classes in turn. Returns float64 ``[n]`` on the CPU.
     """
-    if n < 1 or rows < 1:
-        raise ValueError(f"n, rows: got {n}, {rows}, expected at least 1")
+    n, rows, model = whole("n", n, 1), whole("rows", rows, 1), unwrapped(model)
     if n == 1:
         return _tensor((top,))
     run = _runner(model, top, rows, seed, extra)
@@ -125,22 +125,14 @@ def _runner(
     model: Denoiser, top: float, rows: int, seed: int, extra: dict[str, Any]
 ) -> Callable[[Callable[..., Tensor], Tensor], Tensor]:
     """``run(sampler, taus)`` from one and the same start, in the model's evaluation mode."""
-    model = model.of_rows(0, rows)
+    model = resting(model).of_rows(0, rows)
     noise, device, classes = model.noise, model.noise.tau.device, model.num_classes
     region = torch.arange(rows, device=device) % noise.covariance.regions if noise.covariance.regions > 1 else None
     if classes and "y" not in extra:
         extra = extra | {"y": torch.arange(rows, device=device) % classes}
     start = model.prior(rows, top, region=region, seed=seed)
 
-    def run(sampler: Callable[..., Tensor], taus: Tensor) -> Tensor:
-        was_training = model.training
-        model.eval()
-        try:
-            return sampler(model, start, taus, region=region, **extra)
-        finally:
-            model.train(was_training)
-
-    return run
+    return lambda sampler, taus: sampler(model, start, taus, region=region, **extra)
 
 
 def _tensor(taus: tuple[float, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, unwrapped
 
 
 class Wrapper(Denoiser):
@@ -19,6 +19,7 @@ class Wrapper(Denoiser):
     """
 
     def __init__(self, model: Denoiser) -> None:
+        model = unwrapped(model)
         super().__init__(
             model.network, model.noise, skip="scalar", inputs=model.inputs, label_dropout=model.label_dropout
         )

@@ -53,6 +53,8 @@ class ExactDenoiser(ansn.Denoiser):
     """``E[x | x~]`` of a mixture, or of the part that is known to have been drawn (region k), where a trained network
     would stand."""
 
+    regional = True
+
     def __init__(self, noise: ansn.NoiseModel, parts: list[Mixture]) -> None:
         super().__init__(nn.Identity(), noise, precondition=False)
         self.parts = parts

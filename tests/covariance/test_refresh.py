@@ -212,7 +212,7 @@ def test_what_is_not_stored_of_a_root_is_made_of_it():
 
 def test_a_state_of_another_root_is_refused():
     state = AdaptiveCovariance(4, root="symmetric").state_dict()
-    with pytest.raises(ValueError, match=r"root: the state holds a symmetric factor"):
+    with pytest.raises(ValueError, match=r"root: got a state of a symmetric factor"):
         AdaptiveCovariance(4).load_state_dict(state)
 
 
@@ -258,7 +258,7 @@ def test_a_state_of_another_structure_or_shape_is_refused(ours, theirs, told):
     state = AdaptiveCovariance(ours[1], structure=ours[0]).update(randn(50, *ours[1])).state_dict()
     other = AdaptiveCovariance(theirs[1], structure=theirs[0])
     before = snapshot(other)
-    with pytest.raises(ValueError, match=re.escape(f"structure: the state is {told}")):
+    with pytest.raises(ValueError, match=re.escape(f"structure: got a state of {told}")):
         other.load_state_dict(state)
     assert snapshot(other) == before
 

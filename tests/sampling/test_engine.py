@@ -34,7 +34,7 @@ def trained(
     x = torch.rand(200, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     covariance = AdaptiveCovariance((1, 2, 2), regions, structure)
     covariance.update(x, torch.arange(200) % regions if regions > 1 else None).freeze()
-    return Denoiser(network, NoiseModel(covariance, levels.karras(4.0, 0.05)), prediction)
+    return Denoiser(network, NoiseModel(covariance, levels.karras(4.0, 0.05)), prediction).eval()
 
 
 class Counting(nn.Module):
@@ -54,7 +54,7 @@ class Counting(nn.Module):
 
 
 def counted(model: Denoiser) -> tuple[Denoiser, Counting]:
-    network = Counting(model.network)
+    network = Counting(model.network).eval()
     model.network = network
     return model, network
 
@@ -306,7 +306,7 @@ class Arming(nn.Module):
 
 
 def on_a_device(model: Denoiser, mode: NoWaiting) -> Denoiser:
-    model.network = Arming(model.network, mode)
+    model.network = Arming(model.network, mode).eval()
     for part in model.modules():
         for group in (part._parameters, part._buffers):
             for name, value in group.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -156,23 +158,110 @@ def test_labels_change_a_class_conditional_network_s_samples():
     assert float((mixed - torch.cat((one[:2], two[2:]))).abs().max()) < BATCH_INVARIANCE
 
 
-def test_mode_is_restored_and_dropout_is_off():
-    model = trained(dropout=0.5)
+def noisy() -> Denoiser:
+    """With dropout, and a part that is frozen in evaluation mode, in a model that trains."""
+    model = trained(dropout=0.5).train()
     nn.init.normal_(model.network.layers[0].linear2.weight)
-    model.train()
+    model.network.embedding.eval()
+    return model
+
+
+def modes(model: Denoiser) -> list[bool]:
+    return [m.training for m in model.modules()]
+
+
+def test_sampling_is_in_evaluation_mode_and_leaves_every_module_s_mode():
+    model = noisy()
+    before, weights = modes(model), [p.clone() for p in model.parameters()]
     first = sample(model, 3, "heun", 3)
-    assert model.training
     assert torch.equal(first, sample(model, 3, "heun", 3))
-    model.eval()
-    sample(model, 1, "heun", 2)
-    assert not model.training
-
-
-def test_mode_is_restored_after_an_error():
-    model = trained().train()
     with pytest.raises(ValueError, match=r"^taus"):
         sample(model, 1, taus=torch.tensor([1.0, 2.0]))
-    assert model.training
+    assert modes(model) == before
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert all(p.requires_grad for p in model.parameters())
+    model.eval()
+    assert torch.equal(first, sample(model, 3, "heun", 3))
+    assert not any(modes(model))
+
+
+def test_threads_share_a_model_that_trains():
+    model = noisy()
+    before, alone = modes(model), sample(model, 16, steps=8)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: sample(model, 16, steps=8), range(8)))
+    assert all(torch.equal(x, alone) for x in drawn)
+    assert modes(model) == before
+
+
+def test_a_draw_follows_what_the_model_learns_and_its_mode():
+    model = trained(dropout=0.5).eval()
+    draw = Draw(model, steps=3)
+    for layer in model.train().network.layers:
+        nn.init.normal_(layer.linear2.weight)
+    wanted = sample(model, 4, steps=3)
+    assert torch.equal(draw.batch(0, 4), wanted)
+    with torch.no_grad():
+        model.network.output.weight.mul_(2.0)
+    assert not torch.equal(draw.batch(0, 4), wanted)
+    assert torch.equal(draw.batch(0, 4), sample(model, 4, steps=3))
+
+
+def test_what_cannot_be_copied_has_to_be_in_evaluation_mode():
+    class Shared(networks.MLP):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("one only")
+
+    model = Denoiser(Shared((1, 2, 2), hidden=8), trained().noise).train()
+    with pytest.raises(ValueError, match=r"^model: got one in training mode .*one only.*expected model.eval\(\) first"):
+        sample(model, 1)
+    assert sample(model.eval(), 1).shape == (1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "parallel"])
+def test_a_wrapped_model_is_drawn_from(wrap):
+    model = trained().eval()
+    assert torch.equal(sample(wrap(model), 3, steps=3), sample(model, 3, steps=3))
+    with pytest.raises(TypeError, match=r"^model: got Linear, expected a Denoiser"):
+        sample(nn.Linear(2, 2), 1)
+
+
+def test_numbers_of_other_libraries():
+    model, one = trained(), np.int64(1)
+    wanted = sample(model, 3, steps=3, seed=1)
+    assert torch.equal(sample(model, np.int64(3), steps=np.int32(3), seed=one, batch_size=np.int64(8)), wanted)
+    levels = [4.0, 1.0, 0.1]
+    assert torch.equal(sample(model, 3, taus=levels), sample(model, 3, taus=torch.tensor(levels, dtype=torch.float64)))
+    told = trained(num_classes=3)
+    assert torch.equal(sample(told, 3, y=[0, 2, 1]), sample(told, 3, y=torch.tensor([0, 2, 1])))
+    assert torch.equal(sample(told, 3, y=np.int64(2)), sample(told, 3, y=2))
+    for name, value in (("n", 2.5), ("seed", "1"), ("n", True)):
+        with pytest.raises(TypeError, match=rf"^{name}: got .*, expected a whole number"):
+            sample(model, **{"n": 1, name: value})
+
+
+@pytest.mark.parametrize("y", [3, -1, [0, 1, 3]])
+def test_a_class_that_was_never_learned_is_refused(y):
+    with pytest.raises(ValueError, match=r"^y: got .*, expected labels 0\.\.2$"):
+        sample(trained(num_classes=3), 3, y=y)
+    model = trained(num_classes=3)
+    model.label_dropout = 0.1
+    assert sample(model, 3, y=3, steps=2).shape == (3, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"^y: got 4, expected labels 0\.\.2, or 3 for no class$"):
+        sample(model, 3, y=4)
+
+
+def test_levels_given_later_are_the_model_s():
+    """The samples' spread is the data's, whatever ladder the model was made with."""
+    x = torch.randn(4000, D, generator=torch.Generator().manual_seed(0))
+    noise = NoiseModel(AdaptiveCovariance(D).update(x).freeze(), levels.karras(40.0, 0.01))
+    model = Denoiser(networks.MLP((D,), hidden=8), noise)  # which gives 0 yet: the Wiener filter of the data
+    noise.levels = levels.karras(4.0, 0.01)
+    drawn = heun(model, noise.prior(4000))
+    assert noise.tau.tolist() == pytest.approx(noise.levels.tau)
+    assert 0.9 < float(drawn.std()) < 1.1
+    with pytest.raises(AttributeError):
+        noise.tau = torch.ones(3)
 
 
 def test_a_progress_bar_changes_nothing():
@@ -186,8 +275,9 @@ def test_a_progress_bar_changes_nothing():
     ("name", "arguments"),
     [
         ("method", {"method": "ddim"}),
-        ("n, batch_size", {"n": 0}),
-        ("n, batch_size", {"batch_size": 0}),
+        ("n", {"n": 0}),
+        ("batch_size", {"batch_size": 0}),
+        ("y", {"y": [0, 1]}),
         ("steps", {"steps": 0}),
         ("schedule", {"schedule": "cosine"}),
         ("order", {"method": "exponential_ab", "order": 4}),

@@ -74,7 +74,7 @@ def test_the_optimised_one_is_a_function_of_its_arguments():
         Draw(model, "heun_churn", 4, schedule="optimised").taus, schedules.optimised(model, 4, 6.0, 0.01)
     )
     assert schedules.optimised(model, 1, 6.0, 0.01).tolist() == [6.0]
-    with pytest.raises(ValueError, match=r"^n, rows: got 0, 64, expected at least 1$"):
+    with pytest.raises(ValueError, match=r"^n: got 0, expected at least 1$"):
         schedules.optimised(model, 0, 6.0, 0.01)
 
 
@@ -84,7 +84,7 @@ def test_the_optimised_one_knows_classes_and_regions_and_restores_the_mode():
     network = networks.MLP((D,), hidden=8, blocks=1, num_classes=3)
     model = Denoiser(network, NoiseModel(covariance, levels.karras(4.0, 0.05))).train()
     assert schedules.optimised(model, 3, 4.0, 0.05, rows=6).shape == (3,)
-    assert model.training
+    assert all(m.training for m in model.modules())
 
 
 def test_a_gaussian_needs_no_high_levels():
