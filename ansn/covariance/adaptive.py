@@ -232,7 +232,7 @@ class AdaptiveCovariance(nn.Module):
         """
         moments = other.moments if isinstance(other, AdaptiveCovariance) else other
         if self.frozen:
-            raise ValueError("merge: this covariance is frozen, expected one that still learns")
+            raise ValueError("merge: got a covariance that is frozen, expected one that still learns")
         self.moments.fits(moments)
         if not self.oriented and bool(moments.weight.any()):  # nothing was gathered here
             self.moments.face(moments.basis)
@@ -304,7 +304,7 @@ class AdaptiveCovariance(nn.Module):
 
     def _refresh(self, full: bool) -> None:
         if self.frozen:
-            raise ValueError("refresh: this covariance is frozen, expected one that still learns")
+            raise ValueError("refresh: got a covariance that is frozen, expected one that still learns")
         self._settle()
         if full and self.structure.oriented and self.seen > self.seen_at_basis:
             self.structure.reorient(self.moments)

@@ -436,4 +436,4 @@ def uncast(v: Tensor) -> AbstractContextManager[None]:
 
 def refusal(k: int, obstacle: str) -> str:
     """The line for a region whose R has no root."""
-    return f"eps: the noise shape of region {k} is not positive definite ({obstacle}); expected a larger eps"
+    return f"eps: got a noise shape of region {k} that is not positive definite ({obstacle}), expected a larger eps"

@@ -205,8 +205,8 @@ def refuse_what_cannot_fit(
         sizes = {name: kind(structure.shape).bytes(regions, *dtypes) for name, kind in STRUCTURES.items()}
         fits = [f"{name} ({_gib(size)})" for name, size in sizes.items() if size <= limit]
         raise MemoryError(
-            f"structure: {structure.name!r} of {regions} x {structure.dim} coordinates takes"
-            f" {_gib(size)} ({size} bytes), {_gib(limit)} is there;"
+            f"structure: got {structure.name!r} of {regions} x {structure.dim} coordinates, which takes"
+            f" {_gib(size)} ({size} bytes), expected at most {_gib(limit)};"
             f" structures that fit: {', '.join(fits) or 'none'}"
         )
 

@@ -101,7 +101,7 @@ def test_rank_deficient_data_has_a_factor_without_a_ridge(structure):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_data_that_does_not_vary_is_refused_by_name(structure):
-    with pytest.raises(ValueError, match=r"eps: the noise shape of region 0 is not positive definite"):
+    with pytest.raises(ValueError, match=r"eps: got a noise shape of region 0 that is not positive definite"):
         AdaptiveCovariance(SHAPE, 1, structure, eps=0.0).update(torch.ones(10, D))
 
 
@@ -117,7 +117,7 @@ def test_the_error_names_the_region_and_what_is_wrong_with_it(options, obstacle)
     x = randn(40, D, seed=2)
     x[20:] = 1.0
     covariance = AdaptiveCovariance(SHAPE, regions=2, eps=0.0, **options)
-    with pytest.raises(ValueError, match=rf"region 1 is not positive definite \({obstacle}\); expected a larger eps"):
+    with pytest.raises(ValueError, match=rf"region 1 that is not positive definite \({obstacle}\), expected a larger"):
         covariance.update(x, torch.arange(40) // 20)
 
 
@@ -190,7 +190,7 @@ def test_a_merge_of_bare_moments_counts_their_points():
 def test_what_cannot_fit_is_refused_with_its_size_and_what_fits():
     with pytest.raises(MemoryError) as error:
         AdaptiveCovariance(1000, regions=2, memory_limit=10**6)
-    one_line(error, "structure: 'dense' of 2 x 1000 coordinates")
+    one_line(error, "structure: got 'dense' of 2 x 1000 coordinates")
     assert f"({2 * 1000 * 1000 * 96} bytes)" in str(error.value)
     assert "structures that fit: " in str(error.value)
     fits = str(error.value).split("structures that fit: ")[1]

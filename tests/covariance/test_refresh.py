@@ -52,7 +52,7 @@ def test_a_late_report_of_a_bad_shape_keeps_the_snapshot_until_it_is_in(structur
     covariance.update(torch.zeros(200, D))  # no variance at all: no factor
     assert snapshot(covariance) == before
     monkeypatch.setattr(LateRead, "late", False)
-    with pytest.raises(ValueError, match="region 0 is not positive definite"):
+    with pytest.raises(ValueError, match="region 0 that is not positive definite"):
         covariance.update(randn(1, D))
     assert snapshot(covariance) == before
     covariance.update(randn(500, D, seed=3))  # and it recovers
@@ -137,7 +137,7 @@ def test_frozen_is_frozen(structure):
     assert everything(covariance) == before
     assert covariance.seen == 103
     for action in (lambda: covariance.merge(expected), covariance.refresh):
-        with pytest.raises(ValueError, match="this covariance is frozen"):
+        with pytest.raises(ValueError, match="got a covariance that is frozen"):
             action()
     assert everything(covariance) == before
 
@@ -388,7 +388,7 @@ def test_a_bad_shape_leaves_the_spectrum_as_it_was(structure, root, family, trac
     if tracked:
         covariance.track()
     before, at = snapshot(covariance), covariance.seen_at_basis
-    with pytest.raises(ValueError, match=r"^eps: the noise shape of region 0"):
+    with pytest.raises(ValueError, match=r"^eps: got a noise shape of region 0"):
         covariance.update(1e160 * randn(40, D))
     assert snapshot(covariance) == before
     assert covariance.seen_at_basis == at
