@@ -152,6 +152,11 @@ class Denoiser(nn.Module):
         return y.masked_fill(torch.special.ndtr(z) < self.label_dropout, self.num_classes)
 
     @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel need not send at every step: processes learn the noise together."""
+        return [f"noise.{name}" for name, _ in self.noise.named_buffers()]
+
+    @property
     def top(self) -> float:
         """Level that solvers of the flow start at: the ladder's start. Its top where that start is a mixture's and the
         network has classes, of which the mixture knows nothing."""

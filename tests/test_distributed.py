@@ -11,14 +11,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
-from ansn.covariance import STRUCTURES, Moments
+import ansn
+from ansn.covariance import STRUCTURES, AdaptiveCovariance, Moments
 from ansn.covariance.ranks import all_reduce_moments
 from ansn.distributed import any_rank, choose_device, mean_over_ranks, processes, say_device
 from ansn.errors import InputError
 from tests.tolerances import EXACT
 
-SHAPE, DIM, RANKS = (1, 2, 3), 6, 2
+SHAPE, DIM, RANKS, STEPS = (1, 2, 3), 6, 2, 8
 CASES = {"uneven": (20, 7), "an idle rank": (0, 20), "all idle": (0, 0)}  # rows of each rank
 
 
@@ -43,6 +45,45 @@ def moments_of(x: torch.Tensor, region: torch.Tensor, regions: int, structure: s
     return moments
 
 
+def batches(step: int, ranks: int) -> list[torch.Tensor]:
+    """A batch for each rank, of different sizes but in the last step, of correlated columns."""
+    generator = torch.Generator().manual_seed(100 + step)
+    x = torch.randn(24, DIM, generator=generator).cumsum(1).reshape(24, *SHAPE)
+    return [x] if ranks == 1 else [x[:9], x[9:]] if step < STEPS - 1 else [x[:12], x[12:]]
+
+
+def own_loop(rank: int, ranks: int, structure: str) -> dict[str, Any]:
+    """A user's training loop with DistributedDataParallel around the whole denoiser."""
+    torch.manual_seed(0)
+    noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE, 1, structure), ansn.levels.karras(5.0, 0.01))
+    model = trained = ansn.Denoiser(ansn.networks.MLP(SHAPE, hidden=8, blocks=1), noise)
+    if ranks > 1:
+        trained = DistributedDataParallel(model)
+    for step in range(STEPS):
+        x = batches(step, ranks)[rank]
+        noise.update(x)
+    noise.sync()
+    points = noise.covariance.points
+    noise.covariance.freeze()
+    perturbed, level = noise.perturb(x, step=7)
+    ansn.dsm_loss(trained, x, perturbed, level).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    state = dict(noise.covariance.state_dict())
+    return {"state": state, "points": points, "perturbed": perturbed, "gradients": gradients}
+
+
+def refused(rank: int) -> list[str]:
+    """What is said, on every rank, where ranks were made differently."""
+    said = []
+    for rho, top in ((0.5, 5.0 + rank), (0.5 * rank, 5.0)):
+        noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE, rho=rho), ansn.levels.karras(top, 0.01))
+        with pytest.raises(ValueError) as caught:
+            noise.update(batches(0, 2)[rank])
+        said.append(str(caught.value))
+    noise.update(batches(0, 2)[rank], sync=False)
+    return [*said, str(noise.covariance.seen)]
+
+
 def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
@@ -51,6 +92,9 @@ def one_rank(rank: int, folder: str) -> None:
         all_reduce_moments(moments)
         values = {k: v.numpy() for k, v in moments.state_dict().items()}
         np.savez(f"{folder}/{case}-{structure}-{regions}-{rank}.npz", **values)
+    for structure in STRUCTURES:
+        torch.save(own_loop(rank, RANKS, structure), f"{folder}/loop-{structure}-{rank}.pt")
+    torch.save(refused(rank), f"{folder}/refused-{rank}.pt")
     told = [any_rank(flag, torch.device("cpu")) for flag in (False, rank == 1)]
     np.save(f"{folder}/{rank}.npy", [*told, mean_over_ranks(torch.tensor(float(rank)))])
     dist.destroy_process_group()
@@ -80,6 +124,32 @@ def test_every_rank_gets_the_moments_of_all_rows(reduced: Path, case: str, struc
             found, largest = merged.scatters[name], float(scatter.abs().max())
             torch.testing.assert_close(found, scatter, rtol=0, atol=EXACT * largest)
         assert all(torch.equal(merged.basis[name], part) for name, part in whole.basis.items())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_processes_of_a_user_s_loop_learn_one_covariance(reduced: Path, structure: str) -> None:
+    """The network's gradients and the noise are those of one process with all rows; every rank has every bit."""
+    one = own_loop(0, 1, structure)
+    found = [torch.load(reduced / f"loop-{structure}-{rank}.pt") for rank in range(RANKS)]
+    for name, value in found[0]["state"].items():
+        assert torch.equal(found[1]["state"][name], value), name
+    assert [f["points"] for f in found] == [24 * STEPS] * RANKS
+    for name in ("moments.weight", "moments.mean"):
+        torch.testing.assert_close(found[0]["state"][name], one["state"][name], rtol=1e-10, atol=1e-10)
+    if structure != "separable":  # whose basis is found in the rows that come first
+        torch.testing.assert_close(found[0]["state"]["moments.scatter"], one["state"]["moments.scatter"])
+        torch.testing.assert_close(torch.cat([f["perturbed"] for f in found]), one["perturbed"])
+        for name, value in one["gradients"].items():
+            torch.testing.assert_close(found[0]["gradients"][name], value, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(v, found[1]["gradients"][name]) for name, v in found[0]["gradients"].items())
+
+
+def test_ranks_that_were_made_differently_are_refused(reduced: Path) -> None:
+    for rank in range(RANKS):
+        levels, covariance, alone = torch.load(reduced / f"refused-{rank}.pt")
+        assert levels.startswith("levels: got Levels(tau=(6.0")
+        assert covariance.startswith("covariance: got shape=(1, 2, 3), regions=1, dense, rho = 0.5")
+        assert alone == str((9, 15)[rank]), "sync=False is this process alone"
 
 
 def test_flags_and_means_over_ranks(reduced: Path) -> None:

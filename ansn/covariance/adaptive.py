@@ -26,6 +26,9 @@ BASIS_GROWTH = 1.0
 """Growth of the number of points after which the eigenbasis is remade: a dense one costs some fifteen factorisations,
 a separable one a change of basis of what was gathered."""
 
+ABSENT = -2.0
+"""In a state, what was not given; no number that is has this value."""
+
 LARGE = 1024
 """Dimensions from which a condition number is found by iterations: eigenvalues take more."""
 
@@ -141,7 +144,7 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
         self.register_buffer("share", torch.zeros(regions, dtype=torch.float64, device=device))
-        form = [math.nan if v is None else float(v) for v in self.rules.form.values()]
+        form = [ABSENT if v is None else float(v) for v in self.rules.form.values()]
         self.register_buffer("form", torch.tensor(form, dtype=torch.float64, device=device))
         self._eps_warned = False
         self._gathered: Gathered | None = None  # what is not merged with other processes yet
@@ -471,8 +474,9 @@ class AdaptiveCovariance(nn.Module):
             self.snapshot.track(f"{prefix}snapshot.deviation" in state_dict)
         form = state_dict.setdefault(f"{prefix}form", self.form).tolist()  # older states have none
         for (name, ours), theirs in zip(self.rules.form.items(), form, strict=True):
-            if theirs != ours and not (ours is None and math.isnan(theirs)):
-                raise ValueError(f"{name}: got a state of {name} = {theirs:g}, expected {ours}")
+            if theirs != (ABSENT if ours is None else ours):
+                got = None if theirs == ABSENT else theirs
+                raise ValueError(f"{name}: got a state of {name} = {got}, expected {ours}")
         if f"{prefix}share" not in state_dict and f"{prefix}moments.weight" in state_dict:  # an older state
             weight = state_dict[f"{prefix}moments.weight"]
             state_dict[f"{prefix}share"] = weight / weight.sum().clamp_min(1.0)

@@ -61,7 +61,9 @@ class Rules:
     @property
     def form(self) -> dict[str, float | None]:
         """What R is a function of, besides S."""
-        return {"rho": self.rho, "gamma": self.gamma, "eps": self.eps, "eps_floor": self.eps_floor}
+        return {
+            "rho": self.rho, "gamma": self.gamma, "eps": self.eps, "eps_floor": self.eps_floor, "noise": self.given
+        }  # fmt: skip
 
     @property
     def isotropic(self) -> bool:

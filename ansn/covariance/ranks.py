@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +46,8 @@ def agree(name: str, value: Any, sync: Sync = True) -> None:
     dist.all_gather_object(values, value, group)
     for rank, other in enumerate(values):
         if other != values[0]:
-            raise ValueError(f"{name}: got {other} on rank {rank}, expected that of rank 0: {values[0]}")
+            got, expected = (textwrap.shorten(str(v), 100) for v in (other, values[0]))
+            raise ValueError(f"{name}: got {got} on rank {rank}, expected that of rank 0: {expected}")
 
 
 @torch.no_grad()
@@ -101,15 +103,15 @@ class Gathered:
     def update(self, x: Tensor, region: Tensor | None) -> None:
         """Take in a batch, and merge where a snapshot is due."""
         covariance = self.covariance
+        if not self.batch:
+            self.batch = max(self._total(len(x)), 1)
         if not covariance.oriented:
             covariance.orient(x, region)
-            covariance.oriented = True  # also where this process has no row yet
+            covariance.oriented, covariance.seen_at_basis = True, self.batch  # also where there is no row here
             share_basis(covariance.moments, self.group)
             self.moments.face(covariance.moments.basis)
         self.moments.update(x, region, covariance.forgetting)
         self.updates, self.rows = self.updates + 1, self.rows + len(x)
-        if not self.batch:
-            self.batch = max(self._total(len(x)), 1)
         if covariance.due(self.pending, self.batch):
             self.merge()
 
