@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_functions = torch._C._functorch.peek_interpreter_stack
 _included, _GRADS_BATCHED = torch._C._dispatch_tls_is_dispatch_key_included, torch._C._dispatch_key_parse("VmapMode")
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -31,11 +32,7 @@ def needs_grad(*values: Tensor | None) -> bool:
 def transformed() -> bool:
     """Whether torch.func, forward derivatives or autograd's own vmap (``is_grads_batched``) are at work, which see
     through plain torch alone."""
-    return (
-        forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or _included(_GRADS_BATCHED)
-    )
+    return forward_ad._current_level >= 0 or _functions() is not None or _included(_GRADS_BATCHED)
 
 
 # A constant of a compiled graph, which torch guards: torch.compiler.assume_constant_result, which imports the compiler.
