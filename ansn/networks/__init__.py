@@ -16,16 +16,19 @@ from torch import nn
 
 from .checks import check_choice
 from .mlp import MLP
-from .refinenet import NCSN, NCSNv2
+from .published import from_published
+from .refinenet import NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest
 from .unet import UNet
 
-__all__ = ["MLP", "NCSN", "NETWORKS", "NCSNv2", "UNet", "build"]
+__all__ = ["MLP", "NCSN", "NETWORKS", "NCSNv2", "NCSNv2Deeper", "NCSNv2Deepest", "UNet", "build", "from_published"]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "unet": UNet.for_shape,
     "ncsn": NCSN.for_shape,
     "ncsnv2": NCSNv2.for_shape,
+    "ncsnv2-deeper": NCSNv2Deeper.for_shape,
+    "ncsnv2-deepest": NCSNv2Deepest.for_shape,
 }
 """Name -> builder, called as `builder(shape, num_classes=..., **options)`."""
 
@@ -34,8 +37,8 @@ def build(name: str, shape: tuple[int, ...], num_classes: int | None = None, **o
     """Build the network `name` for samples of `shape`.
 
     Args:
-        name: "mlp" (any shape), "unet" (lines (C, L), images (C, H, W), volumes (C, D, H, W)), "ncsn" or
-            "ncsnv2" (images).
+        name: "mlp" (any shape), "unet" (lines (C, L), images (C, H, W), volumes (C, D, H, W)), "ncsn", "ncsnv2",
+            "ncsnv2-deeper" or "ncsnv2-deepest" (images).
         shape: of one sample, without the batch.
         num_classes: number of labels, or None.
         options: the other arguments of the network's class.

@@ -1,15 +1,14 @@
 """The dilated RefineNets of NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020), as published.
 
-Both are one backbone. Four residual stages (channels n, 2n, 2n, 2n; stage 2 halves the resolution; stages 3
-and 4 use dilation 2 and 4 at unchanged resolution), then four RefineNet blocks (Lin et al. 2017) from coarse
-to fine:
+All are one backbone. Residual stages, of which the middle ones halve the resolution and the last two use dilation 2
+and 4 at unchanged resolution, then as many RefineNet blocks (Lin et al. 2017) from coarse to fine. With four stages:
 
-    r1 = refine(s4);  r2 = refine(s3, r1);  r3 = refine(s2, r2);  r4 = refine(s1, r3);  out =
-    conv(ELU(norm(r4)))
+    r1 = refine(s4);  r2 = refine(s3, r1);  r3 = refine(s2, r2);  r4 = refine(s1, r3);  out = conv(ELU(norm(r4)))
 
-They differ in the norms (NCSN: InstanceNorm++ with one row per level, everywhere; NCSNv2: unconditional, none
-in the RefineNet blocks), the pool of the RefineNet blocks (mean; max) and the output (as is; divided by
-sigma).
+Channels of the stages are n, 2n, 2n, 2n; of NCSNv2Deeper n, 2n, 2n, 4n, 4n, of Deepest n, 2n, 2n, 2n, 4n, 4n.
+
+NCSN and NCSNv2 differ in the norms (NCSN: InstanceNorm++ with one row per level, everywhere; NCSNv2: unconditional,
+none in the RefineNet blocks), the pool of the RefineNet blocks (mean; max) and the output (as is; divided by sigma).
 """
 
 from __future__ import annotations
@@ -34,9 +33,6 @@ from .embedding import build_embedding, embed_condition
 from .normalization import Condition, InstanceNormPlus, NoNorm
 
 NormFactory = Callable[[int], nn.Module]
-# Stage 2 halves: below 4x4, instance normalisation would see single pixels.
-MIN_SIZE = 4
-
 
 def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     """3x3 convolution that keeps the resolution."""
@@ -175,7 +171,11 @@ class RefineBlock(nn.Module):
 
 
 class RefineNet(nn.Module):
-    """The backbone of NCSN and NCSNv2; see the module's docstring. Call one of those two.
+    """The backbone of NCSN and NCSNv2; see the module's docstring. Call one of those.
+
+    Attributes:
+        widths: channels of the stages in units of n; the first keeps the resolution, the last two dilate, each of the
+            others halves it.
 
     Args:
         channels: of the images.
@@ -188,13 +188,19 @@ class RefineNet(nn.Module):
     """
 
     conditioning = "none"
+    widths: tuple[int, ...] = (1, 2, 2, 2)
 
     @classmethod
     def for_shape(cls, shape: tuple[int, ...], **options: Any) -> Self:
-        """The network for images (C, H, W). ValueError for another shape, or one under 4x4."""
+        """The network for images (C, H, W). ValueError for another shape, or one too small."""
         check_shape(cls.__name__, shape, [2])
-        check_size("shape", shape[1:], MIN_SIZE, f" for {cls.__name__}")
+        check_size("shape", shape[1:], cls.min_size(), f" for {cls.__name__}")
         return cls(shape[0], **options)
+
+    @classmethod
+    def min_size(cls) -> int:
+        """Below it, instance normalisation would see single pixels."""
+        return 2 ** (len(cls.widths) - 2)
 
     def __init__(
         self, channels: int, ngf: int, norm: NormFactory, refine_norm: NormFactory, pool: str, rescale: bool,
@@ -215,22 +221,18 @@ class RefineNet(nn.Module):
             )
 
         self.stem = conv3x3(inputs * channels, n)
+        widths = [n * width for width in self.widths]
+        last = len(widths) - 1
+        dilations = [1] * (last - 1) + [2, 4]
         self.stages = nn.ModuleList(
-            [
-                stage(n, n),
-                stage(n, 2 * n, down=True),
-                stage(2 * n, 2 * n, dilation=2),
-                stage(2 * n, 2 * n, dilation=4),
-            ]
+            stage(inputs, outputs, 0 < i < last - 1, dilations[i])
+            for i, (inputs, outputs) in enumerate(zip([n, *widths], widths, strict=False))
         )
-        self.refine = nn.ModuleList(
-            [
-                RefineBlock([2 * n], 2 * n, refine_norm, pool),
-                RefineBlock([2 * n, 2 * n], 2 * n, refine_norm, pool),
-                RefineBlock([2 * n, 2 * n], n, refine_norm, pool),
-                RefineBlock([n, n], n, refine_norm, pool, output_units=3),
-            ]
-        )
+        # From coarse to fine: each makes of its stage's channels those of the next finer one.
+        self.refine = nn.ModuleList([RefineBlock([widths[-1]], widths[-1], refine_norm, pool)])
+        for i in range(last - 1, -1, -1):
+            outputs, units = (widths[i - 1], 1) if i else (n, 3)
+            self.refine.append(RefineBlock([widths[i]] * 2, outputs, refine_norm, pool, units))
         self.norm = norm(n)
         self.output = conv3x3(n, channels)
 
@@ -241,8 +243,8 @@ class RefineNet(nn.Module):
             for block in stage:  # type: ignore[attr-defined]
                 h = block(h, condition)
             skips.append(h)
-        h = self.refine[0]([skips[3]], condition)
-        for refine, skip in zip(self.refine[1:], reversed(skips[:3]), strict=True):  # type: ignore[arg-type]
+        h = self.refine[0]([skips[-1]], condition)
+        for refine, skip in zip(self.refine[1:], skips[-2::-1], strict=True):  # type: ignore[arg-type]
             h = refine([skip, h], condition)
         return self.output(F.elu(self.norm(h, condition)))
 
@@ -289,12 +291,12 @@ class NCSN(RefineNet):
         self.embedding = build_embedding(dim, self.conditioning, num_classes)
 
     def forward(self, x: Tensor, level: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """x [B, inputs * C, H, W] (H, W >= 4, any parity), level int64 [B] (ignored without levels), y int64 [B] or
-        None.
+        """x [B, inputs * C, H, W] (H, W >= `min_size()`, any parity), level int64 [B] (ignored without levels), y
+        int64 [B] or None.
 
         Returns [B, C, H, W]. Raises ValueError for a wrong shape, dtype, level or label.
         """
-        check_x(x, self.channels * self.inputs, 2, MIN_SIZE)
+        check_x(x, self.channels * self.inputs, 2, self.min_size())
         index = check_level_index(level, self.num_levels, x.shape[0]) if self.num_levels else None
         return self._backbone(x, Condition(index, embed_condition(self.embedding, x, level, y)))
 
@@ -338,15 +340,33 @@ class NCSNv2(RefineNet):
     def forward(
         self, x: Tensor, level: Tensor | None = None, y: Tensor | None = None, sigma: Tensor | None = None
     ) -> Tensor:
-        """x [B, inputs * C, H, W] (H, W >= 4, any parity), level floating [B] (ignored with conditioning "none"), y
-        int64 [B] or None.
+        """x [B, inputs * C, H, W] (H, W >= `min_size()`, any parity), level floating [B] (ignored with conditioning
+        "none"), y int64 [B] or None.
 
         Returns [B, C, H, W], divided by sigma [B] where that is given (the published output).
         Raises ValueError for a wrong shape, dtype, level or label.
         """
-        check_x(x, self.channels * self.inputs, 2, MIN_SIZE)
+        check_x(x, self.channels * self.inputs, 2, self.min_size())
         out = self._backbone(x, Condition(None, embed_condition(self.embedding, x, level, y)))
         if sigma is None:
             return out
         check_sigma(sigma, x.shape[0])
         return out / sigma[:, None, None, None].to(out.dtype)
+
+
+class NCSNv2Deeper(NCSNv2):
+    """NCSNv2 with a stage more and 4n channels, for images of about 96 to 128 pixels (LSUN), at least 8x8.
+
+    83,445,379 parameters with channels 3, ngf 128, as published. Arguments as of NCSNv2.
+    """
+
+    widths = (1, 2, 2, 4, 4)
+
+
+class NCSNv2Deepest(NCSNv2):
+    """NCSNv2 with two stages more and 4n channels, for images of about 256 pixels (FFHQ), at least 16x16.
+
+    94,132,611 parameters with channels 3, ngf 128, as published. Arguments as of NCSNv2.
+    """
+
+    widths = (1, 2, 2, 2, 4, 4)

@@ -203,7 +203,7 @@ def test_no_label_is_the_last_row(network, inputs):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("shape", [(3, 12, 10), (3, 9), (3, 4, 6, 5)])
+@pytest.mark.parametrize("shape", [(3, 18, 17), (3, 9), (3, 4, 6, 5)])
 def test_build(name, shape):
     options = {"mlp": {"hidden": 16}, "unet": {"width": 8}}.get(name, {"ngf": 4})
     if name.startswith("ncsn") and len(shape) != 3:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ansn.networks import NCSN, NCSNv2
+from ansn.networks import NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest
 from ansn.networks.normalization import Condition, InstanceNormPlus
 from tests.networks.helpers import TOL, awaken, count
 
@@ -254,11 +254,15 @@ def test_means_keep_float32_in_half_precision():
     torch.testing.assert_close(means, torch.tensor([[-(0.5**0.5), 0.5**0.5]]), rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_too_small_an_image_is_refused(size):
-    for network in (NCSN(1, ngf=4, num_levels=0), NCSNv2(1, ngf=4)):
-        with pytest.raises(ValueError, match=f"x: got {size}x{size}, expected at least 4x4"):
+@pytest.mark.parametrize(("cls", "least"), [(NCSN, 4), (NCSNv2, 4), (NCSNv2Deeper, 8), (NCSNv2Deepest, 16)])
+def test_too_small_an_image_is_refused(cls, least):
+    network = cls(1, ngf=4, **({"num_levels": 0} if cls is NCSN else {}))
+    assert torch.isfinite(network(torch.rand(2, 1, least, least + 1))).all()
+    for size in (1, least - 1):
+        with pytest.raises(ValueError, match=f"x: got {size}x{size}, expected at least {least}x{least}"):
             network(torch.rand(1, 1, size, size))
+        with pytest.raises(ValueError, match=f"shape: got {size}x{size}, expected at least .* for {cls.__name__}"):
+            cls.for_shape((1, size, size))
 
 
 @pytest.mark.parametrize("network", [NCSN(2, 4, None, inputs=2), NCSNv2(2, 4, inputs=2)], ids=["ncsn", "ncsnv2"])
