@@ -16,6 +16,7 @@ from ansn.covariance.moments import Moments, keep_dtypes
 from ansn.covariance.pencil import ROOTS, Pencil, Rules, replaced
 from ansn.covariance.ranks import Gathered, Sync, several
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
+from ansn.covariance.whitened import Whitened
 from ansn.hostread import HostRead
 from ansn.ops import _checks
 
@@ -56,8 +57,9 @@ class AdaptiveCovariance(nn.Module):
             one that the data asks for.
         rho: anisotropy in [0, 1]; default 0.5 when gamma is not given.
         gamma: exponent of the spectral family, instead of rho. A dense structure decomposes S at each refresh for it.
-        noise: R as a variance, ``R = noise I``, > 0, which stays while S is learned; instead of rho, gamma and eps.
-            ``tau`` counts its deviations then, not the data's: choose levels by hand, or a variance near the data's.
+        noise: R itself, a variance, ``[d]`` variances or ``[d, d]``, which stays while S is learned; instead of rho,
+            gamma and eps. ``tau`` counts its deviations then, not the data's: choose levels by hand, or an R of about
+            the data's trace. But for a variance, S has the structure where R is the identity (:class:`Whitened`).
         eps: ridge, in squared data units; default ``1e-3 tr(S)/d``, and at least ``eps_floor``.
         eps_floor: smallest default ridge, and what S counts as at least in every direction (or ``eps``, if that is
             less): what the rounding hides may be there. By default the quantisation noise of 8-bit data in [0, 1]; give
@@ -92,7 +94,7 @@ class AdaptiveCovariance(nn.Module):
         *,
         rho: float | None = None,
         gamma: float | None = None,
-        noise: float | None = None,
+        noise: float | Tensor | None = None,
         eps: float | None = None,
         eps_floor: float = QUANTISATION_8BIT,
         root: str | None = None,
@@ -117,11 +119,16 @@ class AdaptiveCovariance(nn.Module):
         self.structure, self.regions = kind(self.shape), regions
         if rho is not None and gamma is not None:
             raise ValueError(f"rho, gamma: got both ({rho}, {gamma}), expected one of the two families of shapes")
-        for name, given in (("rho", rho), ("gamma", gamma), ("eps", eps)):
-            if noise is not None and given is not None:
-                raise ValueError(f"{name}: got {given} beside noise = {noise}, expected one of the two")
+        for name, other in (("rho", rho), ("gamma", gamma), ("eps", eps)):
+            if noise is not None and other is not None:
+                raise ValueError(f"{name}: got {other} beside noise, expected one of the two")
         rho = 0.5 if rho is None and gamma is None and noise is None else rho
-        self.rules = Rules(rho, gamma, eps, eps_floor, warmup, distinct, noise)
+        variance = None if noise is None else torch.as_tensor(noise, dtype=torch.float64)
+        if variance is not None and variance.ndim:
+            self.structure = whitened = Whitened(self.structure, variance)
+            eps_floor, variance = eps_floor / whitened.level, torch.ones(())
+        given = None if variance is None else float(variance)
+        self.rules = Rules(rho, gamma, eps, eps_floor, warmup, distinct, given)
         self.root = self.structure.roots[0] if root is None else root
         if self.root not in self.structure.roots:
             raise ValueError(f"root: got {root!r}, expected one of {', '.join(self.structure.roots)} ({kind.name})")
@@ -341,7 +348,8 @@ class AdaptiveCovariance(nn.Module):
         (read, full, *before), self._report = self._report, None
         good, low = read.wait().tolist()
         floor = self.rules.eps_floor
-        if self.rules.eps is None and not self._eps_warned and self.seen >= self.rules.warmup and floor > 0.1 * low:
+        made = self.rules.eps is None and self.rules.given is None
+        if made and not self._eps_warned and self.seen >= self.rules.warmup and floor > 0.1 * low:
             self._eps_warned = True
             warnings.warn(
                 f"eps_floor {floor:.2g} is not small beside the data's mean variance {low:.2g},"

@@ -20,6 +20,7 @@ from ansn.covariance.choice import AUTO, Choice, Rows, added_noise, choose, some
 from ansn.covariance.pencil import Pencil, uncast
 from ansn.covariance.ranks import Sync, first_row
 from ansn.covariance.structure import STRUCTURES
+from ansn.covariance.whitened import Whitened
 from ansn.ops import _checks
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
@@ -55,6 +56,8 @@ class Mixture(nn.Module):
 
     def __init__(self, covariance: AdaptiveCovariance) -> None:
         super().__init__()
+        if isinstance(covariance.structure, Whitened):
+            raise ValueError(f"covariance: got {covariance.structure.name}, expected isotropic noise or none given")
         self.covariance = covariance.track()
 
     @classmethod

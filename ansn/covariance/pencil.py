@@ -79,7 +79,7 @@ class Rules:
     def affine(self, level: Tensor) -> tuple[float, Tensor]:
         """``a``, ``b`` ``[K]`` with ``R = a S + b I``; for a shape by rho, or one that is given."""
         if self.given is not None:
-            return 0.0, torch.full_like(level, self.given)
+            return 0.0, self.given + 0.0 * level  # a level that is not finite is no S
         assert self.rho is not None
         return self.rho, (1.0 - self.rho) * level + self.ridge(level)
 

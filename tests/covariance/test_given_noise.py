@@ -9,44 +9,74 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn import AdaptiveCovariance, NoiseModel, levels
+from ansn import AdaptiveCovariance, NoiseModel, levels, ops
 from ansn.covariance import STRUCTURES, Structure
-from ansn.sampling import Mask, Posterior
-from tests.covariance.exact import Rotated, learned, root_of, rows_of
-from tests.oracles import ExactDenoiser, gaussian, randn
+from ansn.sampling import METHODS, Mask, Posterior
+from tests.covariance.exact import Rotated, root_of, rows_of
+from tests.oracles import ExactDenoiser, gaussian, randn, spd
 from tests.tolerances import EXACT, rms_ratio
 
 SHAPE, D, NOISE = (2, 3, 4), 24, 0.07
+EYE = torch.eye(D, dtype=torch.float64)
+SHAPES = {"variance": torch.tensor(NOISE, dtype=torch.float64), "variances": torch.linspace(0.01, 0.3, D).double(),
+          "matrix": spd(D, 5, 0.01, 0.5)}  # fmt: skip
 KINDS = [*STRUCTURES.values(), Rotated]
 
 
-def made(kind: type[Structure]) -> tuple[AdaptiveCovariance, Tensor, Tensor, Tensor]:
+def given(form: str) -> tuple[Tensor, Tensor]:
+    """R and a root of it, matrices."""
+    r = SHAPES[form] * EYE if form != "matrix" else SHAPES[form]
+    return r, torch.linalg.cholesky(r)
+
+
+def made(kind: type[Structure], form: str = "variance") -> tuple[AdaptiveCovariance, Tensor, Tensor, Tensor]:
     """A covariance that learned rows, its mean, S and R as matrices."""
-    x = rows_of(root_of(kind(SHAPE)), 200)
-    covariance = AdaptiveCovariance(
-        SHAPE, 1, kind, noise=NOISE, eps_floor=0.0, root="symmetric", factor_dtype=torch.float64
-    )
+    r, root = given(form)
+    x = rows_of(root_of(kind(SHAPE)), 200) @ root.T
+    covariance = AdaptiveCovariance(SHAPE, 1, kind, noise=SHAPES[form], eps_floor=0.0, factor_dtype=torch.float64)
     covariance.orient(x)
     for part in x.split(60):
         covariance.update(part)
-    return covariance.freeze().track(), x.mean(0), x.T.cov(), NOISE * torch.eye(D, dtype=torch.float64)
+    return covariance.freeze().track(), x.mean(0), x.T.cov(), r
 
 
 def whole(value: Tensor) -> Tensor:
     return value if value.ndim == 3 else torch.diag_embed(value)
 
 
+@pytest.mark.parametrize("form", SHAPES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_consumer_uses_both(kind: type[Structure]):
-    covariance, mean, s, r = made(kind)
+def test_every_consumer_uses_both(kind: type[Structure], form: str):
+    covariance, mean, s, r = made(kind, form)
     assert rms_ratio(whole(covariance.noise_shape())[0], r) < EXACT
     assert rms_ratio(whole(covariance.covariance())[0], s) < 1e-10
     x, tau = randn(7, D), torch.linspace(0.1, 9.0, 7, dtype=torch.float64)
     model = ExactDenoiser(NoiseModel(covariance, levels.Levels((40.0, 0.1))), gaussian(mean, s))
     sigma = model.sigma(tau, None)
     assert rms_ratio(covariance.filter(x, tau, center=covariance.center), gaussian(mean, s).denoised(x, sigma)) < 1e-10
-    z = covariance.whiten(model.noise.perturb(x, tau=tau, step=3)[0] - x) / tau.unsqueeze(1)
-    assert rms_ratio(z.square().sum(1).sqrt(), (covariance.color(z) / NOISE**0.5).norm(dim=1)) < EXACT
+    colored = covariance.color(EYE)
+    assert rms_ratio(colored.T @ colored, r) < EXACT
+    for back in (False, True):
+        assert rms_ratio(covariance.whiten(covariance.color(x, transpose=back), transpose=back), x) < 1e-11
+    noise = model.noise.perturb(x, tau=tau, step=3)[0] - x
+    z = ops.colored_step(torch.zeros_like(x), b=1.0, step=3, stream=ops.PERTURB)
+    assert rms_ratio(noise, covariance.color(z) * tau.unsqueeze(1)) < 1e-11
+    pencil = covariance.pencil
+    assert rms_ratio(pencil.outward(pencil.inward(x)), x) < 1e-11
+    assert rms_ratio((pencil.dual(x) * pencil.outward(x)).sum(1), x.square().sum(1)) < 1e-11
+    assert rms_ratio(pencil.adjoint(pencil.dual(x)), x) < 1e-11
+    assert rms_ratio(pencil.log_volume(), 0.5 * torch.linalg.slogdet(r)[1].expand(1)) < EXACT
+    assert rms_ratio(pencil.noise_diagonal()[0], r.diagonal()) < EXACT
+    assert rms_ratio(covariance.scale.square(), s.diagonal().mean().expand(1)) < 1e-10
+    assert rms_ratio(covariance.eigenvalues()[0], torch.linalg.eigvalsh(r)) < 1e-10
+    values, vectors = torch.linalg.eigh(s)
+    assert rms_ratio(covariance.pencil.variances()[0].sort().values, values) < 1e-10
+    top = int(covariance.pencil.variances()[0].argmax())
+    assert float((covariance.pencil.directions(EYE[top : top + 1])[0] @ vectors[:, -1]).abs()) > 1 - 1e-9
+    start = covariance.pencil.start(torch.zeros(20000, D, dtype=torch.float64), 0.5)
+    assert rms_ratio(start.T.cov(), s + 0.25 * r) < 0.06
+    score = -torch.linalg.solve(s + sigma, (x - mean).unsqueeze(2)).squeeze(2)
+    assert rms_ratio(model.score(x.reshape(7, *SHAPE), tau).flatten(1), score) < 1e-9
     found = ansn.log_likelihood(model, x.reshape(7, *SHAPE), steps=2, trace="exact").log_density
     assert rms_ratio(found, gaussian(mean, s).log_density(x, (0.1**2 * r).expand(7, -1, -1))) < 1e-8
     known = covariance.pencil.posterior(torch.tensor([2.0]))
@@ -54,48 +84,91 @@ def test_every_consumer_uses_both(kind: type[Structure]):
     assert rms_ratio(covariance.pencil.matrix(known)[0], s - s @ torch.linalg.solve(total, s)) < 1e-8
 
 
-def test_samples_and_posteriors_of_a_structure_are_those_of_the_matrix():
-    pairs = [made(kind)[0] for kind in (STRUCTURES["separable"],)]
-    x = rows_of(root_of(STRUCTURES["separable"](SHAPE)), 200)
-    pairs.append(learned("dense", x, SHAPE, noise=NOISE))
+@pytest.mark.parametrize("form", SHAPES)
+def test_samples_and_posteriors_of_a_structure_are_those_of_the_matrix(form: str):
+    """The same rows, another structure in the same coordinates; starts and draws need no basis."""
+    kind = STRUCTURES["separable"]
+    x = rows_of(root_of(kind(SHAPE)), 200) @ given(form)[1].T
     operator = Mask(torch.arange(D).reshape(SHAPE) % 3 == 0, SHAPE)
     y = operator(x[:1].reshape(1, *SHAPE))[0]
-    out: list[Any] = []
-    for covariance in pairs:
-        ladder = levels.karras(30.0, 0.1, n=8)
-        model = ExactDenoiser(NoiseModel(covariance, ladder), gaussian(x.mean(0), x.T.cov()))
-        posterior = Posterior(model, operator, y, 0.1)
-        out.append([ansn.sample(m, 4, name, 4, seed=1) for m in (model, posterior) for name in ("heun", "dpmpp_2m")])
+    options: dict[str, Any] = {"noise": SHAPES[form], "eps_floor": 0.0, "factor_dtype": torch.float64}
+    out: list[list[Tensor]] = []
+    for structure in (kind, "dense"):
+        known = {"root": "symmetric"} if form == "variance" else {}
+        covariance = AdaptiveCovariance(SHAPE, 1, structure, **options, **known).orient(x).update(x).freeze()
+        model = ExactDenoiser(NoiseModel(covariance, levels.karras(30.0, 0.1, n=8)), gaussian(x.mean(0), x.T.cov()))
+        models = (model, Posterior(model, operator, y, 0.1))
+        names = ("heun", "gaussian_2m", "langevin", "pc")
+        out.append([ansn.sample(m, 4, name, 2, seed=1) for m in models for name in names if name in METHODS])
     for ours, dense in zip(*out, strict=True):
         assert rms_ratio(ours, dense) < 1e-8
 
 
-def test_it_stays_while_s_is_learned_and_few_points_count_with_their_trace():
-    covariance = AdaptiveCovariance(D, noise=NOISE, eps_floor=0.0, factor_dtype=torch.float64).track()
-    r = NOISE * torch.eye(D, dtype=torch.float64)
-    x = 3.0 * randn(400, D)
+@pytest.mark.parametrize("form", SHAPES)
+def test_it_stays_while_s_is_learned_and_few_points_count_with_their_trace(form: str):
+    r, root = given(form)
+    options: dict[str, Any] = {"noise": SHAPES[form], "eps_floor": 0.0, "factor_dtype": torch.float64}
+    covariance = AdaptiveCovariance(D, **options).track()
+    x = 3.0 * randn(400, D) @ root.T
     for part in (x[:10], x[10:100], x[100:]):
         covariance.update(part)
         assert rms_ratio(covariance.noise_shape()[0], r) < EXACT
-        if covariance.seen == 10:  # S counts as R of its trace
-            level = part.var(0).mean()
-            assert rms_ratio(covariance.pencil.variances(), level.expand(1, D)) < EXACT
-            shrunk = level / (level + 4.0 * NOISE) * x[:3]
-            assert rms_ratio(covariance.filter(x[:3], 2.0), shrunk) < EXACT
+        if covariance.seen == 10:  # S counts as R, of the points' own trace in units of R
+            level = torch.linalg.solve(r, part.T.cov()).trace() / D
+            assert rms_ratio(covariance.filter(x[:3], 2.0), level / (level + 4.0) * x[:3]) < EXACT
     s = x.T.cov()
-    assert rms_ratio(covariance.freeze().pencil.matrix(covariance.pencil.variances())[0], s) < EXACT
-    loaded = AdaptiveCovariance(D, noise=NOISE, eps_floor=0.0, factor_dtype=torch.float64)
+    assert rms_ratio(covariance.freeze().filter(x, 2.0), x @ torch.linalg.solve(s + 4.0 * r, s)) < 1e-10
+    loaded = AdaptiveCovariance(D, **options)
     loaded.load_state_dict(covariance.state_dict())
     assert torch.equal(loaded.color(x[:3]), covariance.color(x[:3]))
+    assert torch.equal(loaded.filter(x[:3], 2.0), covariance.filter(x[:3], 2.0))
+    parts = [(merged := AdaptiveCovariance(D, **options)).gathering() for _ in range(2)]
+    for i, part in enumerate(parts):
+        part.update(x[i::2])
+        merged.merge(part, points=200)
+    assert rms_ratio(merged.mean[0], x.mean(0)) < EXACT
+    if form != "variance":
+        with pytest.raises(ValueError, match="noise: got a state of another noise shape"):
+            AdaptiveCovariance(D, **options | {"noise": 2.0 * SHAPES[form]}).load_state_dict(covariance.state_dict())
 
 
-def test_an_s_and_an_r_that_are_both_given():
-    s = randn(D, D) @ randn(D, D).T
-    s = s @ s.T
-    covariance = AdaptiveCovariance.fixed(torch.zeros(D), s, noise=2.0, factor_dtype=torch.float64)
-    x, eye = randn(5, D), torch.eye(D, dtype=torch.float64)
-    assert rms_ratio(covariance.filter(x, 1.5), x @ torch.linalg.solve(s + 4.5 * eye, s)) < 1e-9
-    assert "noise = 2" in repr(covariance)
+@pytest.mark.parametrize("form", SHAPES)
+def test_regions_in_float32_under_compile_and_with_gradients(form: str):
+    r, root = given(form)
+    x, region = (randn(300, D) * torch.linspace(0.5, 2.0, D)) @ root.T, torch.arange(300) % 2
+    x[1::2] *= 2.0
+    covariance = AdaptiveCovariance(D, 2, noise=SHAPES[form], eps_floor=0.0).update(x, region).freeze().track()
+    v, owner = x[:6].float(), region[:6]
+
+    def filtered(v: Tensor) -> Tensor:
+        return covariance.pencil.filter(covariance.step(v, b=0.5, seed=1, region=owner), 0.7, owner)
+
+    s = torch.stack([x[k::2].T.cov() for k in range(2)])
+    noisy = covariance.step(v, b=0.5, seed=1, region=owner).double()
+    exact = torch.stack([torch.linalg.solve(s[k] + 0.49 * r, row) @ s[k] for k, row in zip(owner, noisy, strict=True)])
+    assert rms_ratio(filtered(v), exact) < 1e-5
+    assert filtered(v).dtype == torch.float32
+    assert rms_ratio(torch.compile(filtered, fullgraph=True, backend="aot_eager")(v), filtered(v)) < 1e-6
+    one = covariance.pencil.one(1, torch.float64)
+    row = x[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: one.dual(one.filter(one.inward(v), 0.7)), (row,))
+    with torch.autocast("cpu"):
+        assert rms_ratio(filtered(v), exact) < 1e-5
+
+
+def test_regions_that_are_found_need_isotropic_noise():
+    covariance = AdaptiveCovariance(D, 2, noise=SHAPES["variances"])
+    with pytest.raises(ValueError, match="covariance: got dense under a given noise, expected isotropic noise"):
+        ansn.Mixture(covariance)
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_an_s_and_an_r_that_are_both_given(form: str):
+    s, r = spd(D, 7, 0.1, 30.0), given(form)[0]
+    covariance = AdaptiveCovariance.fixed(torch.zeros(D), s, noise=SHAPES[form], factor_dtype=torch.float64)
+    x = randn(5, D)
+    assert rms_ratio(covariance.filter(x, 1.5), x @ torch.linalg.solve(s + 2.25 * r, s)) < 1e-10
+    assert rms_ratio(covariance.covariance()[0], s) < EXACT
 
 
 @pytest.mark.parametrize(
@@ -103,10 +176,16 @@ def test_an_s_and_an_r_that_are_both_given():
     [
         ({"noise": 0.0}, r"noise: got 0.0, expected a variance > 0"),
         ({"noise": float("inf")}, r"noise: got inf, expected a variance > 0"),
-        ({"noise": 1.0, "rho": 0.5}, r"rho: got 0.5 beside noise = 1.0, expected one of the two"),
-        ({"noise": 1.0, "eps": 0.5}, r"eps: got 0.5 beside noise = 1.0, expected one of the two"),
+        ({"noise": torch.tensor([1.0, 1.0, 0.0, 1.0])}, "noise: got a shape that is none, expected finite variances"),
+        ({"noise": torch.eye(4).flip(0)}, r"noise: got a shape that is none, expected finite .* or a matrix"),
+        ({"noise": torch.ones(4, 4).triu() + 3 * torch.eye(4)}, "noise: got a shape that is none"),
+        ({"noise": torch.full((4,), float("nan"))}, "noise: got a shape that is none"),
+        ({"noise": torch.ones(3)}, r"noise: got shape \[3\], expected a variance, \[4\] or \[4, 4\]"),
+        ({"noise": torch.ones(4), "initial": torch.ones(4)}, r"initial: got shape \[4\], expected a number"),
+        ({"noise": 1.0, "rho": 0.5}, r"rho: got 0.5 beside noise, expected one of the two"),
+        ({"noise": 1.0, "eps": 0.5}, r"eps: got 0.5 beside noise, expected one of the two"),
     ],
 )
-def test_wrong_arguments_are_named(options: dict[str, float], message: str):
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        AdaptiveCovariance(4, **options)  # type: ignore[arg-type]
+        AdaptiveCovariance(4, **options)
