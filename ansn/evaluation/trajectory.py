@@ -63,7 +63,7 @@ def record(run: Run, n: int, *, states: int = 7, seed: int = 0, **options: Any) 
     samples = draw(run, n, seed, callback=recorder, batch_size=n, **options)
     kept = recorder.states
     if not kept:
-        raise ValueError("method: its sampler told its callback of no step, expected one that does")
+        raise ValueError("method: got one that tells its callback of no step, expected one that does")
     index = torch.linspace(0, len(kept) - 1, min(states, len(kept)), dtype=torch.float64).round().long().tolist()
     tau, x, denoised = zip(*(kept[i] for i in index), strict=True)
     method = str(options.get("method", "dpmpp_2m"))

@@ -54,7 +54,7 @@ class Measured(Wrapper):
         covariance = model.noise.covariance
         if operator.input_shape != covariance.shape:
             wanted = list(covariance.shape)
-            raise ValueError(f"operator: takes {list(operator.input_shape)}, expected the data's {wanted}")
+            raise ValueError(f"operator: got one that takes {list(operator.input_shape)}, expected the data's {wanted}")
         if not (math.isfinite(sigma_y) and sigma_y >= 0):
             raise ValueError(f"sigma_y: got {sigma_y}, expected a standard deviation >= 0")
         one = tuple(measured.shape) == operator.shape

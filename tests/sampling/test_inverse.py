@@ -122,7 +122,7 @@ def test_a_sample_answers_to_its_own_mask(name):
     for sigma in (0.0, SIGMA):
         knowing = KNOWING[name](model, Mask(HOLES, (D,)), truth, sigma)
         whole = sample(knowing, 5, "heun", 6, seed=2)
-        for batch_size in (1, 2, 3):
+        for batch_size in (1, 3):
             assert rms_ratio(sample(knowing, 5, "heun", 6, seed=2, batch_size=batch_size), whole) < 1e-5
         for i in range(1, 5) if sigma == 0.0 else ():
             alone = KNOWING[name](model, Mask(HOLES[i]), truth[i][HOLES[i]], sigma)
@@ -330,7 +330,10 @@ def test_it_nests_with_guidance():
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "operator": (lambda m: Posterior(m, Mask(torch.ones(3, dtype=torch.bool)), torch.zeros(3)), "operator: takes [3]"),
+    "operator": (
+        lambda m: Posterior(m, Mask(torch.ones(3, dtype=torch.bool)), torch.zeros(3)),
+        "operator: got one that takes [3]",
+    ),
     "measured": (lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(5)), "measured: got shape [5], expected"),
     "masks": (
         lambda m: Posterior(m, Mask(torch.ones(3, *SHAPE, dtype=torch.bool), SHAPE), torch.zeros(2, *SHAPE)),
