@@ -184,6 +184,9 @@ class RunConfig:
     """Run the network in bfloat16."""
     compile: bool = False
     """Compile loss and network with torch.compile."""
+    shard: bool = False
+    """Under torchrun: split weights, gradients, averages and Adam's state over the processes (FSDP2), each block of the
+    network for itself, where one GPU's memory is too small. Checkpoints are the same, for any number of processes."""
     resume: bool = True
     """Go on from the folder's last checkpoint; --no-resume starts over and replaces it."""
     log_every: int = 50

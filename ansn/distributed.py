@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ansn.covariance import AdaptiveCovariance, Choice, Found
 from ansn.errors import InputError
@@ -43,6 +44,49 @@ def share_state(covariance: AdaptiveCovariance, device: torch.device) -> None:
         for value in state.values():
             dist.broadcast(value, 0)
         covariance.load_state_dict(state)
+
+
+def shard(network: nn.Module, device: torch.device) -> None:
+    """Split the weights over the processes, in place (FSDP2): each block of a network that is the same on all ranks.
+
+    Its parameters are then DTensors, in row-major layout, the only one that FSDP2 takes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import: only when used
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in (*_blocks(network.to(memory_format=torch.contiguous_format)), network):  # type: ignore[call-overload]
+        fully_shard(module, mesh=mesh)
+    # Of an output that is a view: no denoiser changes its network's output in place.
+    warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(network).__name__}\) returned a view")
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Its parts that have weights; of a list, which is never called, the entries."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _blocks(child)
+        elif any(True for _ in child.parameters()):
+            yield child
+
+
+def part(value: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in its memory; any other tensor as it is."""
+    return getattr(value, "to_local", lambda: value)()
+
+
+def gathered(value: Tensor) -> Tensor:
+    """A sharded tensor whole, which all ranks have to ask for; any other as it is."""
+    return getattr(value, "full_tensor", lambda: value)()
+
+
+def laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on all ranks, in the layout and on the device of ``like``, and sharded as it is."""
+    if hasattr(like, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return torch.empty_like(like).copy_(value)
 
 
 Chosen = TypeVar("Chosen", Choice, Found)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ansn.covariance import STRUCTURES, Choice, Found
+from ansn.distributed import laid_out
 from ansn.errors import InputError
 from ansn.ops._dispatch import BackendError
 
@@ -70,7 +71,7 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
     if not have:
         raise InputError(f"{run}: holds no checkpoint; expected the folder of a run of ansn-train")
     if step is not None and step not in have:
-        raise InputError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
+        raise InputError(f"step: got {step}, expected one of {', '.join(map(str, have))}, which {run} holds")
     folder = run / "checkpoints" / f"step-{have[0] if step is None else step:08d}"
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -165,4 +166,4 @@ def unflatten_optimizer(
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(value)
+                values[key] = laid_out(value, parameter)

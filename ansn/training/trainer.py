@@ -22,7 +22,7 @@ from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, v
 from ansn.covariance.choice import AUTO, Choice
 from ansn.covariance.ranks import share_basis
 from ansn.data import Dataset, iterate, load_dataset
-from ansn.distributed import agreed, any_rank, mean_over_ranks, processes, say_device
+from ansn.distributed import agreed, any_rank, gathered, mean_over_ranks, part, processes, say_device, shard
 from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.levels import Levels
@@ -56,6 +56,8 @@ def train(config: TrainConfig) -> Path:
     with processes(config.run.device) as (rank, world, device):
         if config.optim.batch_size % world:
             raise InputError(f"--batch-size: got {config.optim.batch_size}, expected a multiple of {world} processes")
+        if config.run.shard and world == 1:
+            raise InputError("--shard: got one process, expected several (torchrun --nproc-per-node N)")
         say_device(device)
         if rank == 0 and device.type == "cpu" and torch.get_num_threads() > 1 and not config.run.threads:
             taken = busy()
@@ -107,6 +109,13 @@ class Trainer:
             share_basis(self.covariance.moments)
         network = self.model.network
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.optim.ema else None
+        if stored:
+            with checkpoint.fitting(self.folder):
+                self._restore(*stored)
+        if config.run.shard:
+            for each in (network, self.ema):
+                if each is not None:
+                    shard(each, device)
         self.weights: list[Tensor] = list(network.parameters())
         self.averages: list[Tensor] = [] if self.ema is None else list(self.ema.parameters())
         self.copied = [] if self.ema is None else list(zip(self.ema.buffers(), network.buffers(), strict=True))
@@ -117,10 +126,10 @@ class Trainer:
         )  # fmt: skip
         if stored:
             with checkpoint.fitting(self.folder):
-                self._restore(*stored)
+                checkpoint.unflatten_optimizer(self.optimizer, stored[0]["optimizer"], stored[1]["groups"])
         self.learners = learning.learners(config, self.model, self.found, len(dataset), self.step)
         self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
-        if world > 1:
+        if world > 1 and not config.run.shard:
             ids = [device.index] if device.type == "cuda" else None
             self.model.network = DistributedDataParallel(network, device_ids=ids)
         self.bare = network
@@ -166,7 +175,7 @@ class Trainer:
                     reporter.record(self._metrics(mean_over_ranks(total) / since, float(norm), since, seconds))
                     total, since, begun = torch.zeros_like(total), 0, time.perf_counter()
                 if last or stop or self.step % run.checkpoint_every == 0:
-                    self._guard(bool(finite) and all(bool(p.isfinite().all()) for p in self.weights))
+                    self._guard(bool(finite) and all(bool(part(p).isfinite().all()) for p in self.weights))
                     self._save()
                 if stop:
                     raise Interrupted(f"interrupted at step {self.step}; the checkpoint is in {self.folder}")
@@ -197,7 +206,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = optim.clip if optim.clip > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(self.weights, limit)
+        norm = gathered(nn.utils.clip_grad_norm_(self.weights, limit))
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * self._schedule(step)
         self.optimizer.step()
@@ -205,7 +214,8 @@ class Trainer:
             # The decay grows to its value, so that the start is forgotten.
             decay = min(optim.ema, (1 + step) / (10 + step)) if step else 0.0
             with torch.no_grad():
-                torch._foreach_lerp_(self.averages, self.weights, 1.0 - decay)
+                averages, weights = (list(map(part, values)) for values in (self.averages, self.weights))
+                torch._foreach_lerp_(averages, weights, 1.0 - decay)
                 for kept, buffer in self.copied:
                     kept.copy_(buffer)
         return loss.detach(), norm
@@ -289,13 +299,15 @@ class Trainer:
 
     def _save(self) -> None:
         self.model.noise.sync()
-        if self.rank:
-            return
         optimizer, groups = checkpoint.flatten_optimizer(self.optimizer)
         tensors = {name: covariance.state_dict() for name, covariance in build.covariances(self.model).items()}
         tensors |= {"network": self.bare.state_dict(), "optimizer": optimizer}
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
+        where = "meta" if self.rank else "cpu"  # all ranks give their parts, and the first alone keeps the whole
+        tensors = {group: {k: gathered(v).to(where) for k, v in kept.items()} for group, kept in tensors.items()}
+        if self.rank:
+            return
         state = {
             "config": to_dict(self.config),
             "data": dataclasses.asdict(self.info),
@@ -330,7 +342,6 @@ class Trainer:
         self.model.network.load_state_dict(tensors["network"])
         for group, covariance in build.covariances(self.model).items():
             covariance.load_state_dict(tensors[group])
-        checkpoint.unflatten_optimizer(self.optimizer, tensors["optimizer"], state["groups"])
         self.step = int(state["step"])
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ansn.covariance import AdaptiveCovariance
+from ansn.errors import InputError
 from ansn.training import checkpoint, load_run, train
 from tests.tolerances import EXACT
 from tests.training.helpers import metrics, small, tensors
@@ -123,6 +124,59 @@ def test_two_processes_have_the_covariance_of_one(one: Path, two: Path) -> None:
 def test_two_processes_have_the_loss_curve_of_one(one: Path, two: Path) -> None:
     assert [line["step"] for line in metrics(two)] == list(range(5, 41, 5))
     assert_loss_curves_agree(two, one, range(5, 41, 5))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    done = torchrun(folder, "--steps", 40, "--rho", 0.5, "--shard")
+    assert done.returncode == 0, done.stderr
+    assert "returned a view" not in done.stderr
+    return folder
+
+
+def assert_weights_agree(found: Path, expected: Path) -> None:
+    """And averages, and Adam's moments, which tell more: Adam makes a step of the rounding of a gradient near 0."""
+    told, same = tensors(found), tensors(expected)
+    assert told.keys() == same.keys()
+    for name, value in same.items():
+        if name.startswith("optimizer/"):
+            torch.testing.assert_close(told[name], value, rtol=0, atol=1e-4 * float(value.abs().max()))
+        elif name.startswith(("network/", "ema/")):
+            torch.testing.assert_close(told[name], value, rtol=0.01, atol=1e-3)
+
+
+def test_sharded_processes_have_the_weights_of_whole_ones(sharded: Path, two: Path) -> None:
+    assert_weights_agree(sharded, two)
+    assert load_run(sharded).step == 40
+
+
+def test_a_checkpoint_of_sharded_processes_serves_one(sharded: Path, two: Path, tmp_path: Path) -> None:
+    """Which goes on with whole weights and Adam's whole state."""
+    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in (sharded, two)]
+    for run in runs:
+        train(small(run, freeze_after=1000, steps=43))
+    assert_weights_agree(*runs)
+
+
+def test_one_process_cannot_share(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--shard: got one process, expected several"):
+        train(small(tmp_path / "run", shard=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [(), ("--network", "unet", "--width", 8), ("--network", "ncsnv2", "--width", 8)])
+def test_sharded_processes_resume(network: tuple[object, ...], tmp_path: Path) -> None:
+    """From a checkpoint of sharded processes and of others."""
+    runs = [tmp_path / name for name in ("whole", "first sharded", "then sharded")]
+    shared = [(False, False), (True, True), (False, True)]
+    for run, ways in zip(runs, shared, strict=True):
+        for steps, shard in zip((4, 8), ways, strict=True):
+            options = ("--steps", steps, "--rho", 0.5, *network, *["--shard"] * shard)
+            done = torchrun(run, "--structure", "dense", *options)
+            assert done.returncode == 0, done.stderr
+    for run in runs[1:]:
+        assert_weights_agree(run, runs[0])
 
 
 @pytest.mark.slow
