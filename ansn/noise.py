@@ -59,7 +59,7 @@ class NoiseModel(nn.Module):
             self.check_mixture()
             covariance.track()
         self.levels = levels
-        self._calls, self._agreed = [0], False
+        self.draws, self._agreed = 0, False
 
     @classmethod
     def for_data(
@@ -101,7 +101,7 @@ class NoiseModel(nn.Module):
         elif regions != 1:  # regions that are found bring their first moments
             found = find(x, regions, structure, seed=seed, **{"rho": None} | options | {"distinct": None})[0]
             return cls(found.covariance, flow(x, found.covariance, region=found.draw(x, seed=seed)), seed)
-        if mixture is not None and not {"rho", "gamma"} & set(options):
+        if mixture is not None and not {"rho", "gamma", "noise"} & set(options):
             options["rho"] = 0.0
         chosen = choose(x, region, int(regions), **known) if structure == AUTO else Choice(structure)
         made = [AdaptiveCovariance(tuple(x.shape[1:]), int(regions), chosen.structure, **options) for _ in range(2)]
@@ -190,15 +190,14 @@ class NoiseModel(nn.Module):
             region: int64 ``[B]``; None when K = 1.
             tau: level, a number or ``[B]``; None draws one for each row from the training distribution.
             seed, step, row: counters: row r of x draws ``z`` of ``(seed, row + r, step)``. ``step`` None: a count
-                of the calls, which a checkpoint does not hold: give the training step for noise that resumes. ``row``
-                None: 0; of several processes rank times rows, so that each has other noise.
+                of the calls, which a checkpoint does not hold and a compiler does not see: give the training step for
+                noise that resumes, and one graph. ``row`` None: 0; of several processes rank times rows, so that each has other noise.
 
         Returns ``(x~, level)``; x~ has x's shape and dtype.
         """
         seed = self.seed if seed is None else seed
         if step is None:
-            step = self._calls[0]
-            self._calls[0] += 1
+            step = _counted(self)
         rows = x.shape[0]
         row = first_row(row, rows)
         if tau is None:
@@ -252,3 +251,14 @@ class NoiseModel(nn.Module):
         mean = covariance.mean_of(region, n)
         out = covariance.pencil.start(mean, tau, region, seed=seed, row=row, stream=ops.PRIOR)
         return out.reshape(n, *covariance.shape)
+
+
+def _counted(noise: NoiseModel) -> int:
+    """The number of this call. It breaks a graph, which would else be made anew for each number."""
+    noise.draws += 1
+    return noise.draws - 1
+
+
+# What torch.compiler.disable does, whose import takes a second.
+_counted._torchdynamo_disable = True  # type: ignore[attr-defined]
+_counted._torchdynamo_disable_msg = "step: got None in compiled code, expected the training step"  # type: ignore[attr-defined]

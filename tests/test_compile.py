@@ -78,6 +78,17 @@ def test_perturb(backend, structure):
         assert (same.seed, same.row, same.step) == (level.seed, level.row, level.step)
 
 
+def test_perturb_that_counts_its_calls_is_compiled_once_for_all_of_them():
+    """One graph needs the step, which the error says."""
+    noise, graphs = model().noise, torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    graph = torch.compile(lambda x: noise.perturb(x), backend=graphs)
+    assert [graph(batch(0))[1].step for _ in range(12)] == list(range(12))
+    assert graphs.frame_count <= 4
+    with pytest.raises(RuntimeError, match="step: got None in compiled code, expected the training step"):
+        compiled(lambda x: noise.perturb(x), "eager")(batch(0))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("options", "metric"), MODES)
 def test_loss(backend, options, metric):

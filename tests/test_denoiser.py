@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import types
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ansn
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
 from ansn.covariance import STRUCTURES, find
 from ansn.skips import INPUTS, SKIPS, further_input, skip
@@ -355,3 +358,83 @@ def test_without_dropout_nothing_is_withheld():
 def test_wrong_label_dropout_is_named(share, classes, message):
     with pytest.raises(ValueError, match=message):
         conditional(share, classes)
+
+
+# -- other people's networks and numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+@pytest.mark.parametrize("conditioning", ["log", "index", "none"])
+@pytest.mark.parametrize("inner", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("outer", [torch.float32, torch.float64])
+def test_a_network_is_called_in_its_dtype(outer, inner, conditioning, prediction):
+    """x and the level are cast at its border, and the output back."""
+    given = []
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.conditioning = nn.Linear(D, D), conditioning
+
+        def forward(self, x, level=None):
+            given.append((x.dtype, None if level is None else level.dtype))
+            return self.line(x)
+
+    shape = covariance()
+    model = Denoiser(Net().to(inner), noise_model(shape), prediction)
+    x = randn(3, D).to(outer)
+    out = model(x, 0.5)
+    level = {"log": inner, "index": torch.int64, "none": None}[conditioning]
+    assert (out.dtype, given) == (outer, [(inner, level)])
+    wide = Denoiser(copy.deepcopy(model.network).double(), model.noise, prediction)(x.double(), 0.5)
+    assert rms_ratio(out.double(), wide) < (1e-6 if inner == torch.float64 else 0.02)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_programs_in_double_precision(default):
+    """Training, sampling and likelihood of ``model.double()``, and under a default dtype of float64."""
+    torch.set_default_dtype(default)
+    try:
+        torch.manual_seed(0)
+        x = torch.randn(64, D, dtype=torch.float32)
+        noise = NoiseModel(AdaptiveCovariance(D).update(x), levels.karras(5.0, 0.01))
+        model = Denoiser(networks.MLP((D,), hidden=8), noise).double()
+        perturbed, level = noise.perturb(x, step=0)
+        assert ansn.dsm_loss(model, x, perturbed, level).isfinite()
+        assert ansn.sample(model, 4, steps=3).isfinite().all()
+        assert ansn.log_likelihood(model, x[:2], steps=2).log_density.isfinite().all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_output_that_is_no_tensor():
+    shape, x = covariance(), randn(3, D)
+    plain = Recorder()
+    wanted = Denoiser(plain, noise_model(shape))(x, 0.5)
+    made = (lambda y: (y, 1.0), lambda y: [y], lambda y: types.SimpleNamespace(sample=y))
+    for make in made:
+        net = Recorder()
+        net.forward = lambda *args, make=make: make(plain(*args))
+        assert torch.equal(Denoiser(net, noise_model(shape))(x, 0.5), wanted)
+    for bad in (None, (), {"x": x}, torch.distributions.Normal(x, x.exp())):
+        net.forward = lambda *args, bad=bad: bad
+        with pytest.raises(TypeError, match=r"^network: got an output of type \w+, expected a tensor; or wrap it:"):
+            Denoiser(net, noise_model(shape))(x, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, D), (3, 2 * D), (3 * D,)])
+def test_an_output_of_another_shape_is_refused(shape):
+    """It would be broadcast in silence."""
+    net = Recorder()
+    net.forward = lambda *args: torch.zeros(shape)
+    with pytest.raises(ValueError, match=rf"^network: got an output of shape .*, expected \[3, {D}\]$"):
+        Denoiser(net, noise_model(covariance()))(randn(3, D), 0.5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
+def test_levels_that_are_none_are_refused_as_tensors_too(sigma):
+    model = Denoiser(Recorder(), noise_model(covariance()))
+    for given in (sigma, torch.tensor(sigma), torch.tensor([1.0, sigma, 2.0])):
+        with pytest.raises(ValueError, match=r"^sigma: got "):
+            model(randn(3, D), given)
+    assert model(randn(0, D), torch.ones(0)).shape == (0, D)

@@ -76,6 +76,37 @@ def test_the_pixel_weight_does_not_know_the_data_s_units():
     assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
+class Derived(Denoiser):
+    """A user's, that changes nothing."""
+
+
+class Fabric(nn.Module):
+    """What accelerate, Fabric and DistributedDataParallel have in common: the module inside, which forward calls."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, *args, **extra):
+        self.calls += 1
+        return self.module(*args, **extra)
+
+
+@pytest.mark.parametrize("metric", [None, *METRICS])
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+@pytest.mark.parametrize("wrap", [Fabric, lambda m: torch.compile(m, backend="eager"), lambda m: Fabric(Fabric(m))])
+def test_a_wrapped_model_has_the_model_s_loss_and_is_what_is_called(wrap, prediction, metric):
+    model = Denoiser(network(), noise_model(fixed_covariance(spd(D))), prediction)
+    x = randn(6, D)
+    perturbed, level = model.noise.perturb(x, step=1)
+    wrapped = wrap(model)
+    value = dsm_loss(wrapped, x, perturbed, level, metric)
+    assert value.item() == pytest.approx(dsm_loss(model, x, perturbed, level, metric).item(), rel=1e-9)
+    assert getattr(wrapped, "calls", 1) == 1
+    with pytest.raises(TypeError, match=r"^model: got Linear, expected a Denoiser, as it is or wrapped for training$"):
+        dsm_loss(nn.Linear(D, D), x, perturbed, level)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
 def test_a_region_s_rows_have_that_region_s_loss(metric, prediction):
@@ -89,8 +120,9 @@ def test_a_region_s_rows_have_that_region_s_loss(metric, prediction):
     x, region = randn(6, D), torch.tensor([0, 1, 1, 0, 0, 1])
     model = Denoiser(network(num_classes=2), noise_model(covariance), prediction)
     perturbed, level = model.noise.perturb(x, region, tau=0.8, step=1)
-    with pytest.raises(ValueError, match="region: got 2 regions and a network that is not told"):
-        dsm_loss(model, x, perturbed, level, metric)
+    for of in (model, Derived(model.network, model.noise, prediction), torch.compile(model)):
+        with pytest.raises(ValueError, match="region: got 2 regions and a network that is not told"):
+            dsm_loss(of, x, perturbed, level, metric)
     rows = dsm_loss(model, x, perturbed, level, metric, reduction="none", y=region)
     for row, k in enumerate(region.tolist()):
         alone = Denoiser(model.network, noise_model(singles[k]), prediction)
