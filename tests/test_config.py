@@ -23,7 +23,7 @@ MAY_CHANGE = {
     "steps", "data",
     "method", "sample_steps", "step_eps", "sampler_levels", "start", "samples",
     "convention", "isotropic", "denoise",
-    "out", "device", "autocast", "compile", "resume", "log_every", "checkpoint_every", "threads",
+    "out", "device", "autocast", "compile", "shard", "resume", "log_every", "checkpoint_every", "threads",
 }  # fmt: skip
 
 
