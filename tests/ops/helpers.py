@@ -45,7 +45,7 @@ def on(name: str, call: Callable[[], T], refusals: set[str] | None = None) -> T 
         except RuntimeError as error:
             if f"cannot run on back end {name!r}: " in str(error) and "\n" not in str(error):
                 if refusals is not None:
-                    refusals.add(str(error).split(": ", 1)[1])
+                    refusals.add(str(error).split(": ", 2)[2])
                 return None
             raise
 
