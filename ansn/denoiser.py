@@ -23,8 +23,8 @@ class Denoiser(nn.Module):
     r"""``D(x~, tau) = E[x | x~]``, made from a network; called as ``denoiser(x, sigma, **extra)``, k-diffusion's
     signature.
 
-    With ``v^2 = 1 + tau^2``, ``m`` the data's mean and ``s`` its pixel standard deviation (from the covariance's
-    snapshot):
+    With ``v^2 = 1 + tau^2`` (for tau, where R is given, the noise's deviation over the data's), ``m`` the data's mean
+    and ``s`` its pixel standard deviation (from the covariance's snapshot):
 
     * ``prediction="denoiser"``, a network in data units::
 
@@ -177,14 +177,14 @@ class Denoiser(nn.Module):
     def seen(self, x: Tensor, tau: Tensor, region: Tensor | None) -> Seen:
         """What skips and inputs are made of; ``tau`` ``[B]``."""
         covariance = self.noise.covariance
-        mean, scale = covariance.center, covariance.scale
+        mean, scale, unit = covariance.center, covariance.scale, covariance.unit
         if covariance.regions > 1:
             if region is None:
                 count = covariance.regions
                 raise ValueError(f"region: got None, expected int64 [{x.shape[0]}] because there are {count} regions")
-            mean, scale = mean[region], scale[region]
+            mean, scale, unit = mean[region], scale[region], None if unit is None else unit[region]
         mean = mean.to(x.dtype).reshape(-1, *covariance.shape)
-        return Seen(self.noise, x, tau, region, mean, column(scale, x))
+        return Seen(self.noise, x, tau, region, mean, column(scale, x), tau if unit is None else tau * unit)
 
     def _network(self, x: Tensor, tau: Tensor, region: Tensor | None, extra: dict[str, Any]) -> Tensor:
         return self._call(self.seen(x, tau, region).noisy if self.precondition else x, tau, extra)

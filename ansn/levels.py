@@ -187,9 +187,9 @@ def tau_start(
         region: int64 ``[B]`` where there are several; their KL is averaged with their shares.
         mixture: the start is the mixture's, of regions under common noise; the average bounds its KL from above.
 
-    At least 1, with a mixture the largest deviation of a region: below a deviation the expansion says nothing; and
-    where S counts as R for want of points, at least :func:`tau_max_flow`, since the covariances differ then. Raises
-    ValueError naming the argument.
+    At least the data's deviation, with a mixture the largest one of a region: below a deviation the expansion says
+    nothing; and where S counts as R for want of points, at least :func:`tau_max_flow`, since the covariances differ
+    then. Raises ValueError naming the argument.
     """
     if not kl > 0:
         raise ValueError(f"kl: got {kl}, expected > 0 nats")
@@ -211,11 +211,12 @@ def tau_start(
                 values, vectors = torch.linalg.eigh(centred @ centred.mT)
             grams.append((len(rows) / len(white), values.clamp_min(0.0), vectors))
 
-    least = 1.0
+    unit = 1.0 if covariance.unit is None else float(covariance.unit.min())
+    least = 1.0 / unit
     if mixture is not None:
-        least = float(mixture.covariance.scale.max() / covariance.scale[0])
+        least = float(mixture.covariance.scale.max() / covariance.scale[0]) / unit
     elif not bool(covariance.enough().all()):
-        least = min(tau_max_flow(covariance.dim), _START_LIMIT)
+        least = min(tau_max_flow(covariance.dim) / unit, _START_LIMIT)
 
     def excess(log_tau: float) -> float:
         found = (share * _start_kl(values, vectors, math.exp(log_tau)) for share, values, vectors in grams)
@@ -267,8 +268,10 @@ def flow(
     start = top = tau_start(x[:PAIRS], covariance, region=None if region is None else region[:PAIRS])
     if mixture is not None:
         start = min(top, tau_start(x[: PAIRS * mixture.regions], covariance, mixture=mixture))
-    chosen = karras(tau_max or max(tau_max_flow(covariance.dim), top), tau_min, n=n)
-    return replace(chosen, start=min(max(start, chosen.minimum), chosen.maximum))
+    unit = 1.0 if covariance.unit is None else float(covariance.unit.min())  # tau counts deviations of R
+    chosen = karras(tau_max or max(tau_max_flow(covariance.dim) / unit, top), tau_min / unit, n=n)
+    start = min(max(start, chosen.minimum), chosen.maximum)
+    return replace(chosen, start=start, log_mean=chosen.log_mean - math.log(unit))
 
 
 @torch.no_grad()

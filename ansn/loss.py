@@ -54,8 +54,11 @@ def dsm_loss(
         # Weight and preconditioning depend on k; a network that does not know k would learn no score of anything.
         raise ValueError(f"region: got {covariance.regions} regions and a network that is not told, expected y=...")
     if metric == "pixel":
-        scale = covariance.scale if region is None or covariance.regions == 1 else covariance.scale[region]
-        weight = (1.0 + tau * tau) / (tau * scale) ** 2
+        alike = region is None or covariance.regions == 1
+        scale, unit = covariance.scale, covariance.unit
+        scale, unit = scale if alike else scale[region], unit if unit is None or alike else unit[region]
+        ratio = tau if unit is None else tau * unit
+        weight = (1.0 + ratio * ratio) / (ratio * scale) ** 2
         clean = x.to(perturbed.dtype)
         return ops.dsm_loss(model(perturbed, tau, region, **extra), clean, weight=weight, reduction=reduction)
     if metric == "whitened" and denoiser.prediction == "whitened" and model is denoiser:  # a wrapper only calls D

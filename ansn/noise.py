@@ -191,7 +191,8 @@ class NoiseModel(nn.Module):
             tau: level, a number or ``[B]``; None draws one for each row from the training distribution.
             seed, step, row: counters: row r of x draws ``z`` of ``(seed, row + r, step)``. ``step`` None: a count
                 of the calls, which a checkpoint does not hold and a compiler does not see: give the training step for
-                noise that resumes, and one graph. ``row`` None: 0; of several processes rank times rows, so that each has other noise.
+                noise that resumes, and one graph. ``row`` None: 0; of several processes rank times rows, so that each
+                has other noise.
 
         Returns ``(x~, level)``; x~ has x's shape and dtype.
         """

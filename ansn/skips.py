@@ -22,9 +22,10 @@ class Seen:
     """What skips and inputs are made of.
 
     Given: noisy data x ``[B, *shape]``, ``tau`` ``[B]``, region int64 ``[B]`` or None, the data's mean and deviation,
-    ``[B or 1, *shape]`` and ``[B or 1, 1, ...]``. Made of these: ``centered`` is ``x - mean``; ``tau_column`` tau as
-    ``[B, 1, ...]``, ``variance`` ``v^2 = 1 + tau^2`` and ``deviation`` v as columns, too; ``noisy`` what every network
-    sees, ``(x - mean) / (v scale)``. ``estimate``: the skip's; an input may read it.
+    ``[B or 1, *shape]`` and ``[B or 1, 1, ...]``, and ``level`` ``[B]``, the noise's deviation over the data's: tau,
+    unless R is given. Made of these: ``centered`` is ``x - mean``; ``tau_column`` the level as ``[B, 1, ...]``,
+    ``variance`` ``v^2 = 1 + level^2`` and ``deviation`` v as columns, too; ``noisy`` what every network sees, ``(x -
+    mean) / (v scale)``. ``estimate``: the skip's; an input may read it.
     """
 
     noise: NoiseModel
@@ -33,11 +34,12 @@ class Seen:
     region: Tensor | None
     mean: Tensor
     scale: Tensor
+    level: Tensor
     estimate: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.centered = self.x - self.mean
-        self.tau_column = column(self.tau, self.x)
+        self.tau_column = column(self.level, self.x)
         self.variance = 1.0 + self.tau_column * self.tau_column
         self.deviation = torch.sqrt(self.variance)
         self.noisy = self.centered / (self.deviation * self.scale)

@@ -128,6 +128,8 @@ class AdaptiveCovariance(nn.Module):
             self.structure = whitened = Whitened(self.structure, variance)
             eps_floor, variance = eps_floor / whitened.level, torch.ones(())
         given = None if variance is None else float(variance)
+        # Mean variance of R, where it is given: else it is about that of S.
+        self.noise_level = whitened.level if given is not None and isinstance(self.structure, Whitened) else given
         self.rules = Rules(rho, gamma, eps, eps_floor, warmup, distinct, given)
         self.root = self.structure.roots[0] if root is None else root
         if self.root not in self.structure.roots:
@@ -397,6 +399,11 @@ class AdaptiveCovariance(nn.Module):
     def filter(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None, **options: Any) -> Tensor:
         """The pencil's :meth:`Pencil.filter`, of the snapshot where there is one."""
         return (self.snapshot if self.snapshot.complete else self.pencil).filter(v, tau, region, **options)
+
+    @property
+    def unit(self) -> Tensor | None:
+        """Deviation of the noise at tau = 1 over the data's, ``[K]``, where R is given; else about 1: None."""
+        return None if self.noise_level is None else math.sqrt(self.noise_level) / self.scale
 
     @property
     def count(self) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ansn
-from ansn import AdaptiveCovariance, NoiseModel, levels, ops
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, dsm_loss, levels, ops
 from ansn.covariance import STRUCTURES, Structure
 from ansn.sampling import METHODS, Mask, Posterior
 from tests.covariance.exact import Rotated, root_of, rows_of
@@ -189,3 +189,23 @@ def test_an_s_and_an_r_that_are_both_given(form: str):
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         AdaptiveCovariance(4, **options)
+
+
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+@pytest.mark.parametrize("noise", [1.0, [0.5, 1.5, 1.0], [[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+def test_the_unit_of_the_noise_changes_nothing(noise, prediction):
+    """R a hundred times larger and levels ten times smaller are the same noise: what the network sees, the loss and
+    the levels that the data asks for are the same."""
+    x = 3.0 * torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for factor in (1.0, 100.0):
+        made = AdaptiveCovariance(3, noise=factor * torch.as_tensor(noise)).update(x).freeze()
+        ladder = levels.flow(x, made)
+        torch.manual_seed(0)
+        model = Denoiser(nn.Linear(3, 3), NoiseModel(made, ladder), prediction)
+        model.conditioning = "none"
+        perturbed, level = model.noise.perturb(x, tau=2.0 / factor**0.5, step=0)
+        tau = torch.tensor([ladder.maximum, ladder.minimum, ladder.start]) * factor**0.5
+        found.append((tau, model(perturbed, level.tau), dsm_loss(model, x, perturbed, level)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
