@@ -121,14 +121,14 @@ class Denoiser(nn.Module):
         return torch.addcmul(seen.estimate, seen.tau_column / seen.deviation * seen.scale, rest)
 
     def f(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
-        """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``."""
+        """Whitened prediction ``f = (tau L)^-1 (D - x~)``, an estimate of ``-E[z | x~]``, x's shape and dtype."""
         tau = self._tau(x, sigma)
         if self.prediction == "whitened":
             return self._network(x, tau, region, extra)
         return self.noise.covariance.whiten(self(x, tau, region, **extra) - x, region) / column(tau, x)
 
     def score(self, x: Tensor, sigma: float | Tensor, region: Tensor | None = None, **extra: Any) -> Tensor:
-        """Stein score of the perturbed density, ``(tau L)^-T f = Sigma^-1 (D - x~)``."""
+        """Stein score of the perturbed density, ``(tau L)^-T f = Sigma^-1 (D - x~)``, x's shape and dtype."""
         tau = self._tau(x, sigma)
         f = self.f(x, tau, region, **extra)
         return self.noise.covariance.whiten(f, region, transpose=True) / column(tau, x)
@@ -166,7 +166,7 @@ class Denoiser(nn.Module):
         return levels.start
 
     def prior(self, n: int, tau: float, **options: Any) -> Tensor:
-        """Start of sampling at level ``tau``: :meth:`NoiseModel.prior`, with its arguments."""
+        """Start of sampling at level ``tau``, ``[n, *shape]``: :meth:`NoiseModel.prior`, with its arguments."""
         return self.noise.prior(n, tau, **options)
 
     def of_rows(self, row: int, rows: int) -> Denoiser:
@@ -210,7 +210,7 @@ class Denoiser(nn.Module):
         return out.to(x.dtype)
 
     def check_labels(self, y: Tensor) -> None:
-        """Raises ValueError for labels that the network never learned: of ``0..num_classes - 1``, and
+        """Raises ValueError for labels ``[B]`` that the network never learned: of ``0..num_classes - 1``, and
         ``num_classes``, "no class", of a model with label dropout. A network that says no ``num_classes`` takes
         any."""
         if self.num_classes is None or not y.numel():

@@ -68,10 +68,10 @@ def _tell(run: Path | None) -> None:
         seen = ", ".join(("noisy data", *found.model.inputs))
         lines["network"] = f"{found.config.network.network}, {network} parameters, {found.model.skip} skip, sees {seen}"
         covariance = found.model.noise.covariance
-        lines["covariance"] = (
-            f"{covariance.extra_repr()}; condition number {float(covariance.condition_number().max()):.4g},"
-            f" effective rank {float(covariance.effective_rank().max()):.1f}"
-        )
+        of = "of the noise: " if found.model.noise.mixture else ""
+        condition, rank = (float(v.max()) for v in (covariance.condition_number(), covariance.effective_rank()))
+        shown = f"condition number {condition:.4g}, effective rank {rank:.1f}"
+        lines["covariance"] = f"{of}{covariance.extra_repr()}; {shown}"
         ladder = found.model.noise.levels
         mixture, mixed = found.mixture, found.model.noise.mixture is not None
         of_regions = found.found is not None and not mixed

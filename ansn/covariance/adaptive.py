@@ -195,8 +195,8 @@ class AdaptiveCovariance(nn.Module):
 
     @torch.no_grad()
     def orient(self, x: Tensor, region: Tensor | None = None) -> AdaptiveCovariance:
-        """Find a first basis in the rows of ``x``, which do not count as points, for a structure that gathers
-        coordinates in a learned one; nothing else. Returns self.
+        """Find a first basis in the rows of ``x`` ``[B, *shape]``, which do not count as points, for a structure that
+        gathers coordinates in a learned one; nothing else. Returns self.
 
         The first update does it with its own batch. Call it before with some hundred rows where batches are of a few,
         and with the same rows on every process: only in one basis is a merge exact.
@@ -384,8 +384,8 @@ class AdaptiveCovariance(nn.Module):
         return self._decomposed[1]
 
     def step(self, x: Tensor, denoised: Tensor | None = None, f: Tensor | None = None, **options: Any) -> Tensor:
-        """``x + c (D - x) + L (a f + b z)``, the coloured step of math section 3; ``c``, ``a``, ``b``, ``region`` and
-        the counters of z as of :func:`ansn.ops.colored_step`."""
+        """``x + c (D - x) + L (a f + b z)``, the coloured step of math section 3, ``[B, *shape]`` as x, D and f; ``c``,
+        ``a``, ``b``, ``region`` and the counters of z as of :func:`ansn.ops.colored_step`."""
         return self.snapshot.step(x, denoised, f, **options)
 
     def color(self, z: Tensor, region: Tensor | None = None, *, transpose: bool = False) -> Tensor:
@@ -397,7 +397,7 @@ class AdaptiveCovariance(nn.Module):
         return self.snapshot.color(v, region, transpose=transpose, inverse=True)
 
     def filter(self, v: Tensor, tau: float | Tensor, region: Tensor | None = None, **options: Any) -> Tensor:
-        """The pencil's :meth:`Pencil.filter`, of the snapshot where there is one."""
+        """The pencil's :meth:`Pencil.filter` of ``[B, *shape]``, of the snapshot where there is one."""
         return (self.snapshot if self.snapshot.complete else self.pencil).filter(v, tau, region, **options)
 
     @property
@@ -427,7 +427,8 @@ class AdaptiveCovariance(nn.Module):
         return self.structure.covariance(self.moments, self.moments.points(self.rules.warmup), self.initial)
 
     def haario(self) -> Tensor:
-        """``C_k = s_d (S_k + eps I)``, Eq. 2.5; ``s_d initial`` for a region that is warming up. For small d."""
+        """``C_k = s_d (S_k + eps I)``, Eq. 2.5; ``s_d initial`` for a region that is warming up. As :meth:`covariance`,
+        for small d."""
         s = self.covariance()
         level = (s if s.ndim == 2 else s.diagonal(dim1=1, dim2=2)).mean(1)
         ridge = torch.where(self.moments.points(self.rules.warmup), self.rules.ridge(level), 0.0).unsqueeze(1)

@@ -425,8 +425,10 @@ def replaced(buffer: Tensor, new: Tensor, good: Tensor | None) -> Tensor:
     """A new buffer of a snapshot: ``new`` where ``good``, which the device decides and nobody waits for. Not in place:
     a graph that autograd still needs, of a batch before, keeps the snapshot that it was made of."""
     with torch.inference_mode(False), torch.no_grad():
-        out = torch.empty_like(buffer, memory_format=torch.contiguous_format)
-        return out.copy_(new if good is None else torch.where(good, new.to(buffer.dtype), buffer))
+        new = new.to(buffer.dtype).expand_as(buffer)
+        if good is None:
+            return new.clone(memory_format=torch.contiguous_format)
+        return torch.where(good, new, buffer).contiguous()
 
 
 def uncast(v: Tensor) -> AbstractContextManager[None]:

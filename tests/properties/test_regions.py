@@ -103,7 +103,7 @@ def test_where_the_regions_are_the_classes_the_network_knows_them():
     """``k ~ w_k`` is drawn and told to the network; a label that is asked for is the region of start and noise."""
     network = Labelled()
     covariance = modes()
-    model = Denoiser(network, NoiseModel(covariance, levels.karras(5.0, 0.1)))
+    model = Denoiser(network, NoiseModel(covariance, levels.karras(5.0, 0.1))).eval()
     out = sample(model, 60, "heun", 6, batch_size=25, seed=3)
     told = torch.cat([y for y in network.seen[::11]])
     assert torch.equal(told, model.noise.draw_regions(60, seed=3))

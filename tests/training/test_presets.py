@@ -113,7 +113,7 @@ def test_the_papers_settings(preset: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(taus, torch.logspace(0, -2, 10, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("network", ["mlp", "unet", "ncsn", "ncsnv2"])
+@pytest.mark.parametrize("network", networks.NETWORKS)
 @pytest.mark.parametrize("told", [{"class_conditional": True}, {"unconditional": True}, {"prediction": "whitened"}])
 def test_every_network_trains_told_more_or_less(tmp_path: Path, network: str, told: dict[str, bool]) -> None:
     rows = tmp_path / "rows.npz"
