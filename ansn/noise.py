@@ -15,6 +15,7 @@ from ansn.covariance.choice import AUTO, Choice, Rows, some_rows
 from ansn.covariance.mixture import drawn
 from ansn.covariance.moments import keep_dtypes
 from ansn.covariance.ranks import Sync, agree, first_row, several
+from ansn.errors import whole
 from ansn.levels import Levels, flow
 
 STARTS = ("gaussian", "uniform")
@@ -52,9 +53,9 @@ class NoiseModel(nn.Module):
         self, covariance: AdaptiveCovariance, levels: Levels, seed: int = 0, mixture: Mixture | None = None
     ) -> None:
         super().__init__()
-        if not 0 <= seed < 2**63:
+        if not 0 <= whole("seed", seed, 0) < 2**63:
             raise ValueError(f"seed: got {seed}, expected 0 <= seed < 2^63")
-        self.covariance, self.seed, self.mixture = covariance, seed, mixture
+        self.covariance, self.seed, self.mixture = covariance, int(seed), mixture
         if mixture is not None:
             self.check_mixture()
             covariance.track()
@@ -94,7 +95,8 @@ class NoiseModel(nn.Module):
         options = ({} if rounding is None else {"eps_floor": rounding}) | {"distinct": len(data)} | options
         known = {name: options[name] for name in ("root", "eps_floor", "memory_limit") if name in options}
         if region is not None:
-            if not isinstance(regions, int) or regions == 1:
+            regions = regions if isinstance(regions, str) else whole("regions", regions, 1)
+            if isinstance(regions, str) or regions == 1:
                 raise ValueError(f"regions: got {regions} beside region, expected how many regions there are")
             options["distinct"] = int(torch.bincount(region, minlength=regions).min())
             region = region[index.to(region.device)]

@@ -17,6 +17,7 @@ from ansn.covariance.pencil import ROOTS, Pencil, Rules, replaced
 from ansn.covariance.ranks import Gathered, Sync, several
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
 from ansn.covariance.whitened import Whitened
+from ansn.errors import whole
 from ansn.hostread import HostRead
 from ansn.ops import _checks
 
@@ -109,10 +110,9 @@ class AdaptiveCovariance(nn.Module):
         memory_limit: int | None = None,
     ) -> None:
         super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = (shape,) if hasattr(shape, "__index__") else shape
+        self.shape, regions = tuple(whole("shape", size, 1) for size in sizes), whole("regions", regions, 1)
         self.dim = math.prod(self.shape)
-        if self.dim < 1 or regions < 1:
-            raise ValueError(f"shape, regions: got {self.shape}, {regions}, expected at least one of each")
         if isinstance(structure, str) and structure not in STRUCTURES:
             raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(STRUCTURES)}")
         kind = STRUCTURES[structure] if isinstance(structure, str) else structure

@@ -21,6 +21,7 @@ from ansn.covariance.pencil import Pencil, uncast
 from ansn.covariance.ranks import Sync, first_row
 from ansn.covariance.structure import STRUCTURES
 from ansn.covariance.whitened import Whitened
+from ansn.errors import whole
 from ansn.ops import _checks
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
@@ -235,8 +236,10 @@ def find(
 
     Raises ValueError naming the argument.
     """
-    if regions != AUTO and (not isinstance(regions, int) or regions is True or not 1 <= regions <= len(x)):
-        raise ValueError(f"regions: got {regions!r}, expected 1 to {len(x)} (the rows looked at) or {AUTO!r}")
+    if regions != AUTO:
+        regions = regions if isinstance(regions, str) else whole("regions", regions, 1)
+        if isinstance(regions, str) or regions > len(x):
+            raise ValueError(f"regions: got {regions!r}, expected 1 to {len(x)} (the rows looked at) or {AUTO!r}")
     if regions == AUTO and len(x) < 4:
         raise ValueError(f"x: got {len(x)} rows, expected at least 4 of which to hold one out")
     if not bool(torch.isfinite(x).all()):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ansn.errors import whole
+
 SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
 """The sizes of a line, an image and a volume, by the number of axes."""
 
@@ -87,10 +89,11 @@ def check_sigma(sigma: Tensor, batch: int) -> None:
 
 
 def check_positive(name: str, value: int) -> int:
-    """Return `value` if it is an int >= 1; raise ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive integer")
-    return value
+    """Return `value` as an int if it is a whole number >= 1; raise ValueError otherwise."""
+    try:
+        return whole(name, value, 1)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: got {value!r}, expected a positive integer") from None
 
 
 def check_num_classes(num_classes: int | None) -> int | None:

@@ -228,7 +228,7 @@ def test_a_dense_refresh_takes_what_was_counted(root):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("shape", {"shape": 0}), ("shape", {"shape": (3, 0)}), ("shape, regions", {"regions": 0}),
+        ("shape", {"shape": 0}), ("shape", {"shape": (3, 0)}), ("regions", {"regions": 0}),
         ("structure", {"structure": "banded"}), ("rho", {"rho": 1.5}), ("rho", {"rho": float("nan")}),
         ("gamma", {"gamma": 2.0}),
         ("rho, gamma", {"rho": 0.5, "gamma": 0.5}), ("eps", {"eps": -1.0}), ("eps", {"eps": float("nan")}),
