@@ -28,9 +28,6 @@ BASIS_GROWTH = 1.0
 """Growth of the number of points after which the eigenbasis is remade: a dense one costs some fifteen factorisations,
 a separable one a change of basis of what was gathered."""
 
-ABSENT = -2.0
-"""In a state, what was not given; no number that is has this value."""
-
 LARGE = 1024
 """Dimensions from which a condition number is found by iterations: eigenvalues take more."""
 
@@ -153,8 +150,7 @@ class AdaptiveCovariance(nn.Module):
         self.register_buffer("center", torch.zeros(regions, self.dim, dtype=factor_dtype, device=device))
         self.register_buffer("scale", torch.ones(regions, dtype=factor_dtype, device=device))
         self.register_buffer("share", torch.zeros(regions, dtype=torch.float64, device=device))
-        form = [ABSENT if v is None else float(v) for v in self.rules.form.values()]
-        self.register_buffer("form", torch.tensor(form, dtype=torch.float64, device=device))
+        self.register_buffer("form", torch.tensor(self.rules.stored, dtype=torch.float64, device=device))
         self._eps_warned = False
         self._gathered: Gathered | None = None  # what is not merged with other processes yet
         # What the last refresh reports, whether it was full, and the points at those before it.
@@ -488,11 +484,7 @@ class AdaptiveCovariance(nn.Module):
             if ROOTS[numbers[4]] != self.root:
                 raise ValueError(f"root: got a state of a {ROOTS[numbers[4]]} factor, expected a {self.root} one")
             self.snapshot.track(f"{prefix}snapshot.deviation" in state_dict)
-        form = state_dict.setdefault(f"{prefix}form", self.form).tolist()  # older states have none
-        for (name, ours), theirs in zip(self.rules.form.items(), form, strict=True):
-            if theirs != (ABSENT if ours is None else ours):
-                got = None if theirs == ABSENT else theirs
-                raise ValueError(f"{name}: got a state of {name} = {got}, expected {ours}")
+        self.rules.fit(state_dict.setdefault(f"{prefix}form", self.form).tolist())  # older states have none
         if f"{prefix}share" not in state_dict and f"{prefix}moments.weight" in state_dict:  # an older state
             weight = state_dict[f"{prefix}moments.weight"]
             state_dict[f"{prefix}share"] = weight / weight.sum().clamp_min(1.0)

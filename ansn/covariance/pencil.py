@@ -26,6 +26,10 @@ ROOTS = ("symmetric", "cholesky", "basis")
 """Names of the roots of R, in the order by which checkpoints number them; a structure has some."""
 
 
+ABSENT = -2.0
+"""In a state, what was not given; no number that is has this value."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """How R is made of S, and what S counts as: arguments as of :class:`ansn.AdaptiveCovariance`."""
@@ -59,11 +63,17 @@ class Rules:
         return f"rho = {self.rho:g}" if self.gamma is None else f"gamma = {self.gamma:g}"
 
     @property
-    def form(self) -> dict[str, float | None]:
-        """What R is a function of, besides S."""
-        return {
-            "rho": self.rho, "gamma": self.gamma, "eps": self.eps, "eps_floor": self.eps_floor, "noise": self.given
-        }  # fmt: skip
+    def stored(self) -> list[float]:
+        """What R is a function of, besides S, as a state has it."""
+        given = self.rho, self.gamma, self.eps, self.eps_floor, self.given
+        return [ABSENT if v is None else float(v) for v in given]
+
+    def fit(self, stored: list[float]) -> None:
+        """Raises ValueError unless a state is of these rules."""
+        for name, theirs, ours in zip(("rho", "gamma", "eps", "eps_floor", "noise"), stored, self.stored, strict=True):
+            if theirs != ours:
+                got, expected = (None if v == ABSENT else v for v in (theirs, ours))
+                raise ValueError(f"{name}: got a state of {name} = {got}, expected {expected}")
 
     @property
     def isotropic(self) -> bool:
