@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ansn import ops
 from ansn.denoiser import Denoiser, unwrapped
 from ansn.noise import Level
+from ansn.ops import _checks
 
 METRICS = ("pixel", "whitened", "paper")
 
@@ -53,6 +54,8 @@ def dsm_loss(
     if covariance.regions > 1 and not extra and not denoiser.regional:
         # Weight and preconditioning depend on k; a network that does not know k would learn no score of anything.
         raise ValueError(f"region: got {covariance.regions} regions and a network that is not told, expected y=...")
+    if isinstance(extra.get("y"), Tensor) and _checks.readable(extra["y"]):
+        denoiser.check_labels(extra["y"])
     if metric == "pixel":
         alike = region is None or covariance.regions == 1
         scale, unit = covariance.scale, covariance.unit

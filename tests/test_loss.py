@@ -142,6 +142,17 @@ def test_class_labels_reach_the_network():
     assert len(values) == 3
 
 
+def test_a_label_that_there_is_none_of_is_refused():
+    """Classes counted from 1, say: the last one would be learned as "no class"."""
+    model = Denoiser(network(num_classes=3), noise_model(fixed_covariance(D)))
+    x = randn(3, D)
+    perturbed, level = model.noise.perturb(x, step=0)
+    with pytest.raises(ValueError, match=r"^y: got 1\.\.3, expected labels 0\.\.2$"):
+        dsm_loss(model, x, perturbed, level, y=torch.tensor([1, 2, 3]))
+    model.label_dropout = 0.1
+    assert dsm_loss(model, x, perturbed, level, y=torch.tensor([1, 2, 3])).isfinite()
+
+
 @pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
 def test_half_precision_is_near(prediction):
     """bfloat16 data through a float32 loss."""
