@@ -301,23 +301,23 @@ def validate(config: TrainConfig) -> None:
     network, found = config.network, noise.regions not in ("none", "labels")
     if network.label_dropout and not (network.class_conditional or (found and network.skip != "mixture")):
         raise InputError(
-            f"--label-dropout: got {network.label_dropout}, but the network is told no class;"
-            " expected --class-conditional"
+            f"--label-dropout: got {network.label_dropout} for a network without classes,"
+            " expected --class-conditional beside it"
         )
     for name, given in (("skip", (network.skip,)), ("inputs", seen)):
         for one in given:
             if one not in (None, "scalar") and not (network.precondition and network.prediction == "denoiser"):
-                raise InputError(f"--{name}: got {one}, which needs --prediction denoiser and --precondition")
+                raise InputError(f"--{name}: got {one}, expected --prediction denoiser and --precondition with it")
     if network.skip == "mixture":
         for name, value in (("rho", noise.rho), ("gamma", noise.gamma)):
             if value:
                 raise InputError(f"--skip: got mixture and --{name} {value:g}, expected --rho 0")
     elif noise.regions == "labels" and not network.class_conditional:
         # Without k in the network the weight of the loss may not depend on k (math section 6).
-        raise InputError("--regions labels: needs --class-conditional, so that the network knows the region")
+        raise InputError("--regions: got labels, expected --class-conditional beside it, for the network to know them")
     elif found and network.class_conditional:
         raise InputError(
-            f"--class-conditional: got it and --regions {noise.regions}, whose regions the network is told;"
+            f"--class-conditional: got it and --regions {noise.regions}, whose regions are its classes,"
             " expected --regions none or labels"
         )
     # What only the pictures at the end would find wrong.
@@ -327,7 +327,7 @@ def validate(config: TrainConfig) -> None:
             told = " ".join(map(str, draw.sampler_levels))
             raise InputError(f"--sampler-levels: got {told}, expected largest > smallest > 0 and at least 2 levels")
     if draw.step_eps is not None and "eps" not in METHODS[draw.method].options:
-        raise InputError(f"--step-eps: got {draw.step_eps}, but method {draw.method} has no such option")
+        raise InputError(f"--step-eps: got {draw.step_eps} for {draw.method}, expected no such option")
 
 
 def _build(kind: Any, values: Any, path: str) -> Any:
@@ -338,7 +338,7 @@ def _build(kind: Any, values: Any, path: str) -> Any:
     for name, value in values.items():
         where = f"{path}{name}"
         if name not in hints:
-            raise InputError(f"config {where}: unknown setting; expected one of {', '.join(hints)}")
+            raise InputError(f"config {where}: got an unknown setting, expected one of {', '.join(hints)}")
         hint = chosen_from(hints[name])
         if dataclasses.is_dataclass(hint):
             given[name] = _build(hint, value, f"{where}.")

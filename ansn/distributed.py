@@ -146,9 +146,9 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"--device: got {name!r}, expected cpu, cuda, cuda:N or auto")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"--device: got {name!r}, but this torch sees no GPU; expected cpu")
+            raise InputError(f"--device: got {name!r}, but this torch sees no GPU, expected cpu")
         index = _environment("LOCAL_RANK", 0) if _environment("WORLD_SIZE", 1) > 1 else chosen.index or 0
         if index >= torch.cuda.device_count():
-            raise InputError(f"--device: got {name!r} (GPU {index}), but there are {torch.cuda.device_count()}")
+            raise InputError(f"--device: got {name!r} (GPU {index}), expected one of {torch.cuda.device_count()}")
         chosen = torch.device("cuda", index)
     return chosen

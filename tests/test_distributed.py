@@ -198,5 +198,5 @@ def test_a_gpu_of_too_high_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     fake: dict[str, Any] = {"is_available": lambda: True, "device_count": lambda: 1}
     for name, value in fake.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    with pytest.raises(InputError, match=r"--device: got 'cuda:3' \(GPU 3\), but there are 1"), processes("cuda:3"):
+    with pytest.raises(InputError, match=r"--device: got 'cuda:3' \(GPU 3\), expected one of 1$"), processes("cuda:3"):
         pass

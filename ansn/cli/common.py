@@ -21,6 +21,13 @@ from ansn.training import Diverged, Interrupted
 T = TypeVar("T")
 _WRONG = re.compile(r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)")
 """A wrong choice, in tyro's words."""
+_MISTAKES = (
+    (r"^Unrecognized options: (.*)", r"\1: got an unknown argument, expected known ones"),
+    (r"^Error parsing (\S+): (.*)", r"\1: got what does not fit (\2), expected what does"),
+    (r"^Missing value for argument '(.*)'\. Expected (.*)", r"\1: got none, expected \2"),
+    (r"^Missing from \S+: (\S+) (.*)", r"\1: got None, expected \2"),
+)
+"""Other mistakes: tyro's words and ours."""
 
 
 def parsed(name: str, parse: Callable[[], T], options: str = "") -> T:
@@ -52,6 +59,8 @@ def _unboxed(text: str) -> str:
         else:
             sections[-1].append(line)
     told = [_WRONG.sub(_our_words, " ".join(" ".join(section).split())) for section in sections]
+    for theirs, ours in _MISTAKES:
+        told = [re.sub(theirs, ours, section) for section in told]
     mistake = [section for section in told if not section.startswith(("Argument helptext", "For full helptext"))]
     return "; ".join(section.rstrip(".;") for section in mistake if section) or " ".join(text.split())
 
@@ -88,8 +97,8 @@ def guarded(name: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:
         _flush()
     except OSError as error:  # a full disk, say: what was there before is still there
-        where = f"{error.filename}: " if error.filename else ""
-        _tell(f"{name}: error: {where}{error.strerror or error}")
+        where, told = error.filename or "file", error.strerror or error
+        _tell(f"{name}: error: {where}: got {told}, expected a file to read or write")
         return 2
     return 0
 

@@ -130,7 +130,7 @@ def _evaluate(arguments: Arguments) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "evaluation.json", found.evaluation.to_json())
     except OSError as error:
-        raise InputError(f"--out: cannot write {folder / 'evaluation.json'} ({error.strerror})") from None
+        raise InputError(f"--out: got {error.strerror} for {folder}, expected a folder to write in") from None
     print(folder / "evaluation.json")
     _tell("drawing the report")
     way = None if samples is not None else {**sampler_options(sampling), "seed": arguments.seed}
@@ -203,15 +203,15 @@ def _tell(line: str) -> None:
 
 def _read(path: Path, run: Run) -> Tensor:
     """Samples of a file in the model's own units."""
-    expected = f"expected float [n, {', '.join(map(str, run.info.shape))}]"
+    wanted = f"float [n, {', '.join(map(str, run.info.shape))}]"
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else "is no .npy file of numbers"
-        raise InputError(f"--samples: cannot read {path} ({told})") from None
+        told = error.strerror if isinstance(error, OSError) and error.strerror else "no .npy file of numbers"
+        raise InputError(f"--samples: got {told}, {path}, expected {wanted}") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape[1:] != tuple(run.info.shape):
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
-        raise InputError(f"--samples: got {got} in {path}, {expected}")
+        raise InputError(f"--samples: got {got} in {path}, expected {wanted}")
     x = torch.from_numpy(values.astype(np.float64))
     if run.info.offset is not None and run.info.scale is not None:
         offset, scale = (torch.tensor(v, dtype=torch.float64) for v in (run.info.offset, run.info.scale))

@@ -98,7 +98,7 @@ def _sample(arguments: Arguments) -> None:
             raise InputError(f"{name}: got {value}, expected at least 1")
     if arguments.guidance_interval is not None and arguments.guidance is None:
         low, high = arguments.guidance_interval
-        raise InputError(f"--guidance-interval: got {low:g} {high:g} without --guidance, which it limits")
+        raise InputError(f"--guidance-interval: got {low:g} {high:g} without --guidance, expected both")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with processes(arguments.device) as (rank, _, device):
@@ -118,13 +118,13 @@ def _sample(arguments: Arguments) -> None:
 
 def _check(arguments: Arguments, run: Run, out: Path) -> None:
     if out.suffix == ".csv" and run.info.columns is None:
-        raise InputError(f"--out: got {out}, but {run.info.name} holds {run.info.kind}s; expected .png or .npy")
+        raise InputError(f"--out: got {out}, but {run.info.name} holds {run.info.kind}s, expected .png or .npy")
     method = arguments.method or run.config.sampling.method
     if arguments.schedule is not None and not METHODS[method].flow:
         raise InputError(f"--schedule: got {arguments.schedule}, but {method} has its own ladder, expected a solver")
     classes = run.model.num_classes
     if arguments.label is not None and not classes:
-        raise InputError(f"--label: got {arguments.label}, but the model of {run.path} knows no classes")
+        raise InputError(f"--label: got {arguments.label}, but {run.path} knows no classes, expected none")
     if arguments.label is not None and classes and not 0 <= arguments.label < classes:
         raise InputError(f"--label: got {arguments.label}, expected 0..{classes - 1}")
 

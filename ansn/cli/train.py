@@ -40,7 +40,7 @@ def main() -> int:
             try:
                 written = write_pictures(folder, config.run.device, progress=sys.stderr.isatty())
             except ValueError as error:
-                raise InputError(f"{folder}: is trained, but its pictures cannot be drawn ({error})") from None
+                raise InputError(f"{folder}: got a trained run but no pictures ({error}), expected both") from None
             print(*written, sep="\n")
 
     return guarded("ansn-train", command)

@@ -92,9 +92,9 @@ def load_dataset(
             continue
         if option not in takes:
             known = ", ".join(name for name, p in takes.items() if p.kind is p.KEYWORD_ONLY)
-            raise InputError(f"option {option} does not apply to {name_or_path}; it takes {known}")
+            raise InputError(f"{option}: got {value!r} for {name_or_path}, expected no such option; it takes {known}")
         if option in options:
-            raise InputError(f"{option} is given twice, as {options[option]!r} in {name_or_path} and as {value!r}")
+            raise InputError(f"{option}: got {options[option]!r} in {name_or_path} and {value!r}, expected one of them")
         options[option] = value
     return load(split=split, **options)
 
@@ -126,9 +126,9 @@ def _by_content(path: Path) -> Callable[..., Dataset]:
 
         return partial(folder.load, path)
     if not os.path.exists(path):
-        raise InputError(f"{path}: neither a file or folder nor one of {', '.join(NAMES)}")
+        raise InputError(f"{path}: got no such file or folder, expected one or a name ({', '.join(NAMES)})")
     if not os.path.isfile(path):
-        raise InputError(f"{path}: a pipe, socket or device; expected a file, which can be read twice, or a folder")
+        raise InputError(f"{path}: got a pipe, socket or device, expected a file, which can be read twice, or a folder")
     with opened(path) as stream:
         start = stream.read(8)
     name = path.name.removesuffix(".gz").removesuffix(".xz").lower()
@@ -139,5 +139,5 @@ def _by_content(path: Path) -> Callable[..., Dataset]:
     if start.startswith(b"\0\0") or "-idx" in name or ".idx" in name or name.endswith("-ubyte"):
         return partial(idx.load_file, path)
     raise InputError(
-        f"{path}: unknown format; expected .npy, .npz, .csv, IDX, or a folder (of images, IDX or CIFAR-10)"
+        f"{path}: got an unknown format, expected .npy, .npz, .csv, IDX, or a folder (of images, IDX or CIFAR-10)"
     )

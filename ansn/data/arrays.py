@@ -73,17 +73,17 @@ def read_npy(stream: IO[bytes], path: Path | str) -> NDArray[Any]:
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
-            raise InputError(f"{path}: .npy of version {version[0]}.{version[1]}; expected 1.0 or 2.0, as for numbers")
+            raise InputError(f"{path}: got .npy {version[0]}.{version[1]}, expected 1.0 or 2.0, as for numbers")
     except (InputError, EOFError, OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError):
         raise  # of the file around the array: told by whoever opened that
     except Exception as error:  # the header is a Python literal, and may break in as many ways
-        raise InputError(f"{path}: not a readable .npy array ({error})") from None
+        raise InputError(f"{path}: got no readable .npy array ({error}), expected one") from None
     if dtype.hasobject:
         raise InputError(
-            f"{path}: holds pickled Python objects (dtype {dtype}); expected numbers, pickles are never read"
+            f"{path}: got pickled Python objects (dtype {dtype}), expected numbers; pickles are never read"
         )
     if dtype.kind not in "buif":
-        raise InputError(f"{path}: holds values of type {dtype}; expected integers, floats or booleans")
+        raise InputError(f"{path}: got values of type {dtype}, expected integers, floats or booleans")
     count = math.prod(shape) * dtype.itemsize
     data = read_exactly(stream, count, path, f"its header says {dtype} of shape {_by(shape)}")
     array: NDArray[Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
@@ -109,10 +109,10 @@ def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None
     except InputError:
         raise
     except Exception as error:  # a damaged directory fails in many ways
-        raise InputError(f"{path}: corrupt .npz archive ({error})") from None
+        raise InputError(f"{path}: got a corrupt .npz archive ({error}), expected a whole one") from None
     rows = arrays.pop(pick)
     if len(arrays) > 1:
-        raise InputError(f"{path}: holds labels twice, as {' and '.join(arrays)}; expected one of them")
+        raise InputError(f"{path}: got labels twice, as {' and '.join(arrays)}, expected one of them")
     return rows, next(iter(arrays.values()), None), split_here
 
 
@@ -124,7 +124,7 @@ def _pick(keys: list[str], path: Path) -> str:
     if not known and len(others) == 1:
         return others[0]
     listed = ", ".join(keys) or "no arrays"
-    raise InputError(f"{path}: holds {listed}; expected rows under one of {', '.join(_IMAGE_KEYS)}, or a single array")
+    raise InputError(f"{path}: got {listed}, expected rows under one of {', '.join(_IMAGE_KEYS)}, or a single array")
 
 
 def _take(
@@ -163,11 +163,11 @@ def to_dataset(
     """
     if rows.ndim not in (2, 3, 4, 5):
         raise InputError(
-            f"{path}: array of shape {_by(rows.shape)}; "
+            f"{path}: got an array of shape {_by(rows.shape)}, "
             "expected [N, d], [N, 1, L], [N, H, W], [N, C, H, W], [N, H, W, C] or [N, C, D, H, W]"
         )
     if 0 in rows.shape:
-        raise InputError(f"{path}: empty, of shape {_by(rows.shape)}; expected at least one row of at least one value")
+        raise InputError(f"{path}: got no value in shape {_by(rows.shape)}, expected a row of at least one")
     if rows.dtype.kind == "f":
         check_finite(rows, path)
     checked, num_classes = checked_labels(labels, len(rows), path, num_classes)
@@ -182,11 +182,11 @@ def to_dataset(
         for option, given in (("dequantise", dequantise), ("flip", flip)):
             if given:
                 shape = _by(rows.shape[1:])
-                raise InputError(f"{path}: {option} was asked for rows of {shape} values; expected images")
+                raise InputError(f"{option}: got True for rows of {shape} values in {path}, expected images")
     if rows.ndim == 2:
         return vectors(rows.astype(np.float64), path, standardise=standardise, **common)
     if standardise:
-        raise InputError(f"{path}: standardise was asked for rows of {_by(rows.shape[1:])}; expected vectors [N, d]")
+        raise InputError(f"standardise: got True for rows of {_by(rows.shape[1:])} in {path}, expected vectors")
     if field:
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32, order="C")
@@ -194,7 +194,7 @@ def to_dataset(
         return Dataset(torch.from_numpy(rows), **common)
     images = _as_images(rows, path)
     if dequantise and images.dtype != np.uint8:
-        raise InputError(f"{path}: dequantise was asked for {rows.dtype} images; expected 8-bit ones")
+        raise InputError(f"dequantise: got True for {rows.dtype} images in {path}, expected 8-bit ones")
     return Dataset(torch.from_numpy(images), levels=levels, dequantise=dequantise, flip=flip, **common)
 
 
@@ -219,13 +219,13 @@ def vectors(
         if constant.any():
             j = int(np.argmax(constant))
             raise InputError(
-                f"{path}: column {names[j]!r} is constant ({values[0, j]:g} in {len(values)} rows); expected "
-                "one that varies: leave it out (CSV: ignore_columns) or set standardise off"
+                f"{path}: got a constant column {names[j]!r} ({values[0, j]:g} in {len(values)} rows), expected "
+                "one that varies; leave it out (CSV: ignore_columns) or set standardise off"
             )
         if not np.isfinite(scale).all():
             j = int(np.argmin(np.isfinite(scale)))
             raise InputError(
-                f"{path}: the variance of column {names[j]!r} overflows; expected values below about 1e150"
+                f"{path}: got a variance of column {names[j]!r} that overflows, expected values below about 1e150"
             )
         values = (values - offset) / scale
     with np.errstate(over="ignore"):
@@ -233,7 +233,7 @@ def vectors(
     if not np.isfinite(x).all():
         row, j = (int(v) for v in np.argwhere(~np.isfinite(x))[0])
         raise InputError(
-            f"{path}: {values[row, j]:g} in row {row}, column {names[j]!r}; expected what float32 can hold"
+            f"{path}: got {values[row, j]:g} in row {row}, column {names[j]!r}, expected what float32 can hold"
         )
     return Dataset(
         torch.from_numpy(x),
@@ -253,21 +253,21 @@ def checked_labels(
     """
     if labels is None:
         if num_classes is not None:
-            raise InputError(f"{path}: num_classes was given but there are no labels")
+            raise InputError(f"num_classes: got {num_classes} for {path}, which has no labels, expected None")
         return None, None
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise InputError(f"{path}: labels of shape {_by(labels.shape)}; expected one label a row, [{count}]")
+        raise InputError(f"{path}: got labels of shape {_by(labels.shape)}, expected one label a row, [{count}]")
     if len(labels) != count:
-        raise InputError(f"{path}: {count} rows but {len(labels)} labels; expected as many labels as rows")
+        raise InputError(f"{path}: got {count} rows but {len(labels)} labels, expected as many labels as rows")
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.floor(labels)).all()):
         bad = labels[~(np.isfinite(labels) & (labels == np.floor(labels)))][0]
-        raise InputError(f"{path}: label {bad:g}; expected whole numbers from 0")
+        raise InputError(f"{path}: got label {bad:g}, expected whole numbers from 0")
     low, high = int(labels.min()), int(labels.max())
     limit = num_classes if num_classes is not None else _MAX_CLASSES
     if low < 0 or high >= limit:
-        raise InputError(f"{path}: label {low if low < 0 else high} out of range; expected 0 to {limit - 1}")
+        raise InputError(f"{path}: got label {low if low < 0 else high}, expected 0 to {limit - 1}")
     return torch.from_numpy(labels.astype(np.int64)), num_classes if num_classes is not None else high + 1
 
 
@@ -275,7 +275,7 @@ def check_finite(rows: NDArray[Any], path: Path | str) -> None:
     finite = np.isfinite(rows)
     if not finite.all():
         place = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), rows.shape))
-        raise InputError(f"{path}: {rows[place]} at index {list(place)}; expected finite numbers")
+        raise InputError(f"{path}: got {rows[place]} at index {list(place)}, expected finite numbers")
 
 
 def _as_images(rows: NDArray[Any], path: Path | str) -> NDArray[Any]:
@@ -285,7 +285,7 @@ def _as_images(rows: NDArray[Any], path: Path | str) -> NDArray[Any]:
     elif not 1 <= rows.shape[1] <= 4:
         if not 1 <= rows.shape[3] <= 4:
             raise InputError(
-                f"{path}: images of shape {_by(rows.shape[1:])}; expected C 1 to 4, in [C, H, W] or [H, W, C]"
+                f"{path}: got images of shape {_by(rows.shape[1:])}, expected C 1 to 4, in [C, H, W] or [H, W, C]"
             )
         rows = np.moveaxis(rows, 3, 1)
     if rows.dtype == np.bool_:
@@ -295,7 +295,7 @@ def _as_images(rows: NDArray[Any], path: Path | str) -> NDArray[Any]:
         low, high = rows.min(), rows.max()
         if low < 0 or high > top:
             raise InputError(
-                f"{path}: {rows.dtype} image values from {low:g} to {high:g}; "
+                f"{path}: got {rows.dtype} image values from {low:g} to {high:g}, "
                 "expected integers in 0 to 255 or floats in 0 to 1"
             )
         rows = rows.astype(np.float32 if rows.dtype.kind == "f" else np.uint8)

@@ -43,14 +43,14 @@ def load_folder(folder: Path, *, split: str = "train", dequantise: bool = False,
     for name in FILES[split]:
         path = find(folder, (name,))
         if path is None:
-            raise InputError(f"{folder}: no {name} (plain, .gz or .xz); expected {', '.join(FILES[split])}")
+            raise InputError(f"{folder}: got no {name} (plain, .gz or .xz), expected {', '.join(FILES[split])}")
         paths.append(path)
     # Decompression releases the interpreter: one core a file.
     with ThreadPoolExecutor(min(len(paths), cpu_count())) as pool:
         parts = list(pool.map(read_records, paths))
     for path, part in zip(paths, parts, strict=True):
         if len(part) != len(parts[0]):
-            raise InputError(f"{path}: {len(part)} records; expected {len(parts[0])}, as in {paths[0].name}")
+            raise InputError(f"{path}: got {len(part)} records, expected {len(parts[0])}, as in {paths[0].name}")
     records = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return to_dataset(
         np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32),
@@ -69,14 +69,11 @@ def read_records(path: Path) -> NDArray[np.uint8]:
     with opened(path) as stream:
         data = read_up_to(stream, _MOST_RECORDS * _RECORD)
         if stream.read(1):
-            raise InputError(f"{path}: more than {_MOST_RECORDS} records; a CIFAR-10 file is expected to hold 10000")
+            raise InputError(f"{path}: got more than {_MOST_RECORDS} records, expected the 10000 of a CIFAR-10 file")
     if not data or len(data) % _RECORD:
-        raise InputError(
-            f"{path}: {'empty' if not data else f'truncated or trailing: {len(data)} bytes'}; "
-            f"expected a whole number of records of {_RECORD} bytes"
-        )
+        raise InputError(f"{path}: got {len(data)} bytes, expected one or more whole records of {_RECORD} bytes")
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     if int(records[:, 0].max()) > 9:
         row = int(np.argmax(records[:, 0] > 9))
-        raise InputError(f"{path}: label {records[row, 0]} in record {row}; expected 0 to 9")
+        raise InputError(f"{path}: got label {records[row, 0]} in record {row}, expected 0 to 9")
     return records

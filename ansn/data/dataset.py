@@ -88,7 +88,7 @@ class Dataset:
         else:
             self.shape, quantised = tuple(rows.shape), True
         if len(rows) == 0:
-            raise ValueError(f"rows of {name} are empty; expected at least one")
+            raise ValueError(f"rows: got none of {name}, expected at least one")
         self.rows = rows
         self.name = name
         self.kind = {1: "vector", 3: "image"}.get(len(self.shape), "field")
@@ -96,9 +96,9 @@ class Dataset:
         self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
         self.levels = levels if quantised else None
         if dequantise and not quantised:
-            raise ValueError(f"dequantise is True but {name} is continuous; expected 8-bit images")
+            raise ValueError(f"dequantise: got True for {name}, which is continuous, expected 8-bit images")
         if flip and self.kind != "image":
-            raise ValueError(f"flip is True but {name} holds {self.kind}s; expected images")
+            raise ValueError(f"flip: got True for {name}, which holds {self.kind}s, expected images")
         self.dequantise, self.flip = dequantise, flip
 
         self.labels = labels
@@ -107,7 +107,7 @@ class Dataset:
             self.num_classes = _check_labels(labels, len(rows), num_classes)
         self.classes = tuple(classes) if classes is not None else None
         if self.classes is not None and len(self.classes) != self.num_classes:
-            raise ValueError(f"classes has {len(self.classes)} names; expected num_classes = {self.num_classes}")
+            raise ValueError(f"classes: got {len(self.classes)} names, expected num_classes = {self.num_classes}")
 
         width = self.shape[0]
         self.columns: tuple[str, ...] | None = None
@@ -123,7 +123,7 @@ class Dataset:
                 ("scale", len(self.scale)),
             ):
                 if length != width:
-                    raise ValueError(f"{what} has {length} entries; expected one for each of {width} columns")
+                    raise ValueError(f"{what}: got {length} entries, expected one for each of {width} columns")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,7 +163,7 @@ class Dataset:
         """The rows ``index``, int64 [M], as a data set of their own with the same options and classes."""
         index = self._checked(index)
         if len(index) == 0:
-            raise ValueError("index is empty; expected at least one row")
+            raise ValueError("index: got no rows, expected at least one row")
         part = copy.copy(self)
         part.rows = self.rows[index.to(self.rows.device)] if isinstance(self.rows, Tensor) else self.rows.select(index)
         if self.labels is not None:
@@ -205,15 +205,15 @@ class Dataset:
         if self.offset is None or self.scale is None:
             return x
         if x.shape[-1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., {self.shape[0]}]")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [..., {self.shape[0]}]")
         return self.offset.to(x.device) + self.scale.to(x.device) * x.double()
 
     def _checked(self, index: Tensor) -> Tensor:
         if index.ndim != 1 or index.dtype != torch.int64:
-            raise TypeError(f"index is {index.dtype} of shape {tuple(index.shape)}; expected int64 [B]")
+            raise TypeError(f"index: got {index.dtype} of shape {list(index.shape)}, expected int64 [B]")
         # Only where it costs no wait: on a GPU the indexing itself asserts.
         if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise IndexError(f"index spans {int(index.min())}..{int(index.max())}; expected 0..{len(self) - 1}")
+            raise IndexError(f"index: got {int(index.min())}..{int(index.max())}, expected 0..{len(self) - 1}")
         return index
 
     def _finish(self, raw: Tensor, index: Tensor, seed: int, position: int) -> tuple[Tensor, Tensor | None]:
@@ -254,11 +254,11 @@ def iterate(
     ValueError if batch_size does not divide by world, or rank, start_step or seed is out of range.
     """
     if world < 1 or not 0 <= rank < world:
-        raise ValueError(f"rank is {rank} of world {world}; expected 0 <= rank < world")
+        raise ValueError(f"rank: got {rank} of world {world}, expected 0 <= rank < world")
     if batch_size < 1 or batch_size % world:
-        raise ValueError(f"batch_size is {batch_size}; expected a positive multiple of world = {world}")
+        raise ValueError(f"batch_size: got {batch_size}, expected a positive multiple of world = {world}")
     if start_step < 0:
-        raise ValueError(f"start_step is {start_step}; expected 0 or more")
+        raise ValueError(f"start_step: got {start_step}, expected 0 or more")
     streams.check_seed(seed)
     return _batches(dataset, batch_size, seed, start_step, rank, world, stop_step)
 
@@ -294,31 +294,31 @@ def _batches(
 def _check_rows(rows: Tensor, levels: int) -> None:
     if rows.ndim not in (2, 3, 4, 5) or rows.dtype not in (torch.uint8, torch.float32) or 0 in rows.shape[1:]:
         raise TypeError(
-            f"rows is {rows.dtype} of shape {tuple(rows.shape)}; expected uint8 or float32 [N, C, H, W], or float32 "
+            f"rows: got {rows.dtype} of shape {list(rows.shape)}, expected uint8 or float32 [N, C, H, W], or float32 "
             "[N, d], [N, C, L] or [N, C, D, H, W], none of them 0"
         )
     if rows.ndim != 4 and rows.dtype == torch.uint8:
-        raise TypeError(f"rows is uint8 of shape {tuple(rows.shape)}; expected float32, as all but images are")
+        raise TypeError(f"rows: got uint8 of shape {list(rows.shape)}, expected float32, as all but images are")
     if not 2 <= levels <= 256:
-        raise ValueError(f"levels is {levels}; expected 2 to 256")
+        raise ValueError(f"levels: got {levels}, expected 2 to 256")
     if len(rows) == 0:
         return  # reported by name
     if rows.dtype == torch.uint8:
         if int(rows.max()) >= levels:
-            raise ValueError(f"rows holds the value {int(rows.max())}; expected less than levels = {levels}")
+            raise ValueError(f"rows: got the value {int(rows.max())}, expected less than levels = {levels}")
     else:
         low, high = (float(v) for v in torch.aminmax(rows))  # NaN and infinities show in the extremes
         if not np.isfinite(low + high):
-            raise ValueError("rows holds NaN or infinite values; expected finite ones")
+            raise ValueError("rows: got NaN or infinite values, expected finite ones")
         if rows.ndim == 4 and not 0 <= low <= high <= 1:
-            raise ValueError(f"rows holds image values from {low:g} to {high:g}; expected [0, 1]")
+            raise ValueError(f"rows: got image values from {low:g} to {high:g}, expected [0, 1]")
 
 
 def _check_labels(labels: Tensor, count: int, num_classes: int | None) -> int:
     if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise TypeError(f"labels is {labels.dtype} of shape {tuple(labels.shape)}; expected int64 [{count}]")
+        raise TypeError(f"labels: got {labels.dtype} of shape {list(labels.shape)}, expected int64 [{count}]")
     low, high = int(labels.min()), int(labels.max())
     classes = high + 1 if num_classes is None else num_classes
     if low < 0 or high >= classes:
-        raise ValueError(f"labels span {low}..{high}; expected 0..{classes - 1}")
+        raise ValueError(f"labels: got {low}..{high}, expected 0..{classes - 1}")
     return classes

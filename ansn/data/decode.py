@@ -52,7 +52,7 @@ def probe(path: Path) -> tuple[int, int, int]:
 def _unreadable(path: Path, error: Exception) -> InputError:
     what = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error or type(error).__name__
     return InputError(
-        f"{path}: cannot be read as an image ({what}); expected a whole {', '.join(sorted(SUFFIXES))} file"
+        f"{path}: got no readable image ({what}), expected a whole {', '.join(sorted(SUFFIXES))} file"
     )
 
 
@@ -68,7 +68,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
         top, kind = (1.0, "floats in [0, 1]") if image.mode == "F" else (65535.0, "16 bits")
         low, high = values.min(), values.max()
         if not 0 <= low <= high <= top:  # true of NaN too
-            raise InputError(f"{path}: grey values from {low:g} to {high:g}; expected 8 bits, {kind}")
+            raise InputError(f"{path}: got grey values from {low:g} to {high:g}, expected 8 bits, {kind}")
         return Image.fromarray(np.rint(values.astype(np.float64) * 255 / top).astype(np.uint8))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -38,13 +38,13 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             else:
                 yield raw
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: got no such file, expected one") from None
     except EOFError:
-        raise InputError(f"{path}: truncated: its compressed data ends early") from None
+        raise InputError(f"{path}: got compressed data that ends early, expected a whole file") from None
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: corrupt compressed data ({error})") from None
+        raise InputError(f"{path}: got corrupt compressed data ({error}), expected a whole file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{path}: got {error.strerror or error}, expected a file that can be read") from None
 
 
 def _check_xz_end(raw: IO[bytes]) -> None:
@@ -74,9 +74,9 @@ def read_exactly(stream: IO[bytes], count: int, path: Path | str, promise: str) 
     require_memory(count, path)
     data = read_up_to(stream, count)
     if len(data) < count:
-        raise InputError(f"{path}: truncated: {len(data)} bytes of data, expected {count} ({promise})")
+        raise InputError(f"{path}: got a truncated file, {len(data)} bytes of data, expected {count} ({promise})")
     if stream.read(1):
-        raise InputError(f"{path}: trailing bytes after the {count} bytes of data expected ({promise})")
+        raise InputError(f"{path}: got trailing bytes after its data, expected {count} bytes ({promise})")
     return data
 
 
@@ -84,7 +84,7 @@ def require_memory(count: int, path: Path | str) -> None:
     available = available_memory()
     if count > available:
         raise InputError(
-            f"{path}: {count / 2**30:.1f} GiB of data; "
+            f"{path}: got {count / 2**30:.1f} GiB of data, "
             f"expected at most the {available / 2**30:.1f} GiB of memory available"
         )
 
@@ -112,15 +112,15 @@ def in_folders(
     """
     wanted = ", ".join(files) + " (plain, .gz or .xz)"
     if root is None:
-        raise InputError(f"{name} needs root (--data for the commands), the folder that holds {wanted}")
+        raise InputError(f"root (--data): got None for {name}, expected the folder that holds {wanted}")
     base = Path(root)
     if not base.is_dir():
-        raise InputError(f"{name}: root {base} is no folder; expected one that holds {wanted}")
+        raise InputError(f"root (--data): got {base}, which is no folder, expected one that holds {wanted}")
     places = [base, *(base / folder for folder in folders)]
     for place in places:
         if find(place, files[:1]):
             return place
-    raise InputError(f"{name}: {wanted} not found; looked in {', '.join(map(str, places))}")
+    raise InputError(f"{name}: got no {wanted}, expected them in one of {', '.join(map(str, places))}")
 
 
 def cpu_count() -> int:

@@ -59,7 +59,7 @@ class ImageFiles:
         pixels = decode(self.paths[i], self._shape[0], self.image_size)
         if pixels.shape != self._shape:  # changed since it was listed
             raise InputError(
-                f"{self.paths[i]}: size {_size(pixels.shape)}; expected {_size(self._shape)}, as when listed"
+                f"{self.paths[i]}: got size {_size(pixels.shape)}, expected {_size(self._shape)}, as when listed"
             )
         return pixels
 
@@ -126,11 +126,11 @@ def load(
     check_split(split)
     size = _checked_size(image_size)
     if channels not in (None, 1, 3):
-        raise InputError(f"channels is {channels}; expected 1 (grey) or 3 (RGB)")
+        raise InputError(f"channels: got {channels}, expected 1 (grey) or 3 (RGB)")
     if num_workers is not None and num_workers < 0:
-        raise InputError(f"num_workers is {num_workers}; expected 0 or more")
+        raise InputError(f"num_workers: got {num_workers}, expected 0 or more")
     if memory_limit is not None and memory_limit < 0:
-        raise InputError(f"memory_limit is {memory_limit}; expected 0 or more bytes")
+        raise InputError(f"memory_limit: got {memory_limit}, expected 0 or more bytes")
     split_folder = _own_split(folder, split)
     base = split_folder or folder
     paths = list_images(base)
@@ -175,10 +175,11 @@ def list_images(folder: Path) -> list[Path]:
                 else:
                     others += 1
     except OSError as error:
-        raise InputError(f"{error.filename or folder}: cannot be listed ({error.strerror})") from None
+        place = error.filename or folder
+        raise InputError(f"{place}: got {error.strerror}, expected a folder that can be listed") from None
     if not found:
         endings = ", ".join(sorted(SUFFIXES))
-        raise InputError(f"{folder}: no images among its {others} files; expected files ending in {endings}")
+        raise InputError(f"{folder}: got no images among its {others} files, expected files ending in {endings}")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -192,7 +193,7 @@ def _own_split(folder: Path, split: str) -> Path | None:
     if not below or not below <= _SPLIT_NAMES or not below & set(SPLITS):
         return None
     if split not in below:
-        raise InputError(f"{folder}: holds {', '.join(sorted(below))}; expected a sub-folder {split!r} for that split")
+        raise InputError(f"{folder}: got folders {', '.join(sorted(below))}, expected {split!r} too for that split")
     return folder / split
 
 
@@ -205,7 +206,7 @@ def _labels(folder: Path, paths: list[Path]) -> tuple[NDArray[np.int64] | None, 
         loose = paths[owners.index(None)]
         inside = next(path for path, owner in zip(paths, owners, strict=True) if owner is not None)
         raise InputError(
-            f"{folder}: {loose.name} lies beside sub-folders, {inside.relative_to(folder)} in one; "
+            f"{folder}: got {loose.name} beside sub-folders and {inside.relative_to(folder)} in one, "
             "expected all images in sub-folders (their names are the classes) or none"
         )
     classes = tuple(sorted(named))
@@ -225,8 +226,8 @@ def _common_shape(paths: list[Path], size: tuple[int, int] | None, channels: int
         if shape[1:] != usual:
             like = next(p for p, s in zip(paths, shapes, strict=True) if s[1:] == usual)
             raise InputError(
-                f"{path}: {_size(shape)} (H x W), but {like} and {sizes[usual] - 1} more are {_size(usual)}; "
-                "expected one size: give image_size to resize and crop"
+                f"{path}: got {_size(shape)} (H x W), expected {_size(usual)} "
+                f"as of {like} and {sizes[usual] - 1} more; give image_size to resize and crop"
             )
     return (channels, *usual)
 
@@ -236,7 +237,7 @@ def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] |
         return None
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or min(sides) < 1:
-        raise InputError(f"image_size is {image_size}; expected a positive number of pixels, or two (H, W)")
+        raise InputError(f"image_size: got {image_size}, expected a positive number of pixels, or two (H, W)")
     return sides[0], sides[1]
 
 

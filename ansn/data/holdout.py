@@ -14,7 +14,7 @@ SPLITS = ("train", "test")
 
 def check_split(split: str) -> None:
     if split not in SPLITS:
-        raise InputError(f"split is {split!r}; expected 'train' or 'test'")
+        raise InputError(f"split: got {split!r}, expected 'train' or 'test'")
 
 
 def held_out(n: int, split: str, test_fraction: float | None, name: object) -> NDArray[np.int64]:
@@ -26,11 +26,11 @@ def held_out(n: int, split: str, test_fraction: float | None, name: object) -> N
     check_split(split)
     if not test_fraction:
         if split == "test":
-            raise InputError(f"{name} has no test split of its own; give test_fraction, e.g. 0.1, to hold rows out")
+            raise InputError(f"test_fraction: got {test_fraction} for {name} without a test split, expected 0.1, say")
         return np.arange(n)
     tests = round(n * test_fraction) if 0 < test_fraction < 1 else 0
     if not 0 < tests < n:
-        raise InputError(f"test_fraction {test_fraction} of {n} rows leaves an empty split; expected both to hold rows")
+        raise InputError(f"test_fraction: got {test_fraction} of {n} rows, expected one that leaves both splits rows")
     return split_at(n, tests, split)
 
 

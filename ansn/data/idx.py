@@ -40,12 +40,12 @@ def read_idx(path: Path) -> NDArray[Any]:
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or not 1 <= magic[3] <= 8:
             codes = " ".join(f"{code:02x}" for code in TYPES)
             raise InputError(
-                f"{path}: starts with {magic.hex(' ') or 'nothing'}; "
+                f"{path}: got a start of {magic.hex(' ') or 'nothing'}, "
                 f"expected IDX: 00 00, a type ({codes}), 1 to 8 dimensions"
             )
         sizes = bytes(read_up_to(stream, 4 * magic[3]))
         if len(sizes) < 4 * magic[3]:
-            raise InputError(f"{path}: truncated: ends in its header; expected {magic[3]} sizes of 4 bytes")
+            raise InputError(f"{path}: got a file that ends in its header, expected {magic[3]} sizes of 4 bytes")
         shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
         dtype = np.dtype(TYPES[magic[2]])
         promise = f"its header says {dtype.name} of shape {'x'.join(map(str, shape))}"
@@ -84,7 +84,7 @@ def load_file(
     """One IDX file of images (or vectors); labels from a file beside it with labels-idx1 for images-idx3."""
     rows = read_idx(path)
     if rows.ndim == 1:
-        raise InputError(f"{path}: one dimension ({len(rows)}), as labels have; expected images, 3 dimensions")
+        raise InputError(f"{path}: got one dimension ({len(rows)}), as labels have, expected images, 3 dimensions")
     plain = re.sub(r"\.(gz|xz)$", "", path.name)
     beside = re.sub(r"images([-.])idx\d", r"labels\1idx1", plain)
     labels_path = find(path.parent, (beside,)) if beside != plain else None
@@ -116,18 +116,18 @@ def _load_pair(
     for file in _file_names(split):
         path = find(folder, (file,))
         if path is None:
-            raise InputError(f"{folder}: no {file} (plain, .gz or .xz); expected both images and labels")
+            raise InputError(f"{folder}: got no {file} (plain, .gz or .xz), expected both images and labels")
         found.append(path)
     images_path, labels_path = found
     images = read_idx(images_path)
     if images.ndim != 3 or images.dtype != np.uint8 or (size is not None and images.shape[1:] != size):
         wanted = "Nx" + ("HxW" if size is None else f"{size[0]}x{size[1]}")
         shape = "x".join(map(str, images.shape))
-        raise InputError(f"{images_path}: {images.dtype} of shape {shape}; expected uint8 of shape {wanted}")
+        raise InputError(f"{images_path}: got {images.dtype} of shape {shape}, expected uint8 of shape {wanted}")
     labels = _matching_labels(labels_path, images_path, len(images))
     if num_classes is not None and len(labels) and int(labels.max()) >= num_classes:
         row = int(np.argmax(labels >= num_classes))
-        raise InputError(f"{labels_path}: label {labels[row]} in row {row}; expected 0 to {num_classes - 1}")
+        raise InputError(f"{labels_path}: got label {labels[row]} in row {row}, expected 0 to {num_classes - 1}")
     return to_dataset(
         images,
         labels,
@@ -144,7 +144,7 @@ def _matching_labels(path: Path, images_path: Path, count: int) -> NDArray[Any]:
     labels = read_idx(path)
     if labels.ndim != 1 or labels.dtype.kind not in "ui":
         shape = "x".join(map(str, labels.shape))
-        raise InputError(f"{path}: {labels.dtype} of shape {shape}; expected integers of one dimension")
+        raise InputError(f"{path}: got {labels.dtype} of shape {shape}, expected integers of one dimension")
     if len(labels) != count:
-        raise InputError(f"{path}: {len(labels)} labels; expected {count}, as many as images in {images_path.name}")
+        raise InputError(f"{path}: got {len(labels)} labels, expected {count}, as many as images in {images_path.name}")
     return labels

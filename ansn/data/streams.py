@@ -33,7 +33,7 @@ def words(seed: int, stream: int, count: int, *, first: int = 0, lane: int = 0) 
 
 def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; expected an integer from 0 to 2^64 - 1")
+        raise ValueError(f"seed: got {seed}, expected an integer from 0 to 2^64 - 1")
 
 
 def uniforms(seed: int, stream: int, count: int, *, first: int = 0, lane: int = 0) -> NDArray[np.float64]:
@@ -46,7 +46,7 @@ def uniforms(seed: int, stream: int, count: int, *, first: int = 0, lane: int = 
 def permutation(n: int, seed: int, epoch: int, stream: int = ORDER) -> NDArray[np.int64]:
     """A uniformly random permutation of 0..n-1, int64 [n], read-only: the ranks of n words (lane = epoch)."""
     if epoch < 0:
-        raise ValueError(f"epoch is {epoch}; expected 0 or more")
+        raise ValueError(f"epoch: got {epoch}, expected 0 or more")
     order = np.argsort(words(seed, stream, n, lane=epoch), kind="stable").astype(np.int64)
     order.setflags(write=False)
     return order
@@ -58,9 +58,9 @@ def batch_indices(n: int, step: int, batch_size: int, seed: int) -> NDArray[np.i
     Position p is row ``permutation(n, seed, p // n)[p % n]``; a batch may span several epochs.
     """
     if step < 0:
-        raise ValueError(f"step is {step}; expected 0 or more")
+        raise ValueError(f"step: got {step}, expected 0 or more")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+        raise ValueError(f"batch_size: got {batch_size}, expected 1 or more")
     parts, position, left = [], step * batch_size, batch_size
     while left:
         epoch, start = divmod(position, n)

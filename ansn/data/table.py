@@ -49,9 +49,9 @@ def load(
         try:
             names, label_at, kept, values, labels = _parse(text, path, label_column, ignore_columns or (), header)
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: byte {error.start} is not UTF-8 text; expected a CSV of numbers") from None
+            raise InputError(f"{path}: got no UTF-8 text at byte {error.start}, expected a CSV of numbers") from None
         except csv.Error as error:
-            raise InputError(f"{path}: not a CSV ({error})") from None
+            raise InputError(f"{path}: got no CSV ({error}), expected one of numbers") from None
     matrix = np.frombuffer(values, dtype=np.float64).reshape(-1, len(kept))
     targets, classes = (None, None) if label_at is None else _classes(labels, names[label_at], path)
 
@@ -63,7 +63,7 @@ def load(
     with np.errstate(over="ignore"):
         x = ((matrix[rows] - whole.offset.numpy()) / whole.scale.numpy()).astype(np.float32)
     if not np.isfinite(x).all():
-        raise InputError(f"{path}: a test row lies too far from the train rows for float32")
+        raise InputError(f"{path}: got a test row too far from the train rows, expected what float32 can hold")
     return Dataset(
         torch.from_numpy(x),
         name=path.name,
@@ -95,7 +95,7 @@ def _parse(
     rows = (row for row in reader if row and (len(row) > 1 or row[0].strip()))  # blank lines say nothing
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{path}: empty; expected rows of numbers")
+        raise InputError(f"{path}: got no lines, expected rows of numbers")
     width, first_at = len(first), reader.line_num
 
     unnamed = {_position(c, width, path) for c in (label_column, *ignore_columns) if isinstance(c, int)}
@@ -105,7 +105,7 @@ def _parse(
         names = [cell.strip() or f"x{j}" for j, cell in enumerate(first)]
         twice = next((name for j, name in enumerate(names) if name in names[:j]), None)
         if twice is not None:
-            raise InputError(f"{path}: two columns are named {twice!r}; expected different names")
+            raise InputError(f"{path}: got two columns of name {twice!r}, expected different names")
     else:
         names = [f"x{j}" for j in range(width)]
 
@@ -113,21 +113,21 @@ def _parse(
         if isinstance(column, int):
             return _position(column, width, path)
         if column not in names:
-            raise InputError(f"{path}: no column {column!r}; expected one of {', '.join(names)}")
+            raise InputError(f"{path}: got no column {column!r}, expected one of {', '.join(names)}")
         return names.index(column)
 
     label_at = None if label_column is None else place(label_column)
     left_out = {place(c) for c in ignore_columns} | ({label_at} if label_at is not None else set())
     kept = [j for j in range(width) if j not in left_out]
     if not kept:
-        raise InputError(f"{path}: no column of numbers is left of {width}; expected at least one")
+        raise InputError(f"{path}: got no column of numbers left of {width}, expected at least one")
 
     values, labels = array("d"), []
 
     def add(row: list[str]) -> None:
         if len(row) != width:
             raise InputError(
-                f"{path}: line {reader.line_num} has {len(row)} cells; expected {width} as in line {first_at}"
+                f"{path}: got {len(row)} cells in line {reader.line_num}, expected {width} as in line {first_at}"
             )
         for j in kept:
             cell = row[j]
@@ -147,13 +147,13 @@ def _parse(
     for row in rows:
         add(row)
     if not values:
-        raise InputError(f"{path}: a header and no rows; expected rows of numbers")
+        raise InputError(f"{path}: got a header and no rows, expected rows of numbers")
     return names, label_at, kept, values, labels
 
 
 def _position(column: int, width: int, path: Path) -> int:
     if not -width <= column < width:
-        raise InputError(f"{path}: no column {column}; expected a position from 0 to {width - 1}")
+        raise InputError(f"{path}: got no column {column}, expected a position from 0 to {width - 1}")
     return column % width
 
 
@@ -168,21 +168,21 @@ def _is_number(cell: str) -> bool:
 
 def _bad_cell(cell: str, line: int, column: str, path: Path) -> InputError:
     what = "an empty cell" if not cell.strip() else repr(cell if len(cell) <= 40 else cell[:37] + "...")
-    return InputError(f"{path}: {what} in line {line}, column {column!r}; expected a finite number")
+    return InputError(f"{path}: got {what} in line {line}, column {column!r}, expected a finite number")
 
 
 def _classes(cells: list[str], column: str, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """(class of each row, int64; the distinct values ascending, as numbers if all are, else as words)."""
     distinct = set(cells)
     if "" in distinct:
-        raise InputError(f"{path}: the label column {column!r} has an empty cell; expected a class in every row")
+        raise InputError(f"{path}: got an empty cell in the label column {column!r}, expected a class in every row")
     numeric = all(_is_number(cell) for cell in distinct)
     if numeric:
         broken = next((cell for cell in distinct if not float(cell).is_integer()), None)
         if broken is not None:
-            raise InputError(f"{path}: label {broken} in column {column!r}; expected whole numbers or words")
+            raise InputError(f"{path}: got label {broken} in column {column!r}, expected whole numbers or words")
     if len(distinct) > _MAX_CLASSES:
-        raise InputError(f"{path}: {len(distinct)} classes in column {column!r}; expected at most {_MAX_CLASSES}")
+        raise InputError(f"{path}: got {len(distinct)} classes in column {column!r}, expected at most {_MAX_CLASSES}")
     key = {cell: (float(cell) if numeric else cell) for cell in distinct}
     ordered = sorted(set(key.values()))  # type: ignore[type-var]
     number = {value: i for i, value in enumerate(ordered)}

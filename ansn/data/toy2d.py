@@ -27,12 +27,12 @@ def load(kind: str | None = None, *, split: str = "train", samples: int | None =
     check_split(split)
     kind = KINDS[0] if kind is None else kind
     if kind not in KINDS:
-        raise InputError(f"kind of toy2d is {kind!r}; expected one of {', '.join(KINDS)}")
+        raise InputError(f"kind: got {kind!r} for toy2d, expected one of {', '.join(KINDS)}")
     count = 10_000 if samples is None else samples
     if count < 1:
-        raise InputError(f"samples of toy2d is {count}; expected 1 or more")
+        raise InputError(f"samples: got {count}, expected 1 or more")
     if not 0 <= data_seed < 2**64:
-        raise InputError(f"data_seed of toy2d is {data_seed}; expected an integer from 0 to 2^64 - 1")
+        raise InputError(f"data_seed: got {data_seed}, expected an integer from 0 to 2^64 - 1")
     # Four uniforms a point: component, angle or nothing, and two for the pair of normals.
     u = streams.uniforms(data_seed, streams.TOY, 4 * count, lane=SPLITS.index(split)).reshape(count, 4)
     radius = np.sqrt(-2 * np.log(u[:, 2]))
@@ -75,7 +75,7 @@ def gaussian_mixture(kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64
         return np.array([0.5, 0.3, 0.2]), means, np.stack([stretched] * 3)
     if kind == "gaussian":
         return np.ones(1), np.array([[1.0, -0.5]]), stretched[None]
-    raise ValueError(f"kind is {kind!r}; expected 8-gaussians, anisotropic or gaussian")
+    raise ValueError(f"kind: got {kind!r}, expected 8-gaussians, anisotropic or gaussian")
 
 
 def _rotated(degrees: float, along: float, across: float) -> NDArray[np.float64]:

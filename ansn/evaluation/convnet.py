@@ -112,5 +112,5 @@ class ConvFeatures:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self._shape))}]")
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x.flatten(1))).any(1).sum())
-            raise ValueError(f"x: got values that are not finite in {bad} of {len(x)} rows")
+            raise ValueError(f"x: got values that are not finite in {bad} of {len(x)} rows, expected finite ones")
         return list(x.detach().float().cpu().split(_BATCH))

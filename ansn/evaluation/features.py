@@ -220,7 +220,7 @@ def rows(x: Tensor, shape: tuple[int, ...]) -> Array:
     flat = x.detach().flatten(1).double().cpu().numpy()
     if not np.isfinite(flat).all():
         bad = int((~np.isfinite(flat)).any(1).sum())
-        raise ValueError(f"x: got values that are not finite in {bad} of {len(flat)} rows")
+        raise ValueError(f"x: got values that are not finite in {bad} of {len(flat)} rows, expected finite ones")
     return flat
 
 
@@ -231,7 +231,7 @@ def checked(name: str, value: Array) -> Array:
     if value.ndim != 2 or len(value) < 2 or value.shape[1] < 1:
         raise ValueError(f"{name}: got shape {list(value.shape)}, expected [n, p] with at least two rows")
     if not np.isfinite(value).all():
-        raise ValueError(f"{name}: got values that are not finite")
+        raise ValueError(f"{name}: got values that are not finite, expected finite ones")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -44,7 +45,8 @@ def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
     if not wrong and not torch.compiler.is_compiling():  # a graph cannot branch on values
         wrong = bool((levels <= 0).any()) or bool((levels.diff() >= 0).any())
     if wrong:
-        raise ValueError("taus: expected a tensor [N] of levels > 0 that decrease strictly")
+        told = textwrap.shorten(str(levels.tolist()), 80)
+        raise ValueError(f"taus: got {told}, expected a tensor [N] of levels > 0 that decrease strictly")
     return levels.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 

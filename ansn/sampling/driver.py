@@ -127,7 +127,7 @@ class Draw:
         for name in options:
             if name not in self.method.options:
                 raise ValueError(
-                    f"{name}: {method!r} has no such option; it has {', '.join(self.method.options) or 'none'}"
+                    f"{name}: got an unknown option of {method!r}, expected {', '.join(self.method.options) or 'none'}"
                 )
         steps = self.method.steps if steps is None else whole("steps", steps, 1)
         # On the host: what reads a level must not wait for a GPU, and a sampler takes them over once.
@@ -196,7 +196,7 @@ class Draw:
             levels = steps if one.method.flow else len(one.taus)
             if one.method.evaluations(levels, one.options | {"steps": steps}) <= evaluations:
                 return cls(model, method, steps, **options)
-        raise ValueError(f"evaluations: got {evaluations}, but one step of {method!r} takes more")
+        raise ValueError(f"evaluations: got {evaluations}, expected {one.evaluations} or more, one step of {method!r}")
 
     @torch.no_grad()
     def batch(
@@ -279,7 +279,7 @@ def sample(
     draw = Draw(model, method, steps, taus=taus, schedule=schedule, start=start, seed=seed, guidance=guidance,
                 guidance_interval=guidance_interval, **options)
     if options.get("noise_sampler") is not None and n > batch_size:
-        raise ValueError(f"noise_sampler: is for one batch, but n = {n} > batch_size = {batch_size}")
+        raise ValueError(f"noise_sampler: got n = {n} > batch_size = {batch_size}, expected one batch")
     labels = label_rows(y, n)
     # A short progress bar over batches when there are several, over steps when there is one.
     several = n > batch_size

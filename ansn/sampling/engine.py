@@ -92,7 +92,7 @@ class Engine(nn.Module):
                 raise
             told = str(getattr(error, "inner_exception", error)).strip().splitlines()
             reason = told[0] if told else type(error).__name__
-            raise ValueError(f"compile: torch.compile cannot compile this network here ({reason})") from None
+            raise ValueError(f"compile: got a network that cannot be compiled ({reason}), expected False") from None
 
     def _autocast(self, *args: Any, **extra: Any) -> Tensor:
         if self.dtype == torch.float32:
@@ -154,7 +154,7 @@ def cuda_graph(call: Call, args: tuple[Any, ...], extra: dict[str, Any], warmup:
                 out = call(*static, **named)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"cuda_graph: this network cannot be captured ({reason}); leave cuda_graph off") from None
+            raise ValueError(f"cuda_graph: got a network that cannot be captured ({reason}), expected False") from None
 
     def replay(*new: Any, **renamed: Any) -> Tensor:
         for buffer, value in _tensors(static, named, new, renamed):

@@ -133,8 +133,8 @@ class Part:
             changed = [f"{k}: {known.get(k)} -> {told.get(k)}" for k in told | known if known.get(k) != told.get(k)]
             if changed:
                 raise InputError(
-                    f"--out: {self.folder} holds an unfinished draw with other settings ({'; '.join(changed)}); finish"
-                    " that one, give another --out, or --no-resume to start over"
+                    f"--out: got {self.folder}, an unfinished draw of other settings ({'; '.join(changed)}), expected"
+                    " the same; finish that one, give another --out, or --no-resume to start over"
                 )
             self._gather()
             return
@@ -165,7 +165,7 @@ class Part:
             return None
         foreign = [p.name for p in self.folder.iterdir() if not _ours(p.name)] if self.folder.is_dir() else ["a file"]
         if foreign:
-            raise InputError(f"--out: {self.folder} is in the way (holds {foreign[0]}); expected to make it")
+            raise InputError(f"--out: got {self.folder} in the way, which holds {foreign[0]}, expected to make it")
         try:
             known = json.loads((self.folder / _SETTINGS).read_text())
         except (OSError, ValueError):

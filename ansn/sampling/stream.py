@@ -109,11 +109,11 @@ def _check(path: Path, shape: Sequence[int], store: str, columns: Sequence[str] 
     """Raises InputError for an output that cannot hold such samples or is in the way."""
     image = len(shape) == 3 and shape[0] in (1, 3)
     if path.suffix == ".csv" and len(shape) != 1:
-        raise InputError(f"--out: got {path}, but the samples are of shape {list(shape)}; expected .png or .npy")
+        raise InputError(f"--out: got {path} for samples of shape {list(shape)}, expected .png or .npy")
     if path.suffix not in SUFFIXES and not image:
-        raise InputError(f"--out: got folder {path}, but samples of shape {list(shape)} are no grey or RGB images")
+        raise InputError(f"--out: got folder {path} for samples of shape {list(shape)}, expected grey or RGB images")
     if path.suffix not in SUFFIXES and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--out: {path} is there and holds something; expected a new or an empty folder")
+        raise InputError(f"--out: got {path}, which holds something, expected a new or an empty folder")
     if store not in STORES:
         raise ValueError(f"store: got {store!r}, expected one of {', '.join(STORES)}")
     if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3):
@@ -199,7 +199,7 @@ def _telling(part: Part, path: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted{kept()}") from None
     except OSError as error:
-        raise InputError(f"--out: cannot write {path} ({error.strerror or error}){kept()}") from None
+        raise InputError(f"--out: got {error.strerror or error} for {path}, expected a file to write{kept()}") from None
     finally:
         part.close()
 

@@ -67,7 +67,7 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
     first of the run's order."""
     labelled = config.regions == "labels"
     if labelled and not dataset.num_classes:
-        raise InputError(f"--regions labels: {dataset.name} has no labels; expected a labelled data set")
+        raise InputError(f"--regions: got labels for {dataset.name}, which has none, expected a labelled data set")
     x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
     return x.cpu(), labels.cpu() if labelled and labels is not None else None
 
@@ -194,7 +194,7 @@ def network(config: TrainConfig, info: DataInfo, rungs: int, regions: int = 1) -
     InputError for settings that are wrong or do not fit the data."""
     settings = config.network
     if settings.class_conditional and not info.num_classes:
-        raise InputError(f"--class-conditional: {info.name} has no labels; expected a labelled data set")
+        raise InputError(f"--class-conditional: got {info.name} without labels, expected a labelled data set")
     told = info.num_classes if settings.class_conditional else regions  # classes, or regions found
     options = _options(settings, rungs, told if told > 1 or settings.class_conditional else None)
     try:

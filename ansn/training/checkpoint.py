@@ -69,24 +69,26 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
     """``(tensors by group, state)`` of a step, the newest by default. Raises InputError in one line."""
     have = steps(run)
     if not have:
-        raise InputError(f"{run}: holds no checkpoint; expected the folder of a run of ansn-train")
+        raise InputError(f"{run}: got no checkpoint, expected the folder of a run of ansn-train")
     if step is not None and step not in have:
         raise InputError(f"step: got {step}, expected one of {', '.join(map(str, have))}, which {run} holds")
     folder = run / "checkpoints" / f"step-{have[0] if step is None else step:08d}"
     try:
         state = json.loads((folder / "state.json").read_text())
         if not isinstance(state, dict):
-            raise ValueError(f"state.json holds a {type(state).__name__}, expected an object")
+            raise ValueError(f"state.json: got a {type(state).__name__}, expected an object")
         if state.get("format") not in (2, FORMAT):
             other = "written by another version of ansn, train it anew with this one"
-            raise InputError(f"{folder}: format: got {state.get('format')}, expected 2 or {FORMAT}; it was {other}")
+            raise InputError(f"{folder}: got format {state.get('format')}, expected 2 or {FORMAT}; it was {other}")
         tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
         if state["format"] == 2 and "covariance" in tensors:
             tensors["covariance"] = _from_format_2(tensors["covariance"])
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: cannot be read ({error}); delete it to go on from the one before") from None
+        raise InputError(
+            f"{folder}: got {error}, expected a checkpoint that can be read; delete it to go on from the one before"
+        ) from None
     return tensors, state
 
 
@@ -131,7 +133,7 @@ def fitting(run: Path) -> Iterator[None]:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         told = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise InputError(f"{run}: its checkpoint is damaged or of another version of ansn ({told})") from None
+        raise InputError(f"{run}: got a damaged checkpoint ({told}), expected one of this version of ansn") from None
 
 
 def remove_all(run: Path) -> None:
@@ -157,7 +159,7 @@ def unflatten_optimizer(
         state.setdefault(int(index), {})[key] = value
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     if set(state) != set(range(parameters)):
-        raise ValueError(f"the optimiser's state is of {len(state)} parameters, expected {parameters}")
+        raise ValueError(f"optimizer: got a state of {len(state)} parameters, expected {parameters}")
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -60,7 +60,7 @@ def load_run(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise InputError(f"{folder}: is not a folder; expected one that ansn-train wrote")
+        raise InputError(f"{folder}: got no folder, expected one that ansn-train wrote")
     tensors, state = checkpoint.load(folder, step)
     with checkpoint.fitting(folder):
         config, info = from_dict(state["config"]), DataInfo.from_dict(state["data"])

@@ -145,7 +145,7 @@ class Trainer:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"--out: cannot make the folder {self.folder} ({error.strerror})") from None
+                raise InputError(f"--out: got {error.strerror} for {self.folder}, expected a new folder") from None
             if not run.resume:  # only now that settings and data are known to be good
                 checkpoint.remove_all(self.folder)
             write_atomic(self.folder / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
@@ -178,7 +178,7 @@ class Trainer:
                     self._guard(bool(finite) and all(bool(part(p).isfinite().all()) for p in self.weights))
                     self._save()
                 if stop:
-                    raise Interrupted(f"interrupted at step {self.step}; the checkpoint is in {self.folder}")
+                    raise Interrupted(f"{self.folder}: interrupted at step {self.step}; its checkpoint is there")
         return self.folder
 
     def close(self) -> None:
@@ -251,7 +251,7 @@ class Trainer:
                 f"the checkpoint of step {kept[0]} was kept in {self.folder}" if kept else "no checkpoint was written"
             )
             raise Diverged(
-                f"the loss or its gradient is not a number any more, seen at step {self.step}; {where}."
+                f"loss: it or its gradient is not a number any more, seen at step {self.step}; {where}."
                 " A smaller --lr or a --clip may help"
             )
 
@@ -331,11 +331,14 @@ class Trainer:
         changed = differences(before, self.config)
         if changed:
             raise InputError(
-                f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
+                f"{self.folder}: got other settings ({'; '.join(changed)}), expected those of the run in it; "
                 "give another --out, or --no-resume"
             )
         if data != self.info:
-            raise InputError(f"{self.folder}: holds a run on other data ({data.name}); give another --out")
+            raise InputError(
+                f"{self.folder}: got other data ({self.info.name}), expected that of the run in it ({data.name}); "
+                "give another --out"
+            )
         return tensors, state
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:

@@ -149,7 +149,8 @@ def assert_interrupted_run_goes_on(outcome: Outcome, folder: Path, whole: Path) 
     assert outcome.code == 130, outcome.err
     assert "Traceback" not in outcome.err
     step = checkpoint.steps(folder)[0]
-    assert outcome.err.splitlines()[-1] == (f"ansn-train: interrupted at step {step}; the checkpoint is in {folder}")
+    last = outcome.err.splitlines()[-1]
+    assert last == f"ansn-train: {folder}: interrupted at step {step}; its checkpoint is there"
     assert outcome.out == ""
     assert load_run(folder).step == step
     # The same command goes on; with fewer steps, so that it comes to an end.
@@ -226,7 +227,7 @@ def test_a_field_from_file_to_file(shape: tuple[int, ...], tmp_path: Path) -> No
     assert np.isfinite(drawn).all()
     outcome = call("sample", run, "-n", 5, "--out", tmp_path / "x.csv")
     assert outcome.code == 2
-    assert "holds fields; expected .png or .npy" in outcome.err
+    assert "holds fields, expected .png or .npy" in outcome.err
 
 
 # -- diverged --------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def test_divergence_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     outcome = call("train", *TINY[:-4], *PLAIN, "--lr", "1e30", "--warmup", 0, "--clip", 0, "--out", tmp_path)
     assert outcome.code == 1
     (line,) = [text for text in outcome.err.splitlines() if not text.startswith(("step ", *CHOICE))]
-    assert line.startswith("ansn-train: the loss or its gradient is not a number any more")
+    assert line.startswith("ansn-train: loss: it or its gradient is not a number any more")
     assert "no checkpoint was written" in line
     assert outcome.out == ""
 

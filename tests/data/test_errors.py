@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -20,11 +21,11 @@ from tests.data.writers import cifar_bytes, idx_bytes, some_images, write, write
 
 
 def refused(where: object, *parts: str, **options: object) -> str:
-    """Loads, and checks that the error is one line that holds every part."""
+    """Loads, and checks that the error is one line of the one grammar that holds every part."""
     with pytest.raises(InputError) as caught:
         load_dataset(where, **options)  # type: ignore[arg-type]
     message = str(caught.value)
-    assert "\n" not in message
+    assert re.fullmatch(r".+: got .+, expected .+", message), message
     for part in parts:
         assert part in message, f"{part!r} not in {message!r}"
     return message
@@ -47,16 +48,16 @@ def test_input_error_is_one_line_and_survives_pickling() -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_missing_named_files(tmp_path: Path, name: str) -> None:
-    refused(name, f"{name} needs root", "train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+    refused(name, f"root (--data): got None for {name}, expected the folder", "idx3-ubyte, train-labels-idx1")
     refused(
         name,
         "t10k-images-idx3-ubyte",
         "plain, .gz or .xz",
-        f"looked in {tmp_path}, {tmp_path / name}",
+        f"expected them in one of {tmp_path}, {tmp_path / name}",
         root=tmp_path,
         split="test",
     )
-    refused(name, f"root {tmp_path / 'none'} is no folder", root=tmp_path / "none")
+    refused(name, f"root (--data): got {tmp_path / 'none'}, which is no folder", root=tmp_path / "none")
 
 
 def test_missing_cifar10(tmp_path: Path) -> None:
@@ -64,46 +65,44 @@ def test_missing_cifar10(tmp_path: Path) -> None:
         "cifar10",
         "data_batch_1.bin, data_batch_2.bin",
         "data_batch_5.bin",
-        f"looked in {tmp_path}",
+        f"expected them in one of {tmp_path}",
         root=tmp_path,
     )
     write(tmp_path / "data_batch_1.bin", cifar_bytes(some_images(2, 3, 32, 32), np.zeros(2)))
-    refused("cifar10", "no data_batch_2.bin (plain, .gz or .xz)", root=tmp_path)
+    refused("cifar10", "got no data_batch_2.bin (plain, .gz or .xz)", root=tmp_path)
 
 
 def test_unknown_names_and_formats(tmp_path: Path) -> None:
-    refused("mnits", "mnits: neither a file or folder nor one of digits, mnist")
+    refused("mnits", "mnits: got no such file or folder, expected one or a name (digits, mnist")
     (tmp_path / "a.dat").write_bytes(b"hello")
-    refused(tmp_path / "a.dat", "a.dat: unknown format; expected .npy")
-    refused("toy2d:spiral", "'spiral'; expected one of 8-gaussians")
+    refused(tmp_path / "a.dat", "a.dat: got an unknown format, expected .npy")
+    refused("toy2d:spiral", "kind: got 'spiral' for toy2d, expected one of 8-gaussians")
 
 
 def test_options_and_splits_that_do_not_apply(tmp_path: Path) -> None:
     refused(
         "digits",
-        "option label_column does not apply to digits; it takes split, dequantise, flip",
+        "label_column: got 'a' for digits, expected no such option; it takes split, dequantise, flip",
         label_column="a",
     )
-    refused("toy2d", "option flip does not apply to toy2d", flip=True)
-    refused("digits", "split is 'valid'; expected 'train' or 'test'", split="valid")
-    refused("toy2d:gaussian", "kind is given twice", kind="gaussian")
-    refused("toy2d", "samples of toy2d is 0; expected 1 or more", samples=0)
-    refused("toy2d", "data_seed of toy2d is -1", data_seed=-1)
+    refused("toy2d", "flip: got True for toy2d, expected no such option", flip=True)
+    refused("digits", "split: got 'valid', expected 'train' or 'test'", split="valid")
+    refused("toy2d:gaussian", "kind: got 'gaussian' in toy2d:gaussian and 'gaussian', expected one", kind="gaussian")
+    refused("toy2d", "samples: got 0, expected 1 or more", samples=0)
+    refused("toy2d", "data_seed: got -1", data_seed=-1)
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(4, 2)))
-    refused(tmp_path / "a.npy", "has no test split of its own; give test_fraction", split="test")
+    refused(tmp_path / "a.npy", "test_fraction: got None for ", "without a test split, expected 0.1, say", split="test")
     for fraction in (0.01, 1.0, -0.5, float("nan")):
         refused(
             tmp_path / "a.npy",
-            f"test_fraction {fraction} of 4 rows leaves an empty split",
+            f"test_fraction: got {fraction} of 4 rows, expected one that leaves both splits rows",
             test_fraction=fraction,
         )
-    refused(
-        tmp_path / "a.npy", "dequantise was asked for rows of 2 values; expected images", dequantise=True
-    )
-    refused(tmp_path / "a.npy", "num_classes was given but there are no labels", num_classes=3)
+    refused(tmp_path / "a.npy", "dequantise: got True for rows of 2 values in ", "expected images", dequantise=True)
+    refused(tmp_path / "a.npy", "num_classes: got 3 for ", "which has no labels, expected None", num_classes=3)
     np.save(tmp_path / "line.npy", np.zeros((4, 1, 8)))
-    refused(tmp_path / "line.npy", "flip was asked for rows of 1x8 values; expected images", flip=True)
-    refused(tmp_path / "line.npy", "standardise was asked for rows of 1x8; expected vectors", standardise=True)
+    refused(tmp_path / "line.npy", "flip: got True for rows of 1x8 values in ", "expected images", flip=True)
+    refused(tmp_path / "line.npy", "standardise: got True for rows of 1x8 in ", "expected vectors", standardise=True)
     assert load_dataset("toy2d", samples=3, flip=False).flip is False  # "no" to what cannot be is no mistake
 
 
@@ -117,19 +116,19 @@ GOOD = idx_bytes(some_images(3, 28, 28))
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
-        (GOOD[:-1], ("truncated: 2351 bytes of data, expected 2352", "uint8 of shape 3x28x28")),
-        (GOOD[:9], ("truncated: ends in its header", "3 sizes of 4 bytes")),
-        (GOOD + b"x", ("trailing bytes after the 2352 bytes",)),
-        (b"\0\1" + GOOD[2:], ("starts with 00 01 08 03", "expected IDX: 00 00, a type")),
-        (b"\0\0\7" + GOOD[3:], ("starts with 00 00 07 03", "expected IDX")),
-        (b"\0\0\x08\0", ("starts with 00 00 08 00", "1 to 8 dimensions")),
-        (b"", ("starts with nothing; expected IDX",)),
-        (idx_bytes(some_images(3, 28, 27)), ("uint8 of shape 3x28x27; expected uint8 of shape Nx28x28",)),
-        (idx_bytes(some_images(3, 28, 28).astype("i2")), ("int16 of shape 3x28x28; expected uint8",)),
-        (idx_bytes(some_images(0, 28, 28)), ("3 labels; expected 0",)),
+        (GOOD[:-1], ("got a truncated file, 2351 bytes of data, expected 2352", "uint8 of shape 3x28x28")),
+        (GOOD[:9], ("got a file that ends in its header", "expected 3 sizes of 4 bytes")),
+        (GOOD + b"x", ("got trailing bytes after its data, expected 2352 bytes",)),
+        (b"\0\1" + GOOD[2:], ("got a start of 00 01 08 03", "expected IDX: 00 00, a type")),
+        (b"\0\0\7" + GOOD[3:], ("got a start of 00 00 07 03", "expected IDX")),
+        (b"\0\0\x08\0", ("got a start of 00 00 08 00", "1 to 8 dimensions")),
+        (b"", ("got a start of nothing, expected IDX",)),
+        (idx_bytes(some_images(3, 28, 27)), ("uint8 of shape 3x28x27, expected uint8 of shape Nx28x28",)),
+        (idx_bytes(some_images(3, 28, 28).astype("i2")), ("int16 of shape 3x28x28, expected uint8",)),
+        (idx_bytes(some_images(0, 28, 28)), ("3 labels, expected 0",)),
         (
             idx_bytes(some_images(4, 28, 28)),
-            ("train-labels", "3 labels; expected 4, as many as images in train-images"),
+            ("train-labels", "3 labels, expected 4, as many as images in train-images"),
         ),
     ],
 )
@@ -143,7 +142,7 @@ def test_empty_mnist(tmp_path: Path) -> None:
     write_mnist(tmp_path, some_images(0, 28, 28), np.zeros(0, np.uint8))
     refused(
         "mnist",
-        "train-images-idx3-ubyte.gz: empty, of shape 0x28x28; expected at least one row",
+        "train-images-idx3-ubyte.gz: got no value in shape 0x28x28, expected a row",
         root=tmp_path,
     )
 
@@ -151,23 +150,23 @@ def test_empty_mnist(tmp_path: Path) -> None:
 def test_broken_mnist_labels(tmp_path: Path) -> None:
     images = some_images(3, 28, 28)
     write_mnist(tmp_path, images, np.array([1, 10, 2], np.uint8))
-    refused("mnist", "train-labels-idx1-ubyte.gz: label 10 in row 1; expected 0 to 9", root=tmp_path)
+    refused("mnist", "train-labels-idx1-ubyte.gz: got label 10 in row 1, expected 0 to 9", root=tmp_path)
     write_mnist(tmp_path, images, np.zeros((3, 1), np.uint8))
-    refused("mnist", "uint8 of shape 3x1; expected integers of one dimension", root=tmp_path)
+    refused("mnist", "uint8 of shape 3x1, expected integers of one dimension", root=tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    refused("mnist", "no train-labels-idx1-ubyte (plain, .gz or .xz); expected both", root=tmp_path)
+    refused("mnist", "got no train-labels-idx1-ubyte (plain, .gz or .xz), expected both", root=tmp_path)
 
 
 def test_a_header_that_promises_the_moon_reserves_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "moon-idx3.gz", b"\0\0\x08\3" + struct.pack(">3I", 2**31, 2**31, 2**31) + b"123")
-    refused(path, "moon-idx3.gz", "GiB of data; expected at most")
+    refused(path, "moon-idx3.gz: got ", " GiB of data, expected at most")
     path = write(tmp_path / "small-idx3.gz", b"\0\0\x08\3" + struct.pack(">3I", 2**10, 2**10, 2**8) + b"123")
-    refused(path, "truncated: 3 bytes of data, expected 268435456")
+    refused(path, "got a truncated file, 3 bytes of data, expected 268435456")
 
 
 def test_labels_given_as_images(tmp_path: Path) -> None:
     path = write(tmp_path / "train-labels-idx1-ubyte", idx_bytes(np.zeros(5, np.uint8)))
-    refused(path, "one dimension (5), as labels have; expected images")
+    refused(path, "got one dimension (5), as labels have, expected images")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
@@ -176,7 +175,7 @@ def test_damaged_compression(tmp_path: Path, pack: object) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     write_mnist(tmp_path, some_images(3, 28, 28), np.zeros(3, np.uint8), suffix="")
     path.write_bytes(packed[: len(packed) // 2])
-    refused("mnist", str(path), "truncated: its compressed data ends early", root=tmp_path)
+    refused("mnist", f"{path}: got compressed data that ends early, expected a whole file", root=tmp_path)
     middle = len(packed) // 2
     path.write_bytes(packed[:middle] + bytes([packed[middle] ^ 0xFF]) + packed[middle + 1 :])
     refused("mnist", str(path), "corrupt compressed data", root=tmp_path)
@@ -191,11 +190,11 @@ def test_damaged_compression(tmp_path: Path, pack: object) -> None:
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (lambda good: good[:-1], "12291 bytes; expected a whole number of records of 3073 bytes"),
-        (lambda good: good + b"x", "12293 bytes; expected a whole number of records"),
-        (lambda good: b"", "empty; expected a whole number of records"),
-        (lambda good: good[:3073], "1 records; expected 4, as in data_batch_1.bin"),
-        (lambda good: good[:3073] + b"\x0a" + good[3074:], "label 10 in record 1; expected 0 to 9"),
+        (lambda good: good[:-1], "got 12291 bytes, expected one or more whole records of 3073 bytes"),
+        (lambda good: good + b"x", "got 12293 bytes, expected one or more whole records"),
+        (lambda good: b"", "got 0 bytes, expected one or more whole records"),
+        (lambda good: good[:3073], "got 1 records, expected 4, as in data_batch_1.bin"),
+        (lambda good: good[:3073] + b"\x0a" + good[3074:], "label 10 in record 1, expected 0 to 9"),
     ],
 )
 def test_broken_cifar10(tmp_path: Path, data: object, part: str, suffix: str) -> None:
@@ -212,26 +211,26 @@ def test_broken_cifar10(tmp_path: Path, data: object, part: str, suffix: str) ->
 @pytest.mark.parametrize(
     ("array", "part"),
     [
-        (np.array([{"a": 1}], dtype=object), "holds pickled Python objects (dtype object); expected numbers"),
-        (np.array(["a", "b"]), "holds values of type <U1; expected integers, floats or booleans"),
+        (np.array([{"a": 1}], dtype=object), "got pickled Python objects (dtype object), expected numbers"),
+        (np.array(["a", "b"]), "got values of type <U1, expected integers, floats or booleans"),
         (np.zeros(3, dtype=[("a", "f4")]), "expected integers, floats or booleans"),
-        (np.zeros((2, 2), complex), "holds values of type complex128"),
-        (np.zeros(5), "array of shape 5; expected [N, d]"),
-        (np.float64(3.0), "array of shape (); expected [N, d]"),
-        (np.zeros((2, 3, 4, 4, 4, 4)), "array of shape 2x3x4x4x4x4; expected"),
-        (np.full((2, 1, 2, 2, 2), 1e300), "inf at index [0, 0, 0, 0, 0]; expected finite numbers"),
-        (np.zeros((0, 3)), "empty, of shape 0x3; expected at least one row"),
-        (np.zeros((3, 0)), "empty, of shape 3x0"),
-        (np.array([[1.0, 2.0], [np.nan, 4.0]]), "nan at index [1, 0]; expected finite numbers"),
-        (np.array([[1.0, -np.inf]]), "-inf at index [0, 1]; expected finite numbers"),
-        (np.array([[1e300, 0.0]]), "1e+300 in row 0, column 'x0'; expected what float32 can hold"),
+        (np.zeros((2, 2), complex), "got values of type complex128"),
+        (np.zeros(5), "got an array of shape 5, expected [N, d]"),
+        (np.float64(3.0), "got an array of shape (), expected [N, d]"),
+        (np.zeros((2, 3, 4, 4, 4, 4)), "got an array of shape 2x3x4x4x4x4, expected"),
+        (np.full((2, 1, 2, 2, 2), 1e300), "inf at index [0, 0, 0, 0, 0], expected finite numbers"),
+        (np.zeros((0, 3)), "got no value in shape 0x3, expected a row of at least one"),
+        (np.zeros((3, 0)), "got no value in shape 3x0"),
+        (np.array([[1.0, 2.0], [np.nan, 4.0]]), "nan at index [1, 0], expected finite numbers"),
+        (np.array([[1.0, -np.inf]]), "-inf at index [0, 1], expected finite numbers"),
+        (np.array([[1e300, 0.0]]), "1e+300 in row 0, column 'x0', expected what float32 can hold"),
         (
             np.full((2, 4, 4), 7.0),
-            "float64 image values from 7 to 7; expected integers in 0 to 255 or floats in 0 to 1",
+            "float64 image values from 7 to 7, expected integers in 0 to 255 or floats in 0 to 1",
         ),
-        (np.full((2, 4, 4), 256), "int64 image values from 256 to 256; expected"),
+        (np.full((2, 4, 4), 256), "int64 image values from 256 to 256, expected"),
         (np.full((2, 4, 4), -1), "image values from -1 to -1"),
-        (np.zeros((2, 7, 7, 7), np.uint8), "images of shape 7x7x7; expected C 1 to 4"),
+        (np.zeros((2, 7, 7, 7), np.uint8), "images of shape 7x7x7, expected C 1 to 4"),
     ],
 )
 def test_broken_npy(tmp_path: Path, array: np.ndarray, part: str) -> None:
@@ -250,7 +249,7 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(npy_bytes(np.array([Trap()], dtype=object)))
     refused(tmp_path / "a.npy", "pickles are never read")
     (tmp_path / "b.npy").write_bytes(pickle.dumps(Trap()))
-    refused(tmp_path / "b.npy", "not a readable .npy array")
+    refused(tmp_path / "b.npy", "got no readable .npy array")
     np.savez(tmp_path / "c.npz", x=np.array([Trap()], dtype=object))
     refused(tmp_path / "c.npz", "c.npz[x]", "pickles are never read")
     assert not touched.exists()
@@ -259,12 +258,12 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 def test_npy_of_the_wrong_length(tmp_path: Path) -> None:
     data = npy_bytes(np.zeros((4, 3)))
     for content, part in (
-        (data[:-1], "truncated: 95 bytes of data, expected 96 (its header says float64 of shape 4x3)"),
-        (data + b"x", "trailing bytes after the 96 bytes"),
-        (data[:20], "not a readable .npy array"),
-        (data.replace(b"(4, 3)", b"(4, -)"), "not a readable .npy array"),
-        (b"", "not a readable .npy array"),
-        (b"\x93NUMPY\x07\x00" + data[8:], "a.npy"),
+        (data[:-1], "got a truncated file, 95 bytes of data, expected 96 (its header says float64 of shape 4x3)"),
+        (data + b"x", "got trailing bytes after its data, expected 96 bytes"),
+        (data[:20], "got no readable .npy array"),
+        (data.replace(b"(4, 3)", b"(4, -)"), "got no readable .npy array"),
+        (b"", "got no readable .npy array"),
+        (b"\x93NUMPY\x03\x00" + data[8:], "a.npy: got .npy 3.0, expected 1.0 or 2.0"),
     ):
         (tmp_path / "a.npy").write_bytes(content)
         refused(tmp_path / "a.npy", "a.npy", part)
@@ -274,11 +273,11 @@ def test_broken_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     images = some_images(6, 4, 4)
     np.savez(path, a=images, b=images)
-    refused(path, "holds a, b; expected rows under one of x, images, data, or a single array")
+    refused(path, "got a, b, expected rows under one of x, images, data, or a single array")
     np.savez(path, x=images, data=images)
-    refused(path, "holds x, data; expected rows under one of")
+    refused(path, "got x, data, expected rows under one of")
     np.savez(path, x=images, y=np.zeros(6), labels=np.zeros(6))
-    refused(path, "holds labels twice, as y and labels")
+    refused(path, "got labels twice, as y and labels")
     np.savez(path)
     refused(path, "a.npz")
     np.savez(path, x=images)
@@ -292,19 +291,19 @@ def test_broken_npz(tmp_path: Path) -> None:
     refused(path, "corrupt .npz archive")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no arrays")
-    refused(path, "holds no arrays; expected rows")
+    refused(path, "got no arrays, expected rows")
 
 
 @pytest.mark.parametrize(
     ("labels", "options", "part"),
     [
-        (np.zeros(5), {}, "6 rows but 5 labels; expected as many labels as rows"),
-        (np.zeros((6, 2)), {}, "labels of shape 6x2; expected one label a row, [6]"),
-        (np.full(6, 0.5), {}, "label 0.5; expected whole numbers from 0"),
-        (np.full(6, np.nan), {}, "label nan; expected whole numbers"),
-        (np.array([0, 1, 2, 3, -1, 0]), {}, "label -1 out of range; expected 0 to"),
-        (np.array([0, 1, 2, 3, 4, 0]), {"num_classes": 3}, "label 4 out of range; expected 0 to 2"),
-        (np.full(6, 10**9), {}, "label 1000000000 out of range; expected 0 to 65535"),
+        (np.zeros(5), {}, "got 6 rows but 5 labels, expected as many labels as rows"),
+        (np.zeros((6, 2)), {}, "labels of shape 6x2, expected one label a row, [6]"),
+        (np.full(6, 0.5), {}, "label 0.5, expected whole numbers from 0"),
+        (np.full(6, np.nan), {}, "label nan, expected whole numbers"),
+        (np.array([0, 1, 2, 3, -1, 0]), {}, "label -1, expected 0 to"),
+        (np.array([0, 1, 2, 3, 4, 0]), {"num_classes": 3}, "label 4, expected 0 to 2"),
+        (np.full(6, 10**9), {}, "label 1000000000, expected 0 to 65535"),
     ],
 )
 def test_broken_labels(tmp_path: Path, labels: np.ndarray, options: dict[str, int], part: str) -> None:
@@ -318,37 +317,37 @@ def test_broken_labels(tmp_path: Path, labels: np.ndarray, options: dict[str, in
 @pytest.mark.parametrize(
     ("text", "options", "part"),
     [
-        ("a,b\n1,2\n3,x\n", {}, "'x' in line 3, column 'b'; expected a finite number"),
-        ("1,2\n3,4\n5,oops\n", {}, "'oops' in line 3, column 'x1'; expected a finite number"),
+        ("a,b\n1,2\n3,x\n", {}, "'x' in line 3, column 'b', expected a finite number"),
+        ("1,2\n3,4\n5,oops\n", {}, "'oops' in line 3, column 'x1', expected a finite number"),
         ("1,2,abc\n3,4,5\n", {}, "'abc' in line 1, column 'x2'"),
         ("a,b\n1,2\n\n3,\n", {}, "an empty cell in line 4, column 'b'"),
-        ("a,b\n1,nan\n", {}, "'nan' in line 2, column 'b'; expected a finite number"),
+        ("a,b\n1,nan\n", {}, "'nan' in line 2, column 'b', expected a finite number"),
         ("a,b\n1,1e999\n", {}, "'1e999' in line 2, column 'b'"),
         ("a,b\n1,1_000\n", {}, "'1_000' in line 2, column 'b'"),
-        ("a,b\n1,2\n3\n", {}, "line 3 has 1 cells; expected 2 as in line 1"),
-        ("a,b\n1,2\n3,4,5\n", {}, "line 3 has 3 cells; expected 2"),
-        ("a,b\n1,2\n3,2\n", {}, "column 'b' is constant (2 in 2 rows)"),
-        ("a,b\n1,2\n", {}, "column 'a' is constant (1 in 1 rows)"),
-        ("a\n1e300\n-1e300\n", {}, "the variance of column 'a' overflows"),
+        ("a,b\n1,2\n3\n", {}, "got 1 cells in line 3, expected 2 as in line 1"),
+        ("a,b\n1,2\n3,4,5\n", {}, "got 3 cells in line 3, expected 2"),
+        ("a,b\n1,2\n3,2\n", {}, "got a constant column 'b' (2 in 2 rows)"),
+        ("a,b\n1,2\n", {}, "got a constant column 'a' (1 in 1 rows)"),
+        ("a\n1e300\n-1e300\n", {}, "got a variance of column 'a' that overflows"),
         (
             "a,b\n1e39,2\n3,4\n",
             {"standardise": False},
-            "1e+39 in row 0, column 'a'; expected what float32 can hold",
+            "1e+39 in row 0, column 'a', expected what float32 can hold",
         ),
-        ("", {}, "empty; expected rows of numbers"),
-        ("\n\n", {}, "empty; expected rows of numbers"),
-        ("a,b\n", {}, "a header and no rows"),
-        ("a,a\n1,2\n", {}, "two columns are named 'a'"),
-        ("a,b\n1,2\n", {"label_column": "c"}, "no column 'c'; expected one of a, b"),
-        ("a,b\n1,2\n", {"label_column": 2}, "no column 2; expected a position from 0 to 1"),
-        ("a\n1\n", {"label_column": "a"}, "no column of numbers is left of 1"),
+        ("", {}, "got no lines, expected rows of numbers"),
+        ("\n\n", {}, "got no lines, expected rows of numbers"),
+        ("a,b\n", {}, "got a header and no rows"),
+        ("a,a\n1,2\n", {}, "got two columns of name 'a'"),
+        ("a,b\n1,2\n", {"label_column": "c"}, "got no column 'c', expected one of a, b"),
+        ("a,b\n1,2\n", {"label_column": 2}, "got no column 2, expected a position from 0 to 1"),
+        ("a\n1\n", {"label_column": "a"}, "got no column of numbers left of 1"),
         (
             "a,b\n1,0.5\n2,1\n",
             {"label_column": "b"},
-            "label 0.5 in column 'b'; expected whole numbers or words",
+            "label 0.5 in column 'b', expected whole numbers or words",
         ),
-        ("a,b\n1,\n2,1\n", {"label_column": "b"}, "the label column 'b' has an empty cell"),
-        ('a,b\n1,"2\n', {}, "not a CSV"),
+        ("a,b\n1,\n2,1\n", {"label_column": "b"}, "got an empty cell in the label column 'b'"),
+        ('a,b\n1,"2\n', {}, "got no CSV ("),
     ],
 )
 def test_broken_csv(tmp_path: Path, text: str, options: dict[str, object], part: str) -> None:
@@ -358,11 +357,11 @@ def test_broken_csv(tmp_path: Path, text: str, options: dict[str, object], part:
 
 def test_csv_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,b\n\xff\xfe,2\n")
-    refused(tmp_path / "t.csv", "is not UTF-8 text; expected a CSV of numbers")
+    refused(tmp_path / "t.csv", "got no UTF-8 text at byte 4, expected a CSV of numbers")
     write(tmp_path / "t.csv.gz", b"a,b\n" + b"1,2\n3,4\n" * 5000)
     data = (tmp_path / "t.csv.gz").read_bytes()
     (tmp_path / "t.csv.gz").write_bytes(data[:-12])
-    refused(tmp_path / "t.csv.gz", "truncated: its compressed data ends early")
+    refused(tmp_path / "t.csv.gz", "got compressed data that ends early")
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,12 +372,12 @@ def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:  # permissions do not stop root, who may be running this
         patch.setattr("builtins.open", denied)
-        refused(tmp_path / "a.npy", f"{tmp_path / 'a.npy'}: cannot be read (Permission denied)")
-    refused("x" * 300, "xxx: neither a file or folder nor one of digits")
-    refused("a\0b", "neither a file or folder nor one of digits")
+        refused(tmp_path / "a.npy", f"{tmp_path / 'a.npy'}: got Permission denied, expected a file that can be read")
+    refused("x" * 300, "xxx: got no such file or folder, expected one or a name (digits")
+    refused("a\0b", "got no such file or folder, expected one or a name (digits")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_a_pipe_is_refused_before_it_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.csv")
-    refused(tmp_path / "a.csv", "a.csv: a pipe, socket or device; expected a file")
+    refused(tmp_path / "a.csv", "a.csv: got a pipe, socket or device, expected a file")

@@ -116,9 +116,9 @@ def test_an_image_that_breaks_while_streaming_is_one_line(
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError) as caught:
         list(iterate(dataset, 14, 0, stop_step=1))
-    assert str(caught.value).startswith(f"{path}: cannot be read as an image (")
+    assert str(caught.value).startswith(f"{path}: got no readable image (")
     save(path, np.zeros((7, 5, 3), np.uint8))
-    with pytest.raises(InputError, match=r"03\.png: size 7x5; expected 6x5, as when listed"):
+    with pytest.raises(InputError, match=r"03\.png: got size 7x5, expected 6x5, as when listed"):
         list(iterate(dataset, 14, 0, stop_step=1))
 
 
@@ -166,7 +166,7 @@ def test_sixteen_bits_and_floats(tmp_path: Path) -> None:
     for values in ([[0.0, 2.0]], [[0.0, float("nan")]]):
         path = save(tmp_path / "c.tif", np.array(values, np.float32))
         with pytest.raises(
-            InputError, match=r"c\.tif: grey values from .*; expected 8 bits, floats in \[0, 1\]"
+            InputError, match=r"c\.tif: got grey values from .*, expected 8 bits, floats in \[0, 1\]"
         ):
             decode(path, 1, None)
 
@@ -202,24 +202,24 @@ def test_mixed_grey_and_colour_become_colour(tmp_path: Path) -> None:
 
 
 def test_folder_errors(tmp_path: Path) -> None:
-    refused(tmp_path, f"{tmp_path}: no images among its 0 files; expected files ending in .bmp")
+    refused(tmp_path, f"{tmp_path}: got no images among its 0 files, expected files ending in .bmp")
     save(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
     save(tmp_path / "b.png", np.zeros((4, 4), np.uint8))
     save(tmp_path / "c.png", np.zeros((4, 6), np.uint8))
     refused(
         tmp_path,
-        f"{tmp_path / 'c.png'}: 4x6 (H x W), but {tmp_path / 'a.png'} and 1 more are 4x4",
+        f"{tmp_path / 'c.png'}: got 4x6 (H x W), expected 4x4 as of {tmp_path / 'a.png'} and 1 more",
         "give image_size",
     )
     assert len(load_dataset(tmp_path, image_size=4)) == 3
-    refused(tmp_path, "image_size is 0; expected a positive number of pixels", image_size=0)
-    refused(tmp_path, "channels is 2; expected 1 (grey) or 3 (RGB)", channels=2)
-    refused(tmp_path, "num_workers is -1; expected 0 or more", num_workers=-1)
-    refused(tmp_path, "memory_limit is -1; expected 0 or more bytes", memory_limit=-1)
+    refused(tmp_path, "image_size: got 0, expected a positive number of pixels", image_size=0)
+    refused(tmp_path, "channels: got 2, expected 1 (grey) or 3 (RGB)", channels=2)
+    refused(tmp_path, "num_workers: got -1, expected 0 or more", num_workers=-1)
+    refused(tmp_path, "memory_limit: got -1, expected 0 or more bytes", memory_limit=-1)
     save(tmp_path / "sub" / "d.png", np.zeros((4, 4), np.uint8))
-    refused(tmp_path, "a.png lies beside sub-folders", "sub/d.png", image_size=4)
+    refused(tmp_path, "got a.png beside sub-folders and ", "sub/d.png", image_size=4)
     save(tmp_path / "own" / "train" / "d.png", np.zeros((4, 4), np.uint8))
-    refused(tmp_path / "own", "holds train; expected a sub-folder 'test'", split="test")
+    refused(tmp_path / "own", "got folders train, expected 'test' too", split="test")
 
 
 @pytest.mark.parametrize("options", [{}, {"image_size": 4, "channels": 3}])
@@ -230,7 +230,7 @@ def test_an_unreadable_image(tmp_path: Path, content: bytes | None, options: dic
         save(tmp_path / f"{name}.png", pixels)
     bad = tmp_path / "b.png"
     bad.write_bytes(bad.read_bytes()[:2000] if content is None else content)
-    refused(tmp_path, f"{bad}: cannot be read as an image (", "expected a whole", **options)
+    refused(tmp_path, f"{bad}: got no readable image (", "expected a whole", **options)
 
 
 def test_streamed_repr_and_type(pets: tuple[Path, np.ndarray]) -> None:

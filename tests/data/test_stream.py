@@ -45,7 +45,7 @@ def test_words_are_numpys_philox_from_a_counter_beyond_64_bits() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seed_out_of_range(seed: int) -> None:
-    with pytest.raises(ValueError, match=r"seed is .*expected an integer from 0 to 2\^64 - 1"):
+    with pytest.raises(ValueError, match=r"seed: got .*expected an integer from 0 to 2\^64 - 1"):
         streams.words(seed, 1, 4)
 
 
@@ -154,11 +154,11 @@ def test_drawing_leaves_global_generators_alone() -> None:
 @pytest.mark.parametrize(
     ("where", "line"),
     [
-        ({"batch_size": 9, "world": 2}, "batch_size is 9; expected a positive multiple of world = 2"),
-        ({"batch_size": 0}, "batch_size is 0; expected"),
-        ({"batch_size": 4, "rank": 2, "world": 2}, "rank is 2 of world 2; expected 0 <= rank < world"),
-        ({"batch_size": 4, "start_step": -1}, "start_step is -1; expected 0 or more"),
-        ({"batch_size": 4, "seed": -3}, "seed is -3; expected"),
+        ({"batch_size": 9, "world": 2}, "batch_size: got 9, expected a positive multiple of world = 2"),
+        ({"batch_size": 0}, "batch_size: got 0, expected"),
+        ({"batch_size": 4, "rank": 2, "world": 2}, "rank: got 2 of world 2, expected 0 <= rank < world"),
+        ({"batch_size": 4, "start_step": -1}, "start_step: got -1, expected 0 or more"),
+        ({"batch_size": 4, "seed": -3}, "seed: got -3, expected"),
     ],
 )
 def test_bad_coordinates_are_refused_at_the_call(where: dict[str, int], line: str) -> None:
@@ -233,7 +233,7 @@ def test_vectors_have_identity_units_by_default() -> None:
     x, labels = dataset.batch(torch.tensor([2]))
     assert torch.equal(x, rows[2:3])
     assert labels is None
-    with pytest.raises(ValueError, match=r"x has shape \(5, 2\); expected \[\.\.\., 3\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[5, 2\], expected \[\.\.\., 3\]"):
         dataset.to_data_units(rows[:, :2])
 
 
@@ -270,40 +270,40 @@ def test_select_keeps_options_and_classes() -> None:
     assert part.labels is not None
     assert part.labels.tolist() == [1, 2]
     assert torch.equal(part.rows, images(9).rows[[7, 2]])  # type: ignore[index, arg-type]
-    with pytest.raises(ValueError, match="index is empty"):
+    with pytest.raises(ValueError, match="index: got no rows, expected"):
         part.select(torch.arange(0))
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"rows": torch.zeros(3, 2, dtype=torch.uint8)}, r"rows is uint8 of shape \(3, 2\); expected float32"),
-        ({"rows": torch.zeros(3)}, r"rows is torch.float32 of shape \(3,\); expected"),
-        ({"rows": torch.zeros(3, 2, dtype=torch.float64)}, "rows is torch.float64"),
-        ({"rows": torch.zeros(0, 2)}, "rows of data are empty; expected at least one"),
-        ({"rows": torch.tensor([[1.0, float("nan")]])}, "rows holds NaN or infinite values"),
-        ({"rows": torch.full((1, 1, 2, 2), 3.0)}, r"image values from 3 to 3; expected \[0, 1\]"),
+        ({"rows": torch.zeros(3, 2, dtype=torch.uint8)}, r"rows: got uint8 of shape \[3, 2\], expected float32"),
+        ({"rows": torch.zeros(3)}, r"rows: got torch.float32 of shape \[3\], expected"),
+        ({"rows": torch.zeros(3, 2, dtype=torch.float64)}, "rows: got torch.float64"),
+        ({"rows": torch.zeros(0, 2)}, "rows: got none of data, expected at least one"),
+        ({"rows": torch.tensor([[1.0, float("nan")]])}, "rows: got NaN or infinite values"),
+        ({"rows": torch.full((1, 1, 2, 2), 3.0)}, r"image values from 3 to 3, expected \[0, 1\]"),
         (
             {"rows": torch.full((1, 1, 2, 2), 17, dtype=torch.uint8), "levels": 17},
-            "the value 17; expected less",
+            "the value 17, expected less",
         ),
-        ({"rows": torch.rand(1, 1, 2, 2), "dequantise": True}, "dequantise is True but data is continuous"),
-        ({"rows": torch.rand(3, 2), "flip": True}, "flip is True but data holds vectors"),
+        ({"rows": torch.rand(1, 1, 2, 2), "dequantise": True}, "dequantise: got True for data, which is continuous"),
+        ({"rows": torch.rand(3, 2), "flip": True}, "flip: got True for data, which holds vectors, expected"),
         (
             {"rows": torch.rand(3, 2), "labels": torch.zeros(2, dtype=torch.int64)},
-            r"labels is .*expected int64 \[3\]",
+            r"labels: got .*expected int64 \[3\]",
         ),
         (
             {"rows": torch.rand(2, 2), "labels": torch.tensor([0, 5]), "num_classes": 3},
-            r"labels span 0\.\.5; expected 0\.\.2",
+            r"labels: got 0\.\.5, expected 0\.\.2",
         ),
         (
             {"rows": torch.rand(2, 2), "labels": torch.tensor([0, 1]), "classes": ["a"]},
-            "classes has 1 names; expected",
+            "classes: got 1 names, expected",
         ),
         (
             {"rows": torch.rand(2, 2), "columns": ["a"]},
-            "columns has 1 entries; expected one for each of 2 columns",
+            "columns: got 1 entries, expected one for each of 2 columns",
         ),
     ],
 )
@@ -313,7 +313,7 @@ def test_arguments_that_do_not_fit(arguments: dict[str, object], line: str) -> N
 
 
 def test_index_errors_name_the_range() -> None:
-    with pytest.raises(IndexError, match=r"index spans 3\.\.20; expected 0\.\.19"):
+    with pytest.raises(IndexError, match=r"index: got 3\.\.20, expected 0\.\.19"):
         images().batch(torch.tensor([3, 20]))
-    with pytest.raises(TypeError, match=r"index is torch.int32 .*expected int64 \[B\]"):
+    with pytest.raises(TypeError, match=r"index: got torch.int32 .*expected int64 \[B\]"):
         images().batch(torch.tensor([3], dtype=torch.int32))

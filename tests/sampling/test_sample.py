@@ -307,7 +307,7 @@ def test_wrong_arguments_are_named(name, arguments):
 
 def test_an_unknown_option_is_told_what_there_is():
     with pytest.raises(
-        ValueError, match=r"^epsilon: 'langevin' has no such option; it has eps, convention, precondition"
+        ValueError, match=r"^epsilon: got an unknown option of 'langevin', expected eps, convention, precondition"
     ):
         sample(trained(), 1, "langevin", epsilon=0.1)
 
@@ -318,5 +318,5 @@ def test_a_budget_of_evaluations_is_not_passed(method):
     draw = Draw.within(model, method, 60)
     more = Draw(model, method, 1 + (len(draw.taus) if draw.method.flow else draw.options["steps"]))
     assert draw.evaluations <= 60 < more.evaluations
-    with pytest.raises(ValueError, match=r"^evaluations: got 0, but one step of"):
+    with pytest.raises(ValueError, match=r"^evaluations: got 0, expected .* or more, one step of"):
         Draw.within(model, method, 0)

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import struct
@@ -235,8 +236,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 def one_line(error: BaseException, run: Path) -> None:
-    assert "\n" not in str(error)
-    assert str(run) in str(error)
+    assert re.fullmatch(f"{re.escape(str(run))}.*: got .+, expected .+", str(error)), error
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -315,12 +315,12 @@ def test_a_run_of_format_2_is_what_it_was(tmp_path: Path, settings: dict[str, An
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none: is not a folder; expected one that ansn-train wrote"):
+    with pytest.raises(InputError, match=r"none: got no folder, expected one that ansn-train wrote"):
         load_run(tmp_path / "none")
-    with pytest.raises(InputError, match=r"holds no checkpoint; expected the folder of a run of ansn-train"):
+    with pytest.raises(InputError, match=r"got no checkpoint, expected the folder of a run of ansn-train"):
         load_run(tmp_path)
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="got no checkpoint"):
         load_run(tmp_path)
 
 

@@ -223,7 +223,7 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     np.savetxt(table, rng.normal(size=(50, 3)), delimiter=",", header="a,b,c", comments="")
     run = trained(tmp_path / "run", dataset=str(table), steps=2)
     np.savetxt(table, rng.normal(size=(50, 3)), delimiter=",", header="a,b,d", comments="")
-    with pytest.raises(InputError, match=r"run: holds a run on other data \(points\.csv\)"):
+    with pytest.raises(InputError, match=r"run: got other data .*, expected that of the run in it \(points\.csv\)"):
         trained(run, dataset=str(table), steps=4)
     assert load_run(run).step == 2
 

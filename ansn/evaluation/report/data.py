@@ -129,7 +129,7 @@ def covariance(m: Material) -> Section:
         condition, rank = float(c.condition_number()[0]), float(c.effective_rank()[0])
         draws = figures.noise_draws(c, 0, 8)
         if not all(bool(torch.isfinite(v).all()) for v in (values, noise, rows, draws)):
-            raise ValueError("it holds values that are not finite")
+            raise ValueError("covariance: got values that are not finite, expected finite ones")
     except BROKEN as error:
         s.missing.append(f"The covariance cannot be shown: {sentence(error)}")
         return s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -31,8 +32,9 @@ def check_isa() -> None:
     if module is not None:
         try:
             module.cpu_isa()
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        except ValueError:
+            given, known = os.environ["ANSN_CPU_ISA"], ", ".join(module.supported_isas())
+            raise InputError(f"ANSN_CPU_ISA: got {given!r}, expected one of {known}, which this CPU supports") from None
 
 
 def address(tensor: Tensor | None) -> int:
