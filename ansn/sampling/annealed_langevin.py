@@ -46,7 +46,8 @@ def annealed_langevin(
     At R = I they agree.
 
     Args:
-        x: start ``[B, *shape]``; taus: decreasing ``[N]``, by default the noise model's ladder.
+        x: start ``[B, *shape]``, whose shape and dtype the result has.
+        taus: decreasing ``[N]``, data standard deviations; by default the noise model's ladder.
         steps: T, steps a level.
         eps: the paper's step size; None for ``0.2 tau_N^2``, which its numbers (2e-5 at 0.01) are.
         convention: ``"paper"`` is the above, ``"ncsn"`` drift ``alpha`` and noise ``sqrt(2 alpha)``: twice the
@@ -103,7 +104,8 @@ def algorithm_1(
         x <- x + alpha_i / (2 sigma_i) s_theta(x) + sqrt(alpha_i) z,   alpha_i = eps sigma_i^2 / sigma_L^2
 
     ``s_theta`` is the whitened prediction f. The noise is isotropic and nothing denoises at the end: this samples the
-    right density only when the training noise was isotropic with R = I. Arguments as in :func:`annealed_langevin`.
+    right density only when the training noise was isotropic with R = I. ``x`` ``[B, *shape]``, ``taus`` ``[N]`` and the
+    rest as in :func:`annealed_langevin`. Returns x's shape and dtype.
     """
     taus = ladder(model, x, taus)
     alpha = _alpha(eps, taus, steps)

@@ -101,7 +101,8 @@ class StepNoise:
 def colored_noise_sampler(
     model: Denoiser, x: Tensor, region: Tensor | None = None, seed: int = 0, row: int = 0
 ) -> Callable[[Any, Any], Tensor]:
-    """k-diffusion's ``noise_sampler(sigma, sigma_next)``, giving ``L z``, x's shape: noise of the training's own shape.
+    """k-diffusion's ``noise_sampler(sigma, sigma_next)``, giving ``L z`` of x's shape ``[B, *shape]`` and dtype:
+    noise of the training's own shape; ``region`` int64 ``[B]``, row r of x being row ``row + r`` of the draw.
 
     Hand it to k-diffusion's stochastic samplers, whose white noise would be wrong for this denoiser. Call number i
     draws ``z`` of ``(seed, row + r, i)``, whatever the levels: make a new one for each batch. Where k-diffusion takes

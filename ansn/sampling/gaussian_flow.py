@@ -50,8 +50,8 @@ def gaussian_2m(
     Where the noise model has a mixture, a row that starts in a region for certain (p above 0.99) follows that region's
     Gaussian, since there the mixture's flow is the region's; the others follow the Gaussian of the whole.
 
-    Arguments else as in :func:`ansn.sampling.euler`; N evaluations, three products with B each besides the denoiser's,
-    with a mixture six.
+    ``x`` ``[B, *shape]`` and ``taus`` ``[N]`` as in :func:`ansn.sampling.euler`; N evaluations, three products with B
+    each besides the denoiser's, with a mixture six. Returns x's shape and dtype.
     Needs no Wiener skip, only the covariance; compiling it needs one that keeps its pencil
     (:meth:`AdaptiveCovariance.track`).
     """

@@ -240,12 +240,19 @@ class Posterior(Measured):
 
 
 def pigdm(model: Denoiser, operator: Operator, measured: Tensor, sigma_y: float = 0.0) -> Posterior:
-    """Pseudo-inverse guidance (Song et al. 2023): isotropic V inside the inverse, the Jacobian outside."""
+    """Pseudo-inverse guidance (Song et al. 2023): isotropic V inside the inverse, the Jacobian outside.
+
+    ``measured`` ``[*operator.shape]`` or ``[N, *operator.shape]``, ``sigma_y`` data units: see :class:`Measured`. The
+    denoiser returned maps x ``[B, *shape]`` to the same shape and dtype."""
     return Posterior(model, operator, measured, sigma_y, "isotropic", gradient=True)
 
 
 def mmps(
     model: Denoiser, operator: Operator, measured: Tensor, sigma_y: float = 0.0, *, cg_steps: int = 1
 ) -> Posterior:
-    """Moment-matching posterior sampling (Rozet et al. 2024): V by the network's own Jacobian."""
+    """Moment-matching posterior sampling (Rozet et al. 2024): V by the network's own Jacobian, ``cg_steps`` as in
+    :class:`Posterior`.
+
+    ``measured`` ``[*operator.shape]`` or ``[N, *operator.shape]``, ``sigma_y`` data units: see :class:`Measured`. The
+    denoiser returned maps x ``[B, *shape]`` to the same shape and dtype."""
     return Posterior(model, operator, measured, sigma_y, "jacobian", cg_steps=cg_steps)

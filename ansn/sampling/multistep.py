@@ -35,8 +35,8 @@ def dpmpp_2m(
 
         D' = D_i + (D_i - D_{i-1}) / (2 r),      x <- x + (1 - tau'/tau)(D' - x)
 
-    Arguments as in :func:`ansn.sampling.euler`; N evaluations. The first and the last step, which goes to tau = 0,
-    are Euler's.
+    ``x`` ``[B, *shape]`` and ``taus`` ``[N]`` as in :func:`ansn.sampling.euler`; N evaluations. The first and the last
+    step, which goes to tau = 0, are Euler's. Returns x's shape and dtype.
     """
     taus = ladder(model, x, taus)
     shrink, forward = (1.0 - targets(taus) / taus).unbind(), two_step_weights(taus).unbind()
@@ -68,7 +68,8 @@ def exponential_ab(
     the integral of the polynomial through the last ``order`` values of D, exactly.
 
     ``order``: 1 (Euler), 2 or 3; the first steps have the order that their values allow, and the last one, to
-    tau = 0, is Euler's. Arguments else as in :func:`ansn.sampling.euler`; N evaluations.
+    tau = 0, is Euler's. ``x`` ``[B, *shape]`` and ``taus`` ``[N]`` as in :func:`ansn.sampling.euler`; N evaluations.
+    Returns x's shape and dtype.
     """
     if order not in ORDERS:
         raise ValueError(f"order: got {order}, expected one of {', '.join(map(str, ORDERS))}")

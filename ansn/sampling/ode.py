@@ -25,8 +25,8 @@ def euler(
     """Euler's method, order 1: ``x <- x + (1 - tau'/tau)(D - x)``; one evaluation a level, the last step goes to
     tau = 0.
 
-    ``x`` ``[B, *shape]`` is perturbed at ``taus[0]`` (:meth:`NoiseModel.prior`); ``taus`` decreasing ``[N]``, the
-    noise model's ladder by default.
+    ``x`` ``[B, *shape]`` is perturbed at ``taus[0]`` (:meth:`NoiseModel.prior`); ``taus`` ``[N]`` decreasing, data
+    standard deviations, the noise model's ladder by default; ``region`` int64 ``[B]``. Returns x's shape and dtype.
     """
     taus = ladder(model, x, taus)
     shrink = (1.0 - targets(taus) / taus).unbind()
@@ -51,7 +51,7 @@ def heun(
     """Heun's method, order 2 (Karras et al. 2022, Algorithm 1): two evaluations a level but one at the last, which
     goes to tau = 0.
 
-    Arguments as in :func:`euler`; 2 N - 1 evaluations.
+    ``x`` ``[B, *shape]`` and ``taus`` ``[N]`` as in :func:`euler`; 2 N - 1 evaluations. Returns x's shape and dtype.
     """
     taus = ladder(model, x, taus)
     levels, weights = taus.unbind(), heun_weights(taus, targets(taus))

@@ -52,8 +52,8 @@ def predictor_corrector(
             large as z; his ratio of norms over the batch would make a sample depend on its batch, and one of each
             row alone would bias the step.
 
-    ``N + (N - 1) corrections`` evaluations; noise numbers count all steps of both kinds. Arguments else as in
-    :func:`ansn.sampling.annealed_langevin`.
+    ``N + (N - 1) corrections`` evaluations; noise numbers count all steps of both kinds. ``x`` ``[B, *shape]``,
+    ``taus`` ``[N]`` and the rest as in :func:`ansn.sampling.annealed_langevin`. Returns x's shape and dtype.
     """
     _check(predictor, corrections, alpha)
     taus = ladder(model, x, taus)

@@ -38,7 +38,8 @@ def dpmpp_2m_sde(
         x <- x + (1 - exp(-(1 + eta) h))(D' - x) + tau' sqrt(1 - exp(-2 eta h)) L z
 
     ``eta``: noise, >= 0; 0 is the flow (DPM-Solver++(2M)), 1 the reverse diffusion. N evaluations.
-    Arguments else as in :func:`ansn.sampling.annealed_langevin`; step i draws noise number i.
+    ``x`` ``[B, *shape]``, ``taus`` ``[N]`` and the rest as in :func:`ansn.sampling.annealed_langevin`; step i draws
+    noise number i. Returns x's shape and dtype.
     """
     if not eta >= 0:
         raise ValueError(f"eta: got {eta}, expected >= 0")
@@ -84,7 +85,8 @@ def heun_churn(
 
     ``s_churn`` >= 0 (0 is :func:`ansn.sampling.heun`); ``s_min``, ``s_max``: the levels that are raised, data
     standard deviations; ``s_noise`` > 0, slightly above 1 against a denoiser that removes too much.
-    2 N - 1 evaluations. Arguments else as in :func:`ansn.sampling.annealed_langevin`; step i draws noise number i.
+    2 N - 1 evaluations. ``x`` ``[B, *shape]``, ``taus`` ``[N]`` and the rest as in
+    :func:`ansn.sampling.annealed_langevin`; step i draws noise number i. Returns x's shape and dtype.
     """
     for name, value in (("s_churn", s_churn), ("s_min", s_min), ("s_max", s_max)):
         if not value >= 0:
