@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace as Fake
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from ansn.evaluation.report import figures as draw
 from ansn.evaluation.report import write_report
+from ansn.evaluation.report.numbers import environment
 from ansn.evaluation.report.page import NAMES
 from ansn.evaluation.report.words import meaning
 from ansn.training import Run, load_run
@@ -142,6 +145,15 @@ def test_commands_and_settings_are_complete(digits_report: tuple[Page, list[Path
         assert name in page.text["settings"]
     for name in ("torch", "numpy", "processor"):
         assert name in page.text["environment"]
+
+
+@pytest.mark.parametrize(("device", "said"), [("cuda:1", "GPU 1"), ("cpu", "none")])
+def test_the_gpu_is_that_of_the_run(device: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda which=None: f"GPU {which and which.index}")
+    tau = Fake(device=torch.device(device))
+    material: Any = Fake(run=Fake(model=Fake(noise=Fake(tau=tau))), evaluation=Fake(provenance={}))
+    assert ["GPU", said] in environment(material).tables[0].rows
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -165,7 +165,8 @@ def environment(m: Material) -> Section:
     s = Section("environment", "Versions and machine")
     rows = [["python", platform.python_version()], *([name, _version(name)] for name in _PACKAGES)]
     rows += [["system", platform.platform()], ["processor", cpu_name()], ["threads", str(torch.get_num_threads())]]
-    rows.append(["GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"])
+    device = m.run.model.noise.tau.device
+    rows.append(["GPU", torch.cuda.get_device_name(device) if device.type == "cuda" else "none"])
     s.tables.append(Table("Of this page", ["what", "which"], rows))
     if m.evaluation.provenance:
         s.tables.append(_settings("Of the evaluation", m.evaluation.provenance))
