@@ -33,7 +33,7 @@ def check_isa() -> None:
         try:
             module.cpu_isa()
         except ValueError:
-            given, known = os.environ["ANSN_CPU_ISA"], ", ".join(module.supported_isas())
+            given, known = os.environ.get("ANSN_CPU_ISA"), ", ".join(module.supported_isas()) or "none"
             raise InputError(f"ANSN_CPU_ISA: got {given!r}, expected one of {known}, which this CPU supports") from None
 
 
