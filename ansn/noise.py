@@ -142,7 +142,7 @@ class NoiseModel(nn.Module):
     def check_mixture(self) -> None:
         """Raises ValueError unless there is a mixture, and noise under which its denoiser is known."""
         if self.mixture is None:
-            raise ValueError("mixture: the noise model has none, expected one of NoiseModel.for_data(mixture=K)")
+            raise ValueError("mixture: got None, expected a noise model of NoiseModel.for_data(mixture=K)")
         regions, rules = self.covariance.regions, self.covariance.rules
         if regions > 1 or not rules.isotropic:
             raise ValueError(
