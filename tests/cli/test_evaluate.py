@@ -103,7 +103,7 @@ def test_a_table_in_its_own_units(table: tuple[Path, np.ndarray], tmp_path: Path
     assert found["Frechet distance"].floor is None
     assert "memorised share" not in found
     (line,) = evaluation.left_out
-    assert "has no test split of its own" in line
+    assert "without a test split" in line
     assert f"left out: {line}" in outcome.out
 
 

@@ -90,7 +90,7 @@ def test_further_inputs_are_what_they_say() -> None:
     tau = torch.full((500,), 0.5, dtype=torch.float64)
     noisy, _ = noise.perturb(x, tau=tau, seed=1)
     mean, scale = covariance.center, covariance.scale
-    seen = Seen(noise, noisy, tau, None, mean, scale)
+    seen = Seen(noise, noisy, tau, None, mean, scale, tau)
     seen.estimate = SKIPS["wiener"].estimate(seen)
     s, r = covariance.covariance()[0], covariance.noise_shape()[0] * 0.25
     posterior = torch.linalg.inv(torch.linalg.inv(s) + torch.linalg.inv(r)).diagonal().sqrt()
