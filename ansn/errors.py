@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -30,6 +30,16 @@ def whole(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name}: got {number}, expected at least {least}")
     return number
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """A shape, of a whole number or a sequence of them. Raises TypeError or ValueError naming it unless each is one,
+    and at least 1."""
+    several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+    out = tuple(whole(name, size, 1) for size in (value if several else (value,)))
+    if not out:
+        raise ValueError(f"{name}: got {value!r}, expected at least one size")
+    return out
 
 
 def refuse(rules: Sequence[tuple[str, Any, bool, str]]) -> None:

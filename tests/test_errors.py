@@ -6,9 +6,12 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import ansn
+from ansn.errors import sizes
 
 PACKAGE = Path(ansn.__file__).parent
 GRAMMAR = re.compile(r".+: got .+, expected .+", re.DOTALL)
@@ -70,3 +73,22 @@ def test_another_grammar_is_found(code: str) -> None:
     (message,) = (text for _, text in messages(f"raise {code}", {}))
     assert not GRAMMAR.fullmatch(message)
     assert message not in PASSED_ON
+
+
+@pytest.mark.parametrize("value", [4, np.int64(4), np.array(4), torch.tensor(4), (4,), [np.int32(4)], torch.Size([4])])
+def test_a_shape_is_a_number_or_a_sequence(value: object) -> None:
+    assert sizes("shape", value) == (4,)
+    assert type(sizes("shape", value)[0]) is int
+    assert sizes("shape", np.array([2, 3])) == sizes("shape", torch.tensor([2, 3])) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [(4.0, TypeError, "got 4.0, expected a whole number"), ((2, 3.0), TypeError, "got 3.0, expected a whole number"),
+     ("4", TypeError, "got '4', expected a whole number"), (None, TypeError, "got None, expected a whole number"),
+     (0, ValueError, "got 0, expected at least 1"), ((2, 0), ValueError, "got 0, expected at least 1"),
+     ((), ValueError, r"got \(\), expected at least one size")],
+)  # fmt: skip
+def test_what_is_no_shape_is_named(value: object, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=f"^shape: {message}$"):
+        sizes("shape", value)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ansn.errors import sizes
+
 if TYPE_CHECKING:
     from ansn.covariance.adaptive import AdaptiveCovariance
     from ansn.covariance.structure import Structure
@@ -137,7 +139,7 @@ def _means(mean: Tensor, regions: int | None, shape: int | Sequence[int] | None)
     """``[K, d]``, and the shape of a data point."""
     lead = () if regions is None else (regions,)
     each = tuple(mean.shape[len(lead) :])
-    shape = each if shape is None else (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = each if shape is None else sizes("shape", shape)
     dim = int(np.prod(shape))
     if not shape or (mean.ndim and (mean.shape[: len(lead)] != lead or each not in (shape, (dim,)))):
         wanted = ", ".join(map(str, (*lead, *(shape or ("*shape",)))))

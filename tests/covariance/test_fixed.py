@@ -148,6 +148,13 @@ def test_it_is_saved_and_loaded_as_any_other():
     assert torch.equal(loaded.covariance(), made.covariance())
 
 
+@pytest.mark.parametrize("size", [4, np.int64(4), torch.tensor(4), [np.int32(4)]])
+def test_the_shape_may_be_a_number_of_any_library(size: Any):
+    made = AdaptiveCovariance.fixed(0, 1, shape=size)
+    assert made.shape == (4,)
+    assert torch.equal(made.covariance(), torch.ones(1, 4, dtype=torch.float64))
+
+
 EYE, M = np.eye(3), np.zeros(3)
 LOPSIDED = EYE + np.triu(np.full((3, 3), 0.1), 1)
 WRONG = [
@@ -182,6 +189,7 @@ def test_options_and_regions_that_do_not_fit_are_named(tmp_path: Path):
         ({"share": [1, 0]}, r"share: got \[1.0, 0.0\], expected \[K\] positive numbers"),
         ({"share": [1, 1, 1]}, r"mean: got shape \[2, 3\], expected \[3, 3\]"),
         ({"shape": (2, 2)}, r"mean: got shape \[2, 3\], expected \[2, 2, 2\]"),
+        ({"shape": 0}, "shape: got 0, expected at least 1"),
         ({"initial": 2.0}, "initial: got 2.0 for a covariance that is fixed, expected none"),
     ):
         with pytest.raises(ValueError, match=message):
