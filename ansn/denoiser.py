@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ansn import ops
 from ansn.noise import NoiseModel
 from ansn.ops import _checks
+from ansn.rest import Copy, Refused
 from ansn.skips import INPUTS, SKIPS, Seen, column
 
 PREDICTIONS = ("denoiser", "whitened")
@@ -100,7 +100,8 @@ class Denoiser(nn.Module):
         self.num_classes: int | None = getattr(network, "num_classes", None)
         if label_dropout and not self.num_classes:
             raise ValueError(f"label_dropout: got {label_dropout} for a network without classes, expected 0")
-        self.network, self.noise, self.label_dropout = network, noise, label_dropout
+        # In this order: a state is refused before any weight is loaded.
+        self.noise, self.network, self.label_dropout = noise, network, label_dropout
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
         self.skip, self.inputs = skip, tuple(inputs)
         if skip != "scalar":
@@ -191,19 +192,14 @@ class Denoiser(nn.Module):
 
     def _call(self, x: Tensor, tau: Tensor, extra: dict[str, Any]) -> Tensor:
         """The network's output, ``[B, *shape]`` in x's dtype."""
-        dtype = _dtype(self.network) or x.dtype
+        dtype = _dtype(self.network, x.dtype)
         level: tuple[Tensor, ...] = ()
         if self.conditioning == "log":
             level = ((torch.log(tau) / 4.0).to(dtype),)
         elif self.conditioning == "index":  # nearest in the logarithm, where the ladder is even
             distance = (torch.log(tau).unsqueeze(1) - torch.log(self.noise.tau.to(tau)).unsqueeze(0)).abs()
             level = (distance.argmin(1),)
-        out = self.network(x.to(dtype), *level, **extra)
-        if not isinstance(out, Tensor):
-            kind, first = type(out).__name__, out[0] if isinstance(out, (tuple, list)) and out else None
-            out = getattr(out, "sample", first)
-            if not isinstance(out, Tensor):
-                raise TypeError(f"network: got an output of type {kind}, expected a tensor; {_WRAPPER}")
+        out = tensor_of(self.network(x.to(dtype), *level, **extra))
         expected = (x.shape[0], *self.noise.covariance.shape)
         if out.shape != expected:
             raise ValueError(f"network: got an output of shape {list(out.shape)}, expected {list(expected)}")
@@ -244,12 +240,31 @@ _WRAPPER = (
 )
 
 
-def _dtype(module: nn.Module) -> torch.dtype | None:
-    """Of its first parameter of floating numbers; ``parameters()`` takes five times as long."""
+def _dtype(module: nn.Module, wanted: torch.dtype) -> torch.dtype:
+    """``wanted``, if a parameter has it or none is floating, else that of the first."""
+    first: list[torch.dtype] = []
+    return wanted if _has(module, wanted, first) or not first else first[0]
+
+
+def _has(module: nn.Module, wanted: torch.dtype, first: list[torch.dtype]) -> bool:
+    # ``parameters()`` takes five times as long.
     for parameter in module._parameters.values():
         if parameter is not None and parameter.is_floating_point():
-            return parameter.dtype
-    return next((dtype for part in module._modules.values() if part is not None and (dtype := _dtype(part))), None)
+            if parameter.dtype == wanted:
+                return True
+            first.append(parameter.dtype)
+    return any(part is not None and _has(part, wanted, first) for part in module._modules.values())
+
+
+def tensor_of(out: Any) -> Tensor:
+    """A network's output: itself, its ``sample``, or its first item. TypeError where none is a tensor of numbers."""
+    found = out
+    if not isinstance(out, Tensor):
+        found = getattr(out, "sample", out[0] if isinstance(out, (tuple, list)) and out else None)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"an output of type {type(out).__name__}"
+        raise TypeError(f"network: got {kind}, expected a tensor of real numbers; {_WRAPPER}")
+    return found
 
 
 def unwrapped(model: nn.Module) -> Denoiser:
@@ -272,37 +287,23 @@ def with_mode(model: Denoiser) -> list[nn.Module]:
 
 def resting(model: Denoiser, *, constant: bool = False) -> Denoiser:
     """The model in evaluation mode, and with ``constant`` its parameters without gradient: as it is where nothing
-    differs, else a copy that shares parameters, buffers and noise with it. The model is left as it is, so threads may
-    share it.
+    differs, else a copy of its modules, which shares all else with it. The model is left as it is, so threads may share
+    it.
 
-    Raises ValueError where a module is in training mode and cannot be copied (a sharded one).
+    Raises ValueError where a module is in training mode and cannot be copied (a sharded one, say).
     """
     modules = with_mode(model)
-    parallel = [m for m in modules if isinstance(m, DistributedDataParallel)]  # which would talk to other processes
-    at_rest = not any(m.training for m in modules)
-    if at_rest and not parallel and not (constant and any(p.requires_grad for p in model.parameters())):
+    at_rest = not any(m.training or isinstance(m, DistributedDataParallel) for m in modules)
+    if at_rest and not (constant and any(p.requires_grad for p in model.parameters())):
         return model
-    memo: dict[int, Any] = {id(model.noise): model.noise}
-    for module in modules:
-        for value in vars(module).values():
-            if isinstance(value, Tensor):  # a weight that a hook makes of others
-                memo[id(value)] = value.detach()
-    memo |= {id(b): b for b in model.buffers()}
-    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     try:
-        for module in parallel:
-            memo[id(module)] = copy.deepcopy(module.module, memo)
-        out = copy.deepcopy(model, memo)
-    except Exception as error:
-        if at_rest:
+        return Copy(modules, constant).of(model)
+    except Refused as error:
+        if not any(m.training for m in modules):
             return model
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"model: got one in training mode that cannot be copied ({reason}), expected model.eval() first"
+            f"model: got one in training mode whose {error}, expected model.eval() before, or a network that can"
         ) from error
-    for module in with_mode(out):
-        module.training = False
-    return out
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -8,13 +8,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ansn.covariance import AdaptiveCovariance, Choice, Found
+from ansn.covariance import AdaptiveCovariance
 from ansn.errors import InputError
 
 
@@ -85,11 +85,12 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
     if hasattr(like, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+        sharded: Any = like
+        return distribute_tensor(value.to(like.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
     return torch.empty_like(like).copy_(value)
 
 
-Chosen = TypeVar("Chosen", Choice, Found)
+Chosen = TypeVar("Chosen")
 
 
 def agreed(chosen: Chosen, device: torch.device) -> Chosen:

@@ -64,7 +64,8 @@ def dsm_loss(
         weight = (1.0 + ratio * ratio) / (ratio * scale) ** 2
         clean = x.to(perturbed.dtype)
         return ops.dsm_loss(model(perturbed, tau, region, **extra), clean, weight=weight, reduction=reduction)
-    if metric == "whitened" and denoiser.prediction == "whitened" and model is denoiser:  # a wrapper only calls D
+    bare = model is denoiser and not model._forward_pre_hooks  # what is wrapped, or sharded, is called for D alone
+    if metric == "whitened" and denoiser.prediction == "whitened" and bare:
         return ops.dsm_loss(
             denoiser.f(perturbed, tau, region, **extra), weight=0.5, reduction=reduction,
             seed=level.seed, row=level.row, step=level.step, stream=ops.PERTURB,

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "choices errors files hostread machine _native",
+    "choices errors files hostread machine rest _native",
     "ops data networks",
     "covariance",
     "levels figures distributed",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import ansn
@@ -75,13 +79,56 @@ def own_loop(rank: int, ranks: int, structure: str) -> dict[str, Any]:
 def refused(rank: int) -> list[str]:
     """What is said, on every rank, where ranks were made differently."""
     said = []
-    for rho, top in ((0.5, 5.0 + rank), (0.5 * rank, 5.0)):
-        noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE, rho=rho), ansn.levels.karras(top, 0.01))
+    for options in ({"top": 5.0 + rank}, {"rho": 0.5 * rank}, {"eps": 0.1 + rank}, {"warmup": 2 + rank},
+                    {"refresh": 0.1 + rank}, {"noise": torch.eye(DIM) * (1 - 0.1 * rank) + 0.1 * rank}, {"known": 1.0 + rank}):  # fmt: skip
+        top, known = options.pop("top", 5.0), options.pop("known", None)
+        noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE, **options), ansn.levels.karras(top, 0.01))
+        if known:
+            noise.update(known * batches(1, 1)[0], sync=False)
         with pytest.raises(ValueError) as caught:
             noise.update(batches(0, 2)[rank])
         said.append(str(caught.value))
     noise.update(batches(0, 2)[rank], sync=False)
     return [*said, str(noise.covariance.seen)]
+
+
+def alike(rank: int) -> dict[str, Any]:
+    """What every rank makes of the same rows, a state that is loaded with rows pending, and an R without a factor."""
+    x = batches(1, 1)[0].repeat(20, 1, 1, 1) + torch.randn(480, *SHAPE, generator=torch.Generator().manual_seed(1))
+    out: dict[str, Any] = {}
+    for name, options in (("regions", {"regions": 2}), ("mixture", {"mixture": 2})):
+        noise = ansn.NoiseModel.for_data(x, structure="dense", **options)
+        out[name] = dict(noise.state_dict()) | {"levels": torch.tensor(noise.levels.tau)}
+    covariance = AdaptiveCovariance(SHAPE, refresh=10.0).update(batches(0, 2)[rank]).sync()
+    state = {name: value.clone() for name, value in covariance.state_dict().items()}
+    covariance.update(1e3 * batches(1, 2)[rank]).load_state_dict(state)
+    out["loaded"] = dict(covariance.update(batches(2, 2)[rank]).sync().state_dict())
+    singular = AdaptiveCovariance(SHAPE, rho=1.0, eps=0.0, eps_floor=0.0)
+    for step in range(6):
+        with contextlib.suppress(ValueError):
+            singular.update(torch.ones_like(batches(step, 2)[rank]))
+    with contextlib.suppress(ValueError):
+        singular.sync()
+    return out | {"singular": singular.moments.weight}
+
+
+def sharded(rank: int) -> dict[str, Any]:
+    """A step and samples of a denoiser that is sharded as a whole, or in its network alone."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    out: dict[str, Any] = {}
+    for prediction, whole in (("denoiser", True), ("whitened", True), ("denoiser", False)):
+        torch.manual_seed(0)
+        noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE), ansn.levels.karras(5.0, 0.01))
+        noise.update(batches(0, 1)[0], sync=False)
+        model = ansn.Denoiser(ansn.networks.MLP(SHAPE, hidden=8, blocks=1), noise, prediction)
+        fully_shard(model if whole else model.network, mesh=mesh)
+        x = batches(STEPS - 1, RANKS)[rank]
+        loss = ansn.dsm_loss(model, x, *noise.perturb(x, step=7))
+        loss.backward()
+        images = ansn.sample(model.eval(), 3, steps=2)
+        density = None if whole else ansn.log_likelihood(model, x[:2], steps=1, trace="exact").log_density
+        out[f"{prediction} {whole}"] = loss.detach(), images, density
+    return out
 
 
 def one_rank(rank: int, folder: str) -> None:
@@ -94,7 +141,8 @@ def one_rank(rank: int, folder: str) -> None:
         np.savez(f"{folder}/{case}-{structure}-{regions}-{rank}.npz", **values)
     for structure in STRUCTURES:
         torch.save(own_loop(rank, RANKS, structure), f"{folder}/loop-{structure}-{rank}.pt")
-    torch.save(refused(rank), f"{folder}/refused-{rank}.pt")
+    for make in (refused, alike, sharded):
+        torch.save(make(rank), f"{folder}/{make.__name__}-{rank}.pt")
     told = [any_rank(flag, torch.device("cpu")) for flag in (False, rank == 1)]
     np.save(f"{folder}/{rank}.npy", [*told, mean_over_ranks(torch.tensor(float(rank)))])
     dist.destroy_process_group()
@@ -146,10 +194,36 @@ def test_processes_of_a_user_s_loop_learn_one_covariance(reduced: Path, structur
 
 def test_ranks_that_were_made_differently_are_refused(reduced: Path) -> None:
     for rank in range(RANKS):
-        levels, covariance, alone = torch.load(reduced / f"refused-{rank}.pt")
-        assert levels.startswith("levels: got Levels(tau=(6.0")
-        assert covariance.startswith("covariance: got shape=(1, 2, 3), regions=1, dense, rho = 0.5")
+        *said, alone = torch.load(reduced / f"refused-{rank}.pt")
+        for message, name in zip(said, ("tau = (6.0", "form = ", "rules = ", "rules = ", "refresh = "), strict=False):
+            assert re.match(rf"^(levels|covariance): got {re.escape(name)}.* on rank 1, expected", message)
+        assert said[-2:] == ["covariance: got other points on some of the processes, expected all to begin alike"] * 2
         assert alone == str((9, 15)[rank]), "sync=False is this process alone"
+
+
+def test_ranks_with_the_same_rows_make_the_same_of_them(reduced: Path) -> None:
+    one, other = (torch.load(reduced / f"alike-{rank}.pt") for rank in range(RANKS))
+    for name in ("regions", "mixture", "loaded"):
+        for key, value in one[name].items():
+            assert torch.equal(other[name][key], value), f"{name}: {key}"
+    plain = AdaptiveCovariance(SHAPE).update(torch.cat((*batches(0, 2), *batches(2, 2))))
+    torch.testing.assert_close(one["loaded"]["moments.mean"], plain.moments.mean, msg="a batch that was taken back")
+    assert one["singular"].tolist() == other["singular"].tolist() == [24 * 6], "no row twice, with or without a factor"
+
+
+def test_a_sharded_denoiser_is_trained_and_drawn_from(reduced: Path) -> None:
+    found = [torch.load(reduced / f"sharded-{rank}.pt") for rank in range(RANKS)]
+    for name, (_, images, density) in found[0].items():
+        prediction, whole = name.split()
+        torch.manual_seed(0)
+        noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE).update(batches(0, 1)[0]), ansn.levels.karras(5.0, 0.01))
+        model = ansn.Denoiser(ansn.networks.MLP(SHAPE, hidden=8, blocks=1), noise, prediction)
+        x = batches(STEPS - 1, 1)[0]
+        loss = ansn.dsm_loss(model, x, *noise.perturb(x, step=7))
+        assert loss.item() == pytest.approx(sum(float(f[name][0]) for f in found) / RANKS, rel=1e-5)
+        torch.testing.assert_close(images, ansn.sample(model, 3, steps=2))
+        if whole == "False":
+            torch.testing.assert_close(density, ansn.log_likelihood(model, x[:2], steps=1, trace="exact").log_density)
 
 
 def test_flags_and_means_over_ranks(reduced: Path) -> None:

@@ -17,7 +17,7 @@ from ansn.covariance.pencil import ROOTS, Pencil, Rules, replaced
 from ansn.covariance.ranks import Gathered, Sync, several
 from ansn.covariance.structure import STRUCTURES, Structure, refuse_what_cannot_fit
 from ansn.covariance.whitened import Whitened
-from ansn.errors import whole
+from ansn.errors import sizes, whole
 from ansn.hostread import HostRead
 from ansn.ops import _checks
 
@@ -107,8 +107,7 @@ class AdaptiveCovariance(nn.Module):
         memory_limit: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = (shape,) if hasattr(shape, "__index__") else shape
-        self.shape, regions = tuple(whole("shape", size, 1) for size in sizes), whole("regions", regions, 1)
+        self.shape, regions = sizes("shape", shape), whole("regions", regions, 1)
         self.dim = math.prod(self.shape)
         if isinstance(structure, str) and structure not in STRUCTURES:
             raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(STRUCTURES)}")
@@ -257,7 +256,6 @@ class AdaptiveCovariance(nn.Module):
         """Remake the snapshot once more and stop learning: R does not change any more. Returns self. Of several
         processes that learn together each has to call it."""
         if not self.frozen:
-            self.sync()
             self.refresh()
             self._settle(wait=True)
             self.frozen = True
@@ -265,7 +263,9 @@ class AdaptiveCovariance(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Remake the snapshot from the moments. Raises ValueError if R has no factor, state untouched."""
+        """Remake the snapshot from the moments; of several processes that learn together each has to call it. Raises
+        ValueError if R has no factor, state untouched."""
+        self.sync()
         self._refresh(full=True)
 
     @torch.no_grad()
@@ -460,7 +460,8 @@ class AdaptiveCovariance(nn.Module):
 
     def extra_repr(self) -> str:
         state = f"{self.seen} points, {'frozen' if self.frozen else 'learning'}"
-        return f"shape={self.shape}, regions={self.regions}, {self.structure.name}, {self.rules.family}, {state}"
+        family = self.rules.family if self.noise_level is None else f"noise of variance {self.noise_level:g}"
+        return f"shape={self.shape}, regions={self.regions}, {self.structure.name}, {family}, {state}"
 
     def get_extra_state(self) -> Tensor:
         """Host counters, which root L is, and the structure and shape, as a tensor: a checkpoint needs no pickle."""
@@ -472,6 +473,7 @@ class AdaptiveCovariance(nn.Module):
         self.seen, self.seen_at_refresh, self.seen_at_basis, frozen, _, *oriented = state.tolist()[:6]
         self.frozen, self.oriented = bool(frozen), all(oriented)
         self.revision += 1
+        self._gathered = None  # rows of before
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}_extra_state")

@@ -281,7 +281,7 @@ class _Search:
         structure = self._chosen(x, owner, regions)
         made = self._maximised(x, owner, regions, structure)
         for sweep in range(_SWEEPS if regions > 1 else 0):
-            before, owner = owner, made.draw(x, seed=self.seed, step=sweep)
+            before, owner = owner, made.draw(x, seed=self.seed, row=0, step=sweep)
             made = self._maximised(x, owner, regions, structure)
             if float((owner != before).double().mean()) < _SETTLED:
                 break

@@ -149,6 +149,9 @@ class Moments(nn.Module):
         )
         if theirs != ours:
             raise ValueError(f"other: got a state of {theirs}, expected {ours}")
+        noise, given = (getattr(m.structure, "factor", None) for m in (other, self))
+        if noise is not None and given is not None and not torch.equal(noise, given):
+            raise ValueError(f"other: got a state of {theirs} with another noise, expected the one that is given here")
 
     @torch.no_grad()
     def merge(self, other: Moments) -> None:

@@ -39,15 +39,16 @@ def first_row(row: int | None, rows: int) -> int:
     return dist.get_rank() * rows if several() else 0
 
 
-def agree(name: str, value: Any, sync: Sync = True) -> None:
-    """Raises ValueError, on every process, unless all of them have one value."""
+def agree(name: str, value: dict[str, Any], sync: Sync = True) -> None:
+    """Raises ValueError, on every process, unless all of them have the same values."""
     group = group_of(sync)
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group)
     for rank, other in enumerate(values):
-        if other != values[0]:
-            got, expected = (textwrap.shorten(str(v), 100) for v in (other, values[0]))
-            raise ValueError(f"{name}: got {got} on rank {rank}, expected that of rank 0: {expected}")
+        for key, expected in values[0].items():
+            if other[key] != expected:
+                got, expected = (textwrap.shorten(str(v), 100) for v in (other[key], expected))
+                raise ValueError(f"{name}: got {key} = {got} on rank {rank}, expected that of rank 0: {expected}")
 
 
 @torch.no_grad()
@@ -88,9 +89,31 @@ class Gathered:
 
     def __init__(self, covariance: AdaptiveCovariance, sync: Sync) -> None:
         self.sync, self.group = sync, group_of(sync)
-        agree("covariance", covariance.extra_repr(), sync)
-        self.covariance, self.moments = covariance, covariance.gathering()
+        self.covariance = covariance
+        self._begin()
+        self.moments = covariance.gathering()
         self.updates, self.rows, self.batch = 0, 0, 0
+
+    def _begin(self) -> None:
+        """Every process has the first one's state, to the last bit. ValueError where they differ by more than that."""
+        covariance, state = self.covariance, self.covariance.state_dict()
+        forms = {name: (list(value.shape), value.dtype) for name, value in state.items()}
+        made = {"form": covariance.extra_repr(), "root": covariance.root, "rules": covariance.rules}
+        agree("covariance", made | {"forgetting": covariance.forgetting, "refresh": covariance.growth}, self.sync)
+        agree("covariance", {"state": forms}, self.sync)
+        far = torch.zeros((), device=covariance.center.device)
+        for name, value in state.items():
+            first = value.clone()
+            dist.broadcast(first, group=self.group, group_src=0)
+            # Bases may differ by signs, and what is gathered in them.
+            if name.endswith(("weight", "mean", "center", "scale", "share", "factor")):
+                slack = 1e-4 * first.abs().max()
+                far = far.maximum(((value - first).abs().max() > slack).to(far))
+            state[name] = first
+        dist.all_reduce(far, op=dist.ReduceOp.MAX, group=self.group)
+        if bool(far):
+            raise ValueError("covariance: got other points on some of the processes, expected all to begin alike")
+        covariance.load_state_dict(state)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of the covariance has what was merged, and no group
         return type(None), ()
@@ -122,9 +145,11 @@ class Gathered:
             all_reduce_moments(self.moments, self.group)
             updates, self.batch = self.updates, max(total // self.updates, 1)
             self.updates = self.rows = 0
-            covariance.merge(self.moments, total, covariance.forgetting**updates, rows=self.batch)
-            share_basis(covariance.moments, self.group)
-            self.moments.reset(covariance.moments.basis)
+            try:
+                covariance.merge(self.moments, total, covariance.forgetting**updates, rows=self.batch)
+            finally:  # also where R has no factor: what is merged is merged
+                share_basis(covariance.moments, self.group)
+                self.moments.reset(covariance.moments.basis)
 
     def _total(self, rows: int) -> int:
         count = torch.tensor(rows, device=self.moments.weight.device)

@@ -51,7 +51,7 @@ def _readable(value: Tensor) -> bool:
 
 def readable(value: Tensor) -> bool:
     """Whether a value can be looked at here, and costs no waiting: a plain tensor on the CPU, that nothing traces."""
-    plain = type(value) is Tensor and value.is_cpu and not torch.compiler.is_compiling()
+    plain = type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu and not torch.compiler.is_compiling()
     return plain and not transformed() and not torch._C._len_torch_dispatch_stack()
 
 

@@ -6,7 +6,7 @@ sampler run on it unchanged; preconditioning, state and the sampler's arithmetic
 
 from __future__ import annotations
 
-import copy
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, tensor_of
 
 Call = Callable[..., Tensor]
 Capture = Callable[[Call, tuple[Any, ...], dict[str, Any]], Call]
@@ -57,6 +57,7 @@ class Engine(nn.Module):
         if compile:
             self.call = torch.compile(network, dynamic=False, backend="inductor" if compile is True else compile)
         self.static = bool(compile) or capture is not None
+        self.sharded = any(hasattr(p, "device_mesh") for p in network.parameters())
         self.sizes: list[int] = []
         self.captured: dict[tuple[Any, ...], Call] = {}
 
@@ -66,7 +67,8 @@ class Engine(nn.Module):
             return self._autocast(*args, **extra)
         if self.static:
             return self._static(args, extra)
-        with torch.inference_mode():
+        # A sharded network keeps what it gathers, which gradients could not be taken through later.
+        with torch.no_grad() if self.sharded else torch.inference_mode():
             return self._autocast(*args, **extra)
 
     def _static(self, args: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:
@@ -96,10 +98,10 @@ class Engine(nn.Module):
 
     def _autocast(self, *args: Any, **extra: Any) -> Tensor:
         if self.dtype == torch.float32:
-            return self.call(*args, **extra)
+            return tensor_of(self.call(*args, **extra))
         # No cache of cast weights: a captured graph would read it after it is gone.
         with torch.autocast(args[0].device.type, self.dtype, cache_enabled=self.capture is None):
-            return self.call(*args, **extra)
+            return tensor_of(self.call(*args, **extra))
 
     def _size(self, rows: int) -> int:
         fitting = [size for size in self.sizes if size >= rows]
@@ -111,7 +113,11 @@ class Engine(nn.Module):
 def engaged(model: Denoiser, engine: Engine) -> Denoiser:
     """The model with ``engine`` in its network's place, also in the models that it wraps; the original is left as it
     is, and shares all else."""
-    out = copy.copy(model)
+    out = object.__new__(type(model))  # which a sharded one's copy.copy would initialise
+    out.__dict__ = {
+        name: types.MethodType(value.__func__, out) if getattr(value, "__self__", None) is model else value
+        for name, value in vars(model).items()
+    }
     # nn.Module keeps its parts in dictionaries, which the copy would share.
     out._modules, out._buffers = dict(model._modules), dict(model._buffers)
     for name, part in model._modules.items():

@@ -172,7 +172,7 @@ def ladder(
         if found is None or mixture is not None:
             seen = covariance(config, info, structure).update(x, region, sync=False)
         else:
-            seen, region = found.covariance, found.draw(x)
+            seen, region = found.covariance, found.draw(x, row=0)
         region = None if seen.regions == 1 else region
         chosen = levels.flow(
             x, seen, tau_max=noise.tau_max, tau_min=noise.tau_min, n=noise.rungs or 20, region=region, mixture=mixture

@@ -101,7 +101,9 @@ class Trainer:
             self.structure = choice
             if rank == 0 and self.structure.rows:
                 print(f"structure: {self.structure}", file=sys.stderr)
-            self.levels = build.ladder(config, self.info, self.structure.structure, x, region, self.regions)
+            self.levels = agreed(
+                build.ladder(config, self.info, self.structure.structure, x, region, self.regions), device
+            )
         self.model = build.denoiser(config, self.info, self.structure.structure, self.levels, device, self.regions)
         self.covariance = self.model.noise.covariance
         if not stored:

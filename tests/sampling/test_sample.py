@@ -207,17 +207,6 @@ def test_a_draw_follows_what_the_model_learns_and_its_mode():
     assert torch.equal(draw.batch(0, 4), sample(model, 4, steps=3))
 
 
-def test_what_cannot_be_copied_has_to_be_in_evaluation_mode():
-    class Shared(networks.MLP):
-        def __deepcopy__(self, memo):
-            raise RuntimeError("one only")
-
-    model = Denoiser(Shared((1, 2, 2), hidden=8), trained().noise).train()
-    with pytest.raises(ValueError, match=r"^model: got one in training mode .*one only.*expected model.eval\(\) first"):
-        sample(model, 1)
-    assert sample(model.eval(), 1).shape == (1, 1, 2, 2)
-
-
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "parallel"])
 def test_a_wrapped_model_is_drawn_from(wrap):
     model = trained().eval()
