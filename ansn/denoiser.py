@@ -183,6 +183,8 @@ class Denoiser(nn.Module):
             if region is None:
                 count = covariance.regions
                 raise ValueError(f"region: got None, expected int64 [{x.shape[0]}] because there are {count} regions")
+            if _checks.readable(region):
+                _checks.region_values(region, covariance.regions)
             mean, scale, unit = mean[region], scale[region], None if unit is None else unit[region]
         mean = mean.to(x.dtype).reshape(-1, *covariance.shape)
         return Seen(self.noise, x, tau, region, mean, column(scale, x), tau if unit is None else tau * unit)

@@ -390,6 +390,29 @@ def test_a_network_is_called_in_its_dtype(outer, inner, conditioning, prediction
     assert rms_ratio(out.double(), wide) < (1e-6 if inner == torch.float64 else 0.02)
 
 
+def test_a_network_of_several_dtypes_is_called_in_x_s():
+    """Where a part of it has that one: the first is a table of half precision, or a number."""
+
+    class Net(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.first, self.line = nn.Parameter(torch.zeros((), dtype=first)), nn.Linear(D, D)
+
+        def forward(self, x, level):
+            return self.line(x) + self.first.to(x.dtype)
+
+    for first in (torch.float64, torch.float16):
+        assert Denoiser(Net(first), noise_model(covariance()))(randn(3, D).float(), 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize("skip", ["scalar", "wiener"])
+@pytest.mark.parametrize("region", [-1, 2])
+def test_a_region_that_there_is_none_of_is_refused(region, skip):
+    shape = AdaptiveCovariance(D, 2).update(randn(60, D), torch.arange(60) % 2)
+    with pytest.raises(ValueError, match=r"^region: got values .*, expected 0\.\.1"):
+        Denoiser(Recorder(), noise_model(shape), skip=skip)(randn(3, D), 0.5, torch.tensor([0, 1, region]))
+
+
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 def test_programs_in_double_precision(default):
     """Training, sampling and likelihood of ``model.double()``, and under a default dtype of float64."""
@@ -416,9 +439,9 @@ def test_an_output_that_is_no_tensor():
         net = Recorder()
         net.forward = lambda *args, make=make: make(plain(*args))
         assert torch.equal(Denoiser(net, noise_model(shape))(x, 0.5), wanted)
-    for bad in (None, (), {"x": x}, torch.distributions.Normal(x, x.exp())):
+    for bad in (None, (), {"x": x}, torch.distributions.Normal(x, x.exp()), x.long(), x.cfloat()):
         net.forward = lambda *args, bad=bad: bad
-        with pytest.raises(TypeError, match=r"^network: got an output of type \w+, expected a tensor; or wrap it:"):
+        with pytest.raises(TypeError, match=r"^network: got an? .*, expected a tensor of real numbers; or wrap it:"):
             Denoiser(net, noise_model(shape))(x, 0.5)
 
 

@@ -198,7 +198,7 @@ def test_ranks_that_were_made_differently_are_refused(reduced: Path) -> None:
         for message, name in zip(said, ("tau = (6.0", "form = ", "rules = ", "rules = ", "refresh = "), strict=False):
             assert re.match(rf"^(levels|covariance): got {re.escape(name)}.* on rank 1, expected", message)
         assert said[-2:] == ["covariance: got other points on some of the processes, expected all to begin alike"] * 2
-        assert alone == str((9, 15)[rank]), "sync=False is this process alone"
+        assert alone == str((24 + 9, 24 + 15)[rank]), "sync=False is this process alone"
 
 
 def test_ranks_with_the_same_rows_make_the_same_of_them(reduced: Path) -> None:

@@ -260,6 +260,22 @@ def test_a_call_is_captured_on_the_gpu_of_its_arguments(monkeypatch: pytest.Monk
     assert (captured, called, gpus.current) == ([1], [1] * 4, 0)
 
 
+def test_a_network_that_returns_more_than_a_tensor_is_compiled_and_padded() -> None:
+    class More(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *args: Any) -> tuple[Tensor, str]:
+            return self.network(*args), "more"
+
+    model = trained()
+    wanted = sample(model, 5, "heun", 3, batch_size=3)
+    model.network = More(model.network).eval()
+    for options in ({}, {"compile": "eager"}):
+        torch.testing.assert_close(sample(model, 5, "heun", 3, batch_size=3, **options), wanted)
+
+
 # -- nothing waits for a GPU -------------------------------------------------------------------------------------
 
 
