@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.covariance import AdaptiveCovariance, Mixture
+from ansn.errors import whole
 
 TRAINING = ("lognormal", "ladder")
 START_KL = 0.003  # nats between the start of the flow and the perturbed data
@@ -124,8 +125,7 @@ def geometric(
         if not step > 1:
             raise ValueError(f"ratio: got {step}, expected > 1")
         n = 1 + math.ceil(math.log(tau_max / tau_min) / math.log(step))
-    if n < 2:
-        raise ValueError(f"n: got {n}, expected at least 2 levels")
+    n = whole("n", n, 2)
     logs = torch.linspace(math.log(tau_max), math.log(tau_min), n, dtype=torch.float64)
     return Levels(tuple(logs.exp().tolist()), training)
 
@@ -133,8 +133,7 @@ def geometric(
 def karras(tau_max: float, tau_min: float, *, n: int = 20, rho: float = 7.0, training: str = "lognormal") -> Levels:
     """``tau_i = (tau_max^(1/rho) + i/(n-1) (tau_min^(1/rho) - tau_max^(1/rho)))^rho`` (Karras et al. 2022, Eq. 5)."""
     _check_range(tau_max, tau_min)
-    if n < 2:
-        raise ValueError(f"n: got {n}, expected at least 2 levels")
+    n = whole("n", n, 2)
     if not rho > 0:
         raise ValueError(f"rho: got {rho}, expected > 0")
     ends = torch.tensor([tau_max, tau_min], dtype=torch.float64) ** (1.0 / rho)
@@ -197,7 +196,7 @@ def tau_start(
         raise ValueError(f"x: got {x.shape[0]} points, expected at least 4 for a fourth moment")
     flat = x.reshape(x.shape[0], -1).to(covariance.center.dtype)
     white = covariance.whiten(flat, region).double()
-    region = region if mixture is None else mixture.draw(x)
+    region = region if mixture is None else mixture.draw(x, row=0)  # every process looks at the same rows
     owner = torch.zeros(len(x), dtype=torch.int64, device=x.device) if region is None else region
     grams = []
     for k in owner.unique():

@@ -3,6 +3,8 @@ section 2)."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from ansn.covariance.moments import keep_dtypes
 from ansn.covariance.ranks import Sync, agree, first_row, several
 from ansn.errors import whole
 from ansn.levels import Levels, flow
+from ansn.ops import _checks
 
 STARTS = ("gaussian", "uniform")
 
@@ -102,7 +105,7 @@ class NoiseModel(nn.Module):
             region = region[index.to(region.device)]
         elif regions != 1:  # regions that are found bring their first moments
             found = find(x, regions, structure, seed=seed, **{"rho": None} | options | {"distinct": None})[0]
-            return cls(found.covariance, flow(x, found.covariance, region=found.draw(x, seed=seed)), seed)
+            return cls(found.covariance, flow(x, found.covariance, region=found.draw(x, seed=seed, row=0)), seed)
         if mixture is not None and not {"rho", "gamma", "noise"} & set(options):
             options["rho"] = 0.0
         chosen = choose(x, region, int(regions), **known) if structure == AUTO else Choice(structure)
@@ -125,6 +128,8 @@ class NoiseModel(nn.Module):
 
     @levels.setter
     def levels(self, levels: Levels) -> None:
+        if not isinstance(levels, Levels):
+            raise TypeError(f"levels: got {_checks.describe(levels)}, expected Levels")
         self._levels = levels
         ladder = torch.tensor(levels.tau, dtype=torch.float64).to(self.covariance.center)
         self.register_buffer("_ladder", ladder, persistent=False)
@@ -154,7 +159,7 @@ class NoiseModel(nn.Module):
 
         Of several processes all learn from the rows of all: ``sync``, as of :meth:`AdaptiveCovariance.update`."""
         if not self._agreed and several(sync):
-            agree("levels", self.levels, sync)
+            agree("levels", dataclasses.asdict(self.levels), sync)
             self._agreed = True
         self.covariance.update(x, region, sync=sync)
         if self.mixture is not None:
@@ -190,7 +195,7 @@ class NoiseModel(nn.Module):
         Args:
             x: clean data ``[B, *shape]``.
             region: int64 ``[B]``; None when K = 1.
-            tau: level, a number or ``[B]``; None draws one for each row from the training distribution.
+            tau: level, a finite number > 0 or ``[B]``; None draws one for each row from the training distribution.
             seed, step, row: counters: row r of x draws ``z`` of ``(seed, row + r, step)``. ``step`` None: a count
                 of the calls, which a checkpoint does not hold and a compiler does not see: give the training step for
                 noise that resumes, and one graph. ``row`` None: 0; of several processes rank times rows, so that each
@@ -205,9 +210,10 @@ class NoiseModel(nn.Module):
         row = first_row(row, rows)
         if tau is None:
             tau = self.draw_levels(rows, seed=seed, step=step, row=row)
-        elif not isinstance(tau, Tensor):
-            tau = torch.full((rows,), float(tau), dtype=self.tau.dtype, device=x.device)
         else:
+            _check_level(tau)
+            if not isinstance(tau, Tensor):
+                tau = torch.full((rows,), float(tau), dtype=self.tau.dtype, device=x.device)
             tau = tau.to(self.tau).expand(rows)
         perturbed = self.covariance.step(x, b=tau, region=region, seed=seed, row=row, step=step, stream=ops.PERTURB)
         return perturbed, Level(tau, region, seed, row, step)
@@ -237,9 +243,7 @@ class NoiseModel(nn.Module):
         by default the top of the ladder; of the mixture, where there is one. ``"uniform"``: each coordinate uniform in
         [0, 1], the paper's. Row r is that of ``(seed, row + r)``.
         """
-        if n < 1:
-            raise ValueError(f"n: got {n}, expected at least 1 sample")
-        covariance = self.covariance
+        n, covariance = whole("n", n, 1), self.covariance
         if start == "uniform":
             z = ops.colored_step(
                 torch.zeros(n, covariance.dim, dtype=torch.float64, device=self.tau.device),
@@ -256,6 +260,19 @@ class NoiseModel(nn.Module):
         return out.reshape(n, *covariance.shape)
 
 
+def _check_level(tau: float | Tensor) -> None:
+    """Raises ValueError unless levels are finite and > 0, where a tensor's can be read."""
+    if isinstance(tau, Tensor):
+        if not tau.numel() or not _checks.readable(tau):
+            return
+        low, high = (float(v) for v in tau.detach().aminmax())
+    else:
+        low = high = float(tau)
+    if not 0 < low <= high < math.inf:
+        got = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        raise ValueError(f"tau: got {got}, expected finite levels > 0")
+
+
 def _counted(noise: NoiseModel) -> int:
     """The number of this call. It breaks a graph, which would else be made anew for each number."""
     noise.draws += 1
@@ -263,5 +280,7 @@ def _counted(noise: NoiseModel) -> int:
 
 
 # What torch.compiler.disable does, whose import takes a second.
-_counted._torchdynamo_disable = True  # type: ignore[attr-defined]
-_counted._torchdynamo_disable_msg = "step: got None in compiled code, expected the training step"  # type: ignore[attr-defined]
+vars(_counted).update(
+    _torchdynamo_disable=True,
+    _torchdynamo_disable_msg="step: got None in compiled code, expected the training step",
+)

@@ -253,3 +253,12 @@ def test_wrong_arguments_are_named(name, call):
         call()
     assert str(error.value).startswith(f"{name}:"), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_number_of_levels_is_whole_in_any_library():
+    for made in (levels.karras, levels.geometric):
+        assert made(4.0, 0.1, n=np.int64(3)) == made(4.0, 0.1, n=torch.tensor(3)) == made(4.0, 0.1, n=3)
+        with pytest.raises(TypeError, match=r"^n: got 3.0, expected a whole number$"):
+            made(4.0, 0.1, n=3.0)
+        with pytest.raises(ValueError, match=r"^n: got 1, expected at least 2$"):
+            made(4.0, 0.1, n=np.int64(1))

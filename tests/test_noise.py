@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from ansn import AdaptiveCovariance, Level, NoiseModel, levels, ops
-from ansn.covariance import STRUCTURES
+from ansn.covariance import STRUCTURES, mixture
 from tests.native import oracle
 from tests.oracles import covariance_within_five_sigma, five_sigma, fixed_covariance, noise_model, randn, spd
 from tests.tolerances import EXACT, RATIO, rms_ratio
@@ -214,3 +214,53 @@ def test_wrong_arguments_are_named(name, call):
         call()
     assert str(error.value).startswith(f"{name}:"), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_number_of_starts_is_whole_in_any_library():
+    noise = noise_model(fixed_covariance(2))
+    for start in ("gaussian", "uniform"):
+        assert torch.equal(noise.prior(np.int64(3), start=start), noise.prior(3, start=start))
+        with pytest.raises(TypeError, match=r"^n: got 3.0, expected a whole number$"):
+            noise.prior(3.0, start=start)
+
+
+@pytest.mark.parametrize("wrong", [[3.0, 1.0], None, (3.0,), torch.ones(2)], ids=["list", "None", "tuple", "tensor"])
+def test_levels_that_are_none_are_refused_and_change_nothing(wrong):
+    noise = noise_model(fixed_covariance(2), tau=(3.0, 1.0))
+    before = noise.levels
+    with pytest.raises(TypeError, match=r"^levels: got .*, expected Levels$"):
+        noise.levels = wrong
+    assert noise.levels is before
+    assert noise.tau.tolist() == [3.0, 1.0]
+    with pytest.raises(TypeError, match=r"^levels: got .*, expected Levels$"):
+        NoiseModel(fixed_covariance(2), wrong)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf"), 0])
+def test_a_level_is_finite_and_above_0(wrong):
+    noise, x = noise_model(fixed_covariance(2)), randn(3, 2)
+    for tau in (wrong, torch.tensor(wrong), torch.tensor([1.0, wrong, 2.0])):
+        with pytest.raises(ValueError, match=r"^tau: got .*, expected finite levels > 0$"):
+            noise.perturb(x, tau=tau, step=0)
+    assert noise.perturb(x[:0], tau=torch.ones(0), step=0)[0].shape == (0, 2)
+
+
+def test_a_level_may_be_one_that_has_no_values_yet():
+    """Under vmap, and in a graph, where nothing can be read."""
+    noise, x = noise_model(fixed_covariance(2)), randn(3, 2)
+    taus = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    expected = torch.stack([noise.perturb(x, tau=tau, step=0)[0] for tau in taus])
+    assert rms_ratio(torch.func.vmap(lambda tau: noise.perturb(x, tau=tau, step=0)[0])(taus), expected) < EXACT
+    compiled = torch.compile(lambda tau: noise.perturb(x, tau=tau, step=0)[0], fullgraph=True, backend="aot_eager")
+    assert rms_ratio(torch.stack([compiled(tau) for tau in taus]), expected) < EXACT
+    assert rms_ratio(compiled(0.5), expected[0]) < EXACT
+
+
+@pytest.mark.parametrize("options", [{"regions": 3}, {"mixture": 3}], ids=["regions", "mixture"])
+def test_every_process_makes_the_same_model_of_the_same_rows(options, monkeypatch):
+    x = torch.cat([0.3 * k + 0.2 * randn(60, 2, seed=k) for k in range(3)]).float()
+    one = NoiseModel.for_data(x, "dense", **options)
+    monkeypatch.setattr(mixture, "first_row", lambda row, rows: 7 * rows if row is None else row)  # as of rank 7
+    other = NoiseModel.for_data(x, "dense", **options)
+    assert other.levels == one.levels
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())

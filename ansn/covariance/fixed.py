@@ -68,6 +68,11 @@ def fixed(
     variances, rows = _roots(s if share is not None else s.unsqueeze(0), means, shape, precision)
     kind = structure or ("diagonal" if rows is None else "dense")
     made = cls(shape, len(means), kind, **{"eps_floor": 0.0} | options)
+    level = variances.mean(1)
+    none = (level == 0) & (made.rules.ridge(level) == 0)
+    if made.rules.given is None and bool(none.any()):
+        of = f" of region {int(none.nonzero()[0])}" if share is not None else ""
+        raise ValueError(f"covariance: got no variance at all{of}, expected some, or an eps above 0")
     if rows is None:  # one row says all variances to who sums squares alone
         deviations = variances.sqrt()
         rows = deviations.unsqueeze(1) if made.structure.name == "diagonal" else torch.diag_embed(deviations)

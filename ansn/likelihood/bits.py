@@ -13,7 +13,8 @@ from torch import Tensor
 from ansn import ops
 from ansn.covariance import Mixture
 from ansn.data import Dataset
-from ansn.denoiser import Denoiser
+from ansn.denoiser import Denoiser, unwrapped
+from ansn.errors import whole
 from ansn.likelihood.flow import LogLikelihood, log_likelihood, standard_error
 
 DEQUANTISATIONS = ("uniform", "noise")
@@ -85,6 +86,7 @@ def bits_per_dim(
     Both are bounds, so the smaller is the closer one.
 
     Args:
+        model: as it is or wrapped for training.
         dataset: gives rows, labels, levels and scaling; its flips are left out.
         index: rows, int64 ``[M]``; all of them by default.
         dequantisation: as above, by default "uniform". Continuous data has none.
@@ -94,11 +96,9 @@ def bits_per_dim(
         batch_size, seed: as in :func:`log_likelihood`. Point k of row ``index[i]`` draws what (seed, k M + i) gives.
         options: to :func:`log_likelihood`: ``steps``, ``solver``, ``trace``, ``probes``, ``taus``, ...
 
-    Raises ValueError naming the argument.
+    Raises TypeError or ValueError naming the argument.
     """
-    how = _chosen(dataset, dequantisation)
-    if samples < 1:
-        raise ValueError(f"samples: got {samples}, expected at least 1")
+    model, samples, how = unwrapped(model), whole("samples", samples, 1), _chosen(dataset, dequantisation)
     index = torch.arange(len(dataset)) if index is None else index
     if not len(index):
         raise ValueError("index: got no rows, expected at least one")

@@ -16,6 +16,7 @@ from torch import Tensor
 from ansn import levels, ops
 from ansn.covariance import Pencil
 from ansn.denoiser import Denoiser, resting, unwrapped
+from ansn.errors import whole
 from ansn.likelihood.conditions import Hypothesis, conditions
 from ansn.likelihood.solvers import SOLVERS, integrated
 
@@ -74,15 +75,13 @@ class Rule:
         basis: str,
         seed: int,
     ) -> Rule:
-        """Raises ValueError naming the argument."""
+        """Raises TypeError or ValueError naming the argument."""
         for name, value, known in (
             ("solver", solver, SOLVERS), ("trace", trace, TRACES), ("probe", probe, PROBES), ("basis", basis, BASES)
         ):  # fmt: skip
             if value not in known:
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
-        for name, count in (("steps", steps), ("probes", probes)):
-            if count < 1:
-                raise ValueError(f"{name}: got {count}, expected at least 1")
+        steps, probes = whole("steps", steps, 1), whole("probes", probes, 1)
         if not rtol > 0:
             raise ValueError(f"rtol: got {rtol}, expected > 0")
         if taus is None:
@@ -162,8 +161,7 @@ def log_likelihood(
     model = unwrapped(model)
     rule = Rule.checked(model, taus, steps, solver, rtol, trace, probes, probe, basis, seed)
     _check_rows(model, x)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    batch_size = whole("batch_size", batch_size, 1)
     hypotheses = conditions(model, len(x), region, y)
     flow = Flow(model, rule)
     parts, evaluations = [], 0
@@ -173,7 +171,7 @@ def log_likelihood(
         parts.append(part)
         evaluations = max(evaluations, spent)
     found = torch.cat(parts, 1)
-    gradients = evaluations * (x[0].numel() if rule.trace == "exact" else probes)
+    gradients = evaluations * (x[0].numel() if rule.trace == "exact" else rule.probes)
     return LogLikelihood(
         found.mean(0), standard_error(found, rule.trace), found, rule.trace, rule.taus[0], evaluations, gradients
     )

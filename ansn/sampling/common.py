@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,15 +38,46 @@ def tell(callback: Callback | None, i: int, tau: Tensor, x: Tensor, denoised: Te
         callback({"i": i, "sigma": tau, "x": x, "denoised": denoised})
 
 
-def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
-    """Decreasing levels ``[N]`` in x's arithmetic; the noise model's own by default."""
-    levels = model.noise.tau if taus is None else torch.as_tensor(taus)
+def decreasing(levels: Tensor) -> Tensor:
+    """The levels. Raises ValueError, naming ``taus``, unless they are ``[N]``, finite, > 0 and decrease strictly."""
     wrong = levels.ndim != 1 or len(levels) < 1
     if not wrong and not torch.compiler.is_compiling():  # a graph cannot branch on values
-        wrong = bool((levels <= 0).any()) or bool((levels.diff() >= 0).any())
+        wrong = bool(((levels <= 0) | ~levels.isfinite()).any()) or bool((levels.diff() >= 0).any())
     if wrong:
         told = textwrap.shorten(str(levels.tolist()), 80)
-        raise ValueError(f"taus: got {told}, expected a tensor [N] of levels > 0 that decrease strictly")
+        raise ValueError(f"taus: got {told}, expected a tensor [N] of finite levels > 0 that decrease strictly")
+    return levels
+
+
+def label_rows(y: int | Tensor | Sequence[int] | None, n: int) -> Tensor | None:
+    """Labels int64 ``[n]`` of a number, a sequence or a tensor. Raises ValueError naming ``y``."""
+    if y is None:
+        return None
+    labels = torch.as_tensor(y)
+    labels = labels.expand(n) if labels.ndim == 0 else labels
+    if labels.shape != (n,) or labels.dtype != torch.int64:
+        raise ValueError(f"y: got {labels.dtype} of shape {list(labels.shape)}, expected a number or int64 [{n}]")
+    return labels
+
+
+def agreed(model: Denoiser, region: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Region and label of rows, int64 ``[B]`` on the model's device: one and the same where the regions are the classes
+    (math section 6). Raises ValueError for a label that was never learned, or that is no region there."""
+    regions = model.noise.covariance.regions
+    same = region is not None and model.num_classes == regions
+    if y is not None:
+        model.check_labels(y)
+        if same and bool((y == regions).any()):
+            raise ValueError(f"y: got {regions}, expected labels 0..{regions - 1}: the class is the region too")
+        y = y.to(model.noise.tau.device)
+    if not same:
+        return region, y
+    return (region, region) if y is None else (y, y)
+
+
+def ladder(model: Denoiser, x: Tensor, taus: Tensor | None) -> Tensor:
+    """Decreasing levels ``[N]`` in x's arithmetic; the noise model's own by default."""
+    levels = decreasing(model.noise.tau if taus is None else torch.as_tensor(taus))
     return levels.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 

@@ -22,7 +22,7 @@ from ansn.errors import whole
 from ansn.hostread import HostRead
 from ansn.sampling import schedules
 from ansn.sampling.annealed_langevin import algorithm_1, annealed_langevin
-from ansn.sampling.common import Callback, bar
+from ansn.sampling.common import Callback, agreed, bar, decreasing, label_rows
 from ansn.sampling.engine import Engine, engaged, graph_or_warning
 from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.guidance import Guided
@@ -132,7 +132,7 @@ class Draw:
         steps = self.method.steps if steps is None else whole("steps", steps, 1)
         # On the host: what reads a level must not wait for a GPU, and a sampler takes them over once.
         known = _schedule(model, self.method, steps, schedule, options) if taus is None else taus
-        self.taus = known.cpu() if isinstance(known, Tensor) else torch.tensor(known, dtype=torch.float64)
+        self.taus = decreasing(known.cpu() if isinstance(known, Tensor) else torch.tensor(known, dtype=torch.float64))
         self.start = start or self.method.start
         self.options = options if self.method.flow else options | {"steps": steps}
         self.settings: dict[str, Any] = {
@@ -206,19 +206,12 @@ class Draw:
         if any(m.training for m in with_mode(self.model)):  # put into training mode since
             self._engage()
         model, noise = self.model.of_rows(row, rows), self.model.noise
-        region = noise.draw_regions(rows, seed=self.seed, row=row)
-        extra: dict[str, Any] = {}
-        if y is not None:
-            model.check_labels(y)
-            extra["y"] = y.to(noise.tau.device)
-        classes = model.num_classes
-        if region is not None and classes == noise.covariance.regions:
-            # The regions are the classes: network and noise must agree on k (math section 6).
-            region = extra.setdefault("y", region)
-        elif classes and y is None and not model.label_dropout:
+        region, y = agreed(model, noise.draw_regions(rows, seed=self.seed, row=row), y)
+        extra: dict[str, Any] = {} if y is None else {"y": y}
+        if model.num_classes and y is None and not model.label_dropout:
             raise ValueError(
-                f"y: got None for a network of {classes} classes trained without label dropout, expected a label or"
-                " int64 [n]"
+                f"y: got None for a network of {model.num_classes} classes trained without label dropout, expected a"
+                " label or int64 [n]"
             )
         x = model.prior(rows, float(self.taus[0]), region=region, seed=self.seed, row=row, start=self.start)
         if self.method.noisy:
@@ -289,9 +282,7 @@ def sample(
     return torch.cat([x for _, x in drawn])
 
 
-def _schedule(
-    model: Denoiser, method: Method, n: int, schedule: str | Schedule, options: dict[str, Any]
-) -> Tensor:
+def _schedule(model: Denoiser, method: Method, n: int, schedule: str | Schedule, options: dict[str, Any]) -> Tensor:
     ladder = model.noise.levels
     if method.flow:
         names = schedules.names()
@@ -309,14 +300,3 @@ def _schedule(
     # A ladder of a few Karras levels is too coarse for Langevin: rungs that overlap, by NCSNv2's rule.
     overlapping = levels.geometric(ladder.maximum, ladder.minimum, dim=model.noise.covariance.dim)
     return torch.tensor(overlapping.tau, dtype=torch.float64)
-
-
-def label_rows(y: int | Tensor | Sequence[int] | None, n: int) -> Tensor | None:
-    """Labels int64 ``[n]`` of a number, a sequence or a tensor. Raises ValueError naming ``y``."""
-    if y is None:
-        return None
-    labels = torch.as_tensor(y)
-    labels = labels.expand(n) if labels.ndim == 0 else labels
-    if labels.shape != (n,) or labels.dtype != torch.int64:
-        raise ValueError(f"y: got {labels.dtype} of shape {list(labels.shape)}, expected a number or int64 [{n}]")
-    return labels

@@ -15,6 +15,7 @@ from torch import Tensor
 from ansn import levels
 from ansn.denoiser import Denoiser, resting, unwrapped
 from ansn.errors import whole
+from ansn.sampling.common import agreed, label_rows
 from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.multistep import dpmpp_2m
 
@@ -78,7 +79,8 @@ def optimised(
     tried, ``50 n rows`` evaluations: as many as 50 ``rows`` samples take. Keep the result.
 
     ``sampler``: deterministic, of the flow. Deterministic itself: a function of the model, ``seed`` and the numbers.
-    ``extra`` goes to the network; rows are of all regions and classes in turn. Returns float64 ``[n]`` on the CPU.
+    ``extra`` goes to the network, ``y`` a label or one of each row; rows are else of all regions and classes in turn.
+    Raises TypeError or ValueError naming the argument. Returns float64 ``[n]`` on the CPU.
     """
     n, rows, model = whole("n", n, 1), whole("rows", rows, 1), unwrapped(model)
     if n == 1:
@@ -128,8 +130,9 @@ def _runner(
     model = resting(model).of_rows(0, rows)
     noise, device, classes = model.noise, model.noise.tau.device, model.num_classes
     region = torch.arange(rows, device=device) % noise.covariance.regions if noise.covariance.regions > 1 else None
-    if classes and "y" not in extra:
-        extra = extra | {"y": torch.arange(rows, device=device) % classes}
+    y = label_rows(extra.get("y", torch.arange(rows) % classes if classes else None), rows)
+    region, y = agreed(model, region, y)
+    extra = extra if y is None else extra | {"y": y}
     start = model.prior(rows, top, region=region, seed=seed)
 
     return lambda sampler, taus: sampler(model, start, taus, region=region, **extra)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ansn.distributed import any_rank
 from ansn.errors import InputError
-from ansn.sampling.driver import Draw, label_rows
+from ansn.sampling.common import label_rows
+from ansn.sampling.driver import Draw
 from ansn.sampling.part import Part, spans
 
 SUFFIXES = (".png", ".npy", ".csv")

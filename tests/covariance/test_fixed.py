@@ -155,6 +155,21 @@ def test_the_shape_may_be_a_number_of_any_library(size: Any):
     assert torch.equal(made.covariance(), torch.ones(1, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("s", [0.0, torch.zeros(3), torch.zeros(3, 3)], ids=["variance", "variances", "matrix"])
+def test_no_variance_at_all_is_refused_where_the_noise_would_have_none(s: Any):
+    zero = torch.zeros(3)
+    for options in ({}, {"rho": 0.0}, {"gamma": 0.5}, {"gamma": -0.5}):
+        with pytest.raises(ValueError, match=r"^covariance: got no variance at all, expected some, or an eps above 0$"):
+            AdaptiveCovariance.fixed(zero, s, **options)
+    for options in ({"eps": 0.1}, {"eps_floor": 0.1}, {"noise": 0.1}, {"noise": torch.full((3,), 0.1)}):
+        made = AdaptiveCovariance.fixed(zero, s, **options)
+        torch.testing.assert_close(made.eigenvalues(), torch.full((1, 3), 0.1, dtype=torch.float64), rtol=1e-6, atol=0)
+        assert not made.covariance().any()
+    two = torch.stack([torch.eye(3), torch.zeros(3, 3)])
+    with pytest.raises(ValueError, match=r"^covariance: got no variance at all of region 1, expected some"):
+        AdaptiveCovariance.fixed(torch.zeros(2, 3), two, share=[1, 1])
+
+
 EYE, M = np.eye(3), np.zeros(3)
 LOPSIDED = EYE + np.triu(np.full((3, 3), 0.1), 1)
 WRONG = [

@@ -13,6 +13,7 @@ from ansn import AdaptiveCovariance, Denoiser, NoiseModel, dsm_loss, levels, ops
 from ansn.covariance import STRUCTURES, Structure
 from ansn.sampling import METHODS, Mask, Posterior
 from tests.covariance.exact import Rotated, root_of, rows_of
+from tests.covariance.test_refresh import snapshot
 from tests.oracles import ExactDenoiser, gaussian, randn, spd
 from tests.tolerances import EXACT, rms_ratio
 
@@ -189,6 +190,41 @@ def test_an_s_and_an_r_that_are_both_given(form: str):
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         AdaptiveCovariance(4, **options)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "name"),
+    [({"rho": 1.0}, {"rho": 0.0}, "rho"), ({"gamma": 0.5}, {}, "rho"), ({"rho": 0.5, "eps": 0.1}, {}, "eps"),
+     ({"eps_floor": 0.0}, {}, "eps_floor"), ({"noise": 2.0}, {"noise": 1.0}, "noise")],
+)  # fmt: skip
+def test_a_state_of_another_noise_is_refused(theirs, ours, name):
+    """What is printed is what is there."""
+    state = AdaptiveCovariance(3, **theirs).update(randn(50, 3)).state_dict()
+    covariance = AdaptiveCovariance(3, **ours)
+    before = snapshot(covariance)
+    with pytest.raises(ValueError, match=rf"^{name}: got a state of {name} = .*, expected "):
+        covariance.load_state_dict(state)
+    assert snapshot(covariance) == before
+    AdaptiveCovariance(3, **theirs).load_state_dict(state)
+    del state["form"]  # a state of before
+    covariance.load_state_dict(state)
+
+
+@pytest.mark.parametrize("form", ["variances", "matrix"])
+@pytest.mark.parametrize(("stored", "kept"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_state_of_another_precision_is_of_the_same_noise(form: str, stored: torch.dtype, kept: torch.dtype):
+    """R stays what is given, not what the state rounds it to; one that differs by more than rounding is refused."""
+    x = randn(200, D) @ given(form)[1].T
+    options: dict[str, Any] = {"noise": SHAPES[form], "eps_floor": 0.0}
+    state = AdaptiveCovariance(D, **options, factor_dtype=stored).update(x).state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    covariance = AdaptiveCovariance(D, **options, factor_dtype=kept)
+    covariance.load_state_dict(state)
+    assert torch.equal(covariance.snapshot.factor, covariance.structure.factor.to(kept))
+    assert all(torch.equal(state[name], before[name]) for name in state)
+    other = AdaptiveCovariance(D, **options | {"noise": 1.001 * SHAPES[form]}, factor_dtype=kept)
+    with pytest.raises(ValueError, match=r"^noise: got a state of another noise shape, expected the one"):
+        other.load_state_dict(state)
 
 
 @pytest.mark.parametrize("prediction", ["denoiser", "whitened"])

@@ -216,24 +216,6 @@ def test_a_state_of_another_root_is_refused():
         AdaptiveCovariance(4).load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours", "name"),
-    [({"rho": 1.0}, {"rho": 0.0}, "rho"), ({"gamma": 0.5}, {}, "rho"), ({"rho": 0.5, "eps": 0.1}, {}, "eps"),
-     ({"eps_floor": 0.0}, {}, "eps_floor"), ({"noise": 2.0}, {"noise": 1.0}, "noise")],
-)  # fmt: skip
-def test_a_state_of_another_noise_is_refused(theirs, ours, name):
-    """What is printed is what is there."""
-    state = AdaptiveCovariance(3, **theirs).update(randn(50, 3)).state_dict()
-    covariance = AdaptiveCovariance(3, **ours)
-    before = snapshot(covariance)
-    with pytest.raises(ValueError, match=rf"^{name}: got a state of {name} = .*, expected "):
-        covariance.load_state_dict(state)
-    assert snapshot(covariance) == before
-    AdaptiveCovariance(3, **theirs).load_state_dict(state)
-    del state["form"]  # a state of before
-    covariance.load_state_dict(state)
-
-
 def test_under_forgetting_the_factor_keeps_up_with_the_memory():
     covariance = AdaptiveCovariance(3, forgetting=0.9, eps_floor=0.0)
     generator, refreshed = torch.Generator().manual_seed(0), 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ansn
 from ansn import AdaptiveCovariance, Denoiser, networks
@@ -170,12 +171,25 @@ def test_labels_are_told_to_a_network_that_takes_them():
         ({"samples": 0}, "samples: got 0, expected at least 1"),
         ({"index": torch.arange(0)}, "index: got no rows"),
         ({"steps": 0}, "steps: got 0"),
+        ({"samples": 2.0}, "samples: got 2.0, expected a whole number"),
+        ({"batch_size": 2.0}, "batch_size: got 2.0, expected a whole number"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str):
     data = digits(3)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if "whole" in message else ValueError, match=message):
         ansn.bits_per_dim(digits_model(data), data, **options)
+
+
+@pytest.mark.parametrize("how", ["uniform", "noise"])
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "parallel"])
+def test_a_wrapped_model_is_scored(wrap: Any, how: str):
+    data = digits(3)
+    model = digits_model(data)
+    plain = ansn.bits_per_dim(model, data, steps=2, samples=2, dequantisation=how)
+    assert ansn.bits_per_dim(wrap(model), data, steps=2, samples=np.int64(2), dequantisation=how) == plain
+    with pytest.raises(TypeError, match=r"^model: got Linear, expected a Denoiser"):
+        ansn.bits_per_dim(nn.Linear(2, 2), data)
 
 
 def test_data_of_another_shape_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -372,6 +373,9 @@ WRONG = [
     ({"steps": 0}, ValueError, "steps: got 0, expected at least 1"),
     ({"probes": 0}, ValueError, "probes: got 0, expected at least 1"),
     ({"batch_size": 0}, ValueError, "batch_size: got 0, expected at least 1"),
+    ({"steps": 2.0}, TypeError, "steps: got 2.0, expected a whole number"),
+    ({"probes": 2.0}, TypeError, "probes: got 2.0, expected a whole number"),
+    ({"batch_size": 2.0}, TypeError, "batch_size: got 2.0, expected a whole number"),
     ({"rtol": 0.0}, ValueError, "rtol: got 0.0, expected > 0"),
     ({"taus": torch.tensor([1.0])}, ValueError, r"taus: got shape \[1\], expected \[N\] of at least two"),
     ({"taus": torch.tensor([1.0, 2.0])}, ValueError, "tau: got levels that do not decrease strictly"),
@@ -387,6 +391,16 @@ def test_wrong_arguments_are_named(network: Denoiser, options: dict, kind: type[
     with pytest.raises(kind, match=message) as told:
         ansn.log_likelihood(network, x, **{k: v for k, v in options.items() if k != "x"})
     assert "\n" not in str(told.value)
+
+
+def test_numbers_of_other_libraries(network: Denoiser):
+    x = randn(3, 2)
+    for trace in ("exact", "hutchinson"):
+        plain = ansn.log_likelihood(network, x, trace=trace, steps=2, probes=3, batch_size=2, seed=1, row=5)
+        numbers = {"steps": np.int32(2), "probes": np.int64(3), "batch_size": torch.tensor(2), "seed": np.int64(1)}
+        found = ansn.log_likelihood(network, x, trace=trace, **numbers, row=np.int64(5))
+        assert torch.equal(found.estimates, plain.estimates)
+        assert (type(found.gradients), found.gradients) == (int, plain.gradients)
 
 
 def test_a_class_that_the_network_never_learned_is_named():

@@ -240,6 +240,23 @@ def test_a_class_that_was_never_learned_is_refused(y):
         sample(model, 3, y=4)
 
 
+@pytest.mark.parametrize("taus", [[], 5.0, [1.0, np.nan], [np.inf, 1.0], [1.0, 2.0], [1.0, 0.0], [[1.0]], np.nan])
+def test_levels_that_are_none_are_refused_when_a_draw_is_made(taus):
+    for given in (taus, torch.tensor(taus)):
+        with pytest.raises(ValueError, match=r"^taus: got .*, expected a tensor \[N\] of finite levels > 0"):
+            Draw(trained(), taus=given)
+
+
+def test_no_class_is_refused_where_the_class_is_the_region_too():
+    covariance = AdaptiveCovariance((1, 2, 2), 3).update(torch.rand(90, 1, 2, 2), torch.arange(90) % 3).freeze()
+    noise = NoiseModel(covariance, levels.karras(4.0, 0.05))
+    model = Denoiser(network(num_classes=3), noise, label_dropout=0.1)
+    for y in (3, [0, 3, 1]):
+        with pytest.raises(ValueError, match=r"^y: got 3, expected labels 0\.\.2: the class is the region too$"):
+            sample(model, 3, steps=2, y=y)
+    assert torch.equal(sample(model, 3, steps=2, y=2), Draw(model, steps=2).batch(0, 3, torch.full((3,), 2)))
+
+
 def test_levels_given_later_are_the_model_s():
     """The samples' spread is the data's, whatever ladder the model was made with."""
     x = torch.randn(4000, D, generator=torch.Generator().manual_seed(0))

@@ -236,9 +236,11 @@ def test_extra_arguments_reach_the_network(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("taus", [[], [1.0, 2.0], [1.0, 1.0], [1.0, 0.0], [[1.0, 0.5]]])
+@pytest.mark.parametrize(
+    "taus", [[], [1.0, 2.0], [1.0, 1.0], [1.0, 0.0], [[1.0, 0.5]], [1.0, math.nan], [math.inf, 1.0]]
+)
 def test_levels_that_do_not_decrease_are_refused(name, taus):
-    with pytest.raises(ValueError, match=r"^taus: got \[.*, expected a tensor \[N\] of levels > 0 that decrease"):
+    with pytest.raises(ValueError, match=r"^taus: got \[.*, expected a tensor \[N\] of finite levels > 0"):
         SAMPLERS[name](model(), randn(B, D), torch.tensor(taus))
 
 

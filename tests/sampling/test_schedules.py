@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, levels, networks
 from ansn.sampling import Draw, dpmpp_2m, heun, schedules
@@ -85,6 +86,39 @@ def test_the_optimised_one_knows_classes_and_regions_and_restores_the_mode():
     model = Denoiser(network, NoiseModel(covariance, levels.karras(4.0, 0.05))).train()
     assert schedules.optimised(model, 3, 4.0, 0.05, rows=6).shape == (3,)
     assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("regions", [1, 3])
+def test_the_optimised_one_takes_labels_that_were_learned(regions):
+    """As a list, a tensor or a number; where the regions are the classes, a label is its row's region."""
+    seen: list[Tensor | None] = []
+
+    class Labelled(ExactDenoiser):
+        def forward(self, x, sigma, region=None, **extra):
+            assert torch.equal(region, extra["y"]) if regions > 1 else region is None
+            seen.append(extra.pop("y"))
+            return super().forward(x, sigma, region, **extra)
+
+    x, owner = randn(90, D), torch.arange(90) % 3
+    covariance = AdaptiveCovariance(D, regions).update(x, owner if regions > 1 else None).freeze()
+    targets = [gaussian(k + torch.zeros(D), spd(D, k)) for k in range(regions)]
+    model = Labelled(NoiseModel(covariance, levels.karras(4.0, 0.05)), *targets)
+    model.num_classes = 3
+    y, found = [2, 0, 2, 1], []
+    for given in (y, torch.tensor(y), 2, torch.tensor(2)):
+        seen.clear()
+        found.append(schedules.optimised(model, 3, 4.0, 0.05, rows=4, y=given))
+        assert all(one.tolist() == (y if len(found) < 3 else [2] * 4) for one in seen)
+        assert seen
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
+    for wrong, message in (
+        ([0, 1, 2, 3], r"got 0\.\.3, expected labels 0\.\.2"), (-1, r"got -1, expected labels 0\.\.2"),
+        ([0, 1], r"got torch\.int64 of shape \[2\], expected a number or int64 \[4\]"),
+        (torch.zeros(4), r"got torch\.float32 of shape \[4\], expected a number or int64 \[4\]"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^y: {message}$"):
+            schedules.optimised(model, 3, 4.0, 0.05, rows=4, y=wrong)
 
 
 def test_a_gaussian_needs_no_high_levels():
