@@ -224,14 +224,14 @@ class Denoiser(nn.Module):
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {_sizes(self.noise.covariance.shape)}]")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if not isinstance(sigma, Tensor):
-            if not (math.isfinite(sigma) and sigma > 0):
+            if not 0 < sigma < math.inf:  # also of a number that a compiler has not seen
                 raise ValueError(f"sigma: got {sigma}, expected a finite level > 0")
             return torch.full((x.shape[0],), float(sigma), dtype=dtype, device=x.device)
         if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0])):
             raise ValueError(f"sigma: got shape {list(sigma.shape)}, expected [] or [{x.shape[0]}]")
         if sigma.numel() and _checks.readable(sigma):
             low, high = (float(v) for v in (sigma.detach().aminmax() if sigma.ndim else (sigma, sigma)))
-            if not (low > 0 and math.isfinite(high)):
+            if not 0 < low <= high < math.inf:
                 raise ValueError(f"sigma: got levels {low:g} to {high:g}, expected finite ones > 0")
         return sigma.to(device=x.device, dtype=dtype).expand(x.shape[0])
 

@@ -79,8 +79,9 @@ def own_loop(rank: int, ranks: int, structure: str) -> dict[str, Any]:
 def refused(rank: int) -> list[str]:
     """What is said, on every rank, where ranks were made differently."""
     said = []
+    turned = torch.eye(DIM) * (1 - 0.1 * rank) + 0.1 * rank
     for options in ({"top": 5.0 + rank}, {"rho": 0.5 * rank}, {"eps": 0.1 + rank}, {"warmup": 2 + rank},
-                    {"refresh": 0.1 + rank}, {"noise": torch.eye(DIM) * (1 - 0.1 * rank) + 0.1 * rank}, {"known": 1.0 + rank}):  # fmt: skip
+                    {"refresh": 0.1 + rank}, {"noise": turned}, {"known": 1.0 + rank}):  # fmt: skip
         top, known = options.pop("top", 5.0), options.pop("known", None)
         noise = ansn.NoiseModel(AdaptiveCovariance(SHAPE, **options), ansn.levels.karras(top, 0.01))
         if known:

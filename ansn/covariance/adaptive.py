@@ -487,6 +487,7 @@ class AdaptiveCovariance(nn.Module):
                 raise ValueError(f"root: got a state of a {ROOTS[numbers[4]]} factor, expected a {self.root} one")
             self.snapshot.track(f"{prefix}snapshot.deviation" in state_dict)
         self.rules.fit(state_dict.setdefault(f"{prefix}form", self.form).tolist())  # older states have none
+        self.snapshot.fit(state_dict, f"{prefix}snapshot.")
         if f"{prefix}share" not in state_dict and f"{prefix}moments.weight" in state_dict:  # an older state
             weight = state_dict[f"{prefix}moments.weight"]
             state_dict[f"{prefix}share"] = weight / weight.sum().clamp_min(1.0)

@@ -162,6 +162,9 @@ class Pencil(nn.Module):
     def track(self, on: bool = True) -> None:
         """Keep Q, s and l from here on, or do not; for a pencil that need not."""
 
+    def fit(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Raises ValueError where a state is not of this pencil, before any of it is loaded."""
+
     def _apply(self, fn: Any, recurse: bool = True) -> Pencil:
         keep_dtypes(self, fn)
         return self

@@ -29,7 +29,7 @@ class WhitenedPencil(Pencil):
         super()._allocate(dtype, device)
         self.register_buffer("factor", self.structure.factor.to(device, dtype))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def fit(self, state_dict: dict[str, Any], prefix: str) -> None:
         name, ours = f"{prefix}factor", self.factor
         if name in state_dict:
             theirs = state_dict[name]
@@ -37,7 +37,6 @@ class WhitenedPencil(Pencil):
             if theirs.shape != ours.shape or not torch.allclose(theirs.to(ours), ours, rtol=0, atol=slack):
                 raise ValueError("noise: got a state of another noise shape, expected the one that is given")
             state_dict[name] = ours  # not as the state rounds it
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def inward(self, v: Tensor, region: Tensor | None = None) -> Tensor:
         flat = self._flat(v)
