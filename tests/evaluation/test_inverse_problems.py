@@ -17,6 +17,7 @@ from experiments import inverse_problems
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_command_writes_rows_tables_and_a_picture(tmp_path: Path) -> None:
     out = tmp_path / "results" / "rows.csv"
     done = subprocess.run(

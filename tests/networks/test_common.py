@@ -83,7 +83,7 @@ def test_float64_works(network, inputs):
     torch.testing.assert_close(double.float(), single, rtol=1e-3, atol=1e-3)
 
 
-COMPILED = ("ncsn", "ncsnv2 with level and classes", "unet", "unet stem 2", "unet line", "unet volume stem 2")
+COMPILED = (pytest.param("ncsn", marks=pytest.mark.slow), "ncsnv2 with level and classes", "unet", "unet stem 2", "unet line", "unet volume stem 2")
 
 
 @pytest.mark.parametrize("name", [*COMPILED, "mlp with classes"])
