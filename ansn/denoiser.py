@@ -75,6 +75,9 @@ class Denoiser(nn.Module):
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+        if not isinstance(noise, NoiseModel):
+            raise TypeError(f"noise: got {type(noise).__name__}, expected a NoiseModel")
+        inputs = (inputs,) if isinstance(inputs, str) else inputs
         preconditioned = precondition and prediction == "denoiser"
         if skip is None:
             skip = "scalar" if not preconditioned else "wiener" if noise.mixture is None else "mixture"
@@ -99,7 +102,10 @@ class Denoiser(nn.Module):
         # Kept here: the network may be wrapped later (DistributedDataParallel) and then hides it.
         self.num_classes: int | None = getattr(network, "num_classes", None)
         if label_dropout and not self.num_classes:
-            raise ValueError(f"label_dropout: got {label_dropout} for a network without classes, expected 0")
+            raise ValueError(
+                f"label_dropout: got {label_dropout} for a network without classes, expected 0, or a network that says"
+                " how many there are, in its attribute num_classes"
+            )
         # In this order: a state is refused before any weight is loaded.
         self.noise, self.network, self.label_dropout = noise, network, label_dropout
         self.prediction, self.precondition, self.conditioning = prediction, precondition, conditioning
@@ -222,6 +228,7 @@ class Denoiser(nn.Module):
     def _tau(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         if x.shape[1:] != self.noise.covariance.shape:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, {_sizes(self.noise.covariance.shape)}]")
+        _checks.floating("x", x)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if not isinstance(sigma, Tensor):
             if not 0 < sigma < math.inf:  # also of a number that a compiler has not seen

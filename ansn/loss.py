@@ -49,11 +49,18 @@ def dsm_loss(
         raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'")
+    if not isinstance(level, Level):
+        raise TypeError(f"level: got {_checks.describe(level)}, expected what NoiseModel.perturb returned")
     tau, region = level.tau, level.region
     covariance = denoiser.noise.covariance
     if covariance.regions > 1 and not extra and not denoiser.regional:
         # Weight and preconditioning depend on k; a network that does not know k would learn no score of anything.
         raise ValueError(f"region: got {covariance.regions} regions and a network that is not told, expected y=...")
+    if x.shape != perturbed.shape:
+        raise ValueError(f"x: got shape {list(x.shape)}, expected that of perturbed, {list(perturbed.shape)}")
+    if denoiser.num_classes and not denoiser.label_dropout and not extra:
+        classes = f"{denoiser.num_classes} classes without label dropout"
+        raise ValueError(f"y: got None for a network of {classes}, expected int64 [{len(x)}]")
     if isinstance(extra.get("y"), Tensor) and _checks.readable(extra["y"]):
         denoiser.check_labels(extra["y"])
     if metric == "pixel":

@@ -56,6 +56,8 @@ class NoiseModel(nn.Module):
         self, covariance: AdaptiveCovariance, levels: Levels, seed: int = 0, mixture: Mixture | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(covariance, AdaptiveCovariance):
+            raise TypeError(f"covariance: got {type(covariance).__name__}, expected an AdaptiveCovariance")
         if not 0 <= whole("seed", seed, 0) < 2**63:
             raise ValueError(f"seed: got {seed}, expected 0 <= seed < 2^63")
         self.covariance, self.seed, self.mixture = covariance, int(seed), mixture
@@ -206,6 +208,7 @@ class NoiseModel(nn.Module):
         seed = self.seed if seed is None else seed
         if step is None:
             step = _counted(self)
+        self.covariance.structure.check("x", x)
         rows = x.shape[0]
         row = first_row(row, rows)
         if tau is None:
@@ -214,6 +217,8 @@ class NoiseModel(nn.Module):
             _check_level(tau)
             if not isinstance(tau, Tensor):
                 tau = torch.full((rows,), float(tau), dtype=self.tau.dtype, device=x.device)
+            if tau.shape not in ((), (1,), (rows,)):
+                raise ValueError(f"tau: got shape {list(tau.shape)}, expected [] or [{rows}]")
             tau = tau.to(self.tau).expand(rows)
         perturbed = self.covariance.step(x, b=tau, region=region, seed=seed, row=row, step=step, stream=ops.PERTURB)
         return perturbed, Level(tau, region, seed, row, step)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ansn import AdaptiveCovariance, Denoiser, dsm_loss, networks
+from ansn import AdaptiveCovariance, Denoiser, NoiseModel, dsm_loss, networks
 from tests.oracles import fixed_covariance, noise_model, randn, spd
 from tests.tolerances import rms_ratio
 
@@ -172,10 +172,34 @@ def test_wrong_arguments_are_named():
     for name, call in (
         ("metric", lambda: dsm_loss(model, x, perturbed, level, "l2")),
         ("reduction", lambda: dsm_loss(model, x, perturbed, level, reduction="sum")),
-        ("target", lambda: dsm_loss(model, x[:2], perturbed, level)),
+        ("x", lambda: dsm_loss(model, x[:2], perturbed, level)),
         ("x", lambda: dsm_loss(model, x, perturbed[:, :3], level)),
     ):
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value).startswith(f"{name}:"), str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_network_of_classes_is_not_trained_without_them():
+    model = Denoiser(network(num_classes=3), noise_model(fixed_covariance(D)))
+    x = randn(3, D)
+    perturbed, level = model.noise.perturb(x, step=0)
+    with pytest.raises(ValueError, match=r"^y: got None for a network of 3 classes .*, expected int64 \[3\]$"):
+        dsm_loss(model, x, perturbed, level)
+    model.label_dropout = 0.1
+    assert dsm_loss(model, x, perturbed, level).isfinite()
+
+
+def test_arguments_in_another_order_are_named():
+    model = Denoiser(network(), noise_model(fixed_covariance(D)))
+    x = randn(3, D)
+    perturbed, level = model.noise.perturb(x, step=0)
+    for name, call in (
+        ("level", lambda: dsm_loss(model, perturbed, level, x)),
+        ("noise", lambda: Denoiser(model.noise, model.network)),
+        ("covariance", lambda: NoiseModel(model.noise.levels, model.noise.covariance)),
+        ("data", lambda: NoiseModel.for_data(x.numpy())), ("x", lambda: model(x.long(), 0.5)),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=rf"^{name}: got .*, expected "):
+            call()

@@ -206,7 +206,7 @@ def test_the_prior_follows_what_the_covariance_learns():
         ("region", lambda: noise_model(regional()).perturb(randn(3, D), torch.tensor([0, 1, 3]))),
         ("step", lambda: noise_model(fixed_covariance(2)).perturb(randn(3, 2), step=-1)),
         ("row", lambda: noise_model(fixed_covariance(2)).perturb(randn(3, 2), row=-1)),
-        ("factor", lambda: noise_model(fixed_covariance(2)).perturb(randn(3, 3))),
+        ("x", lambda: noise_model(fixed_covariance(2)).perturb(randn(3, 3))),
     ],
 )
 def test_wrong_arguments_are_named(name, call):

@@ -23,7 +23,10 @@ _WRONG = re.compile(r"^invalid choice (.*) for argument '(.*)'\. Expected one of
 """A wrong choice, in tyro's words."""
 _MISTAKES = (
     (r"^Unrecognized options: (.*)", r"\1: got an unknown argument, expected known ones"),
-    (r"^Error parsing (\S+): (.*)", r"\1: got what does not fit (\2), expected what does"),
+    (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: got \2, expected a whole number"),
+    (r"^Error parsing (\S+): could not convert string to float: (.*)", r"\1: got \2, expected a number"),
+    (r"^Error parsing (\S+): no type matching (.*?) could be .*? from \[(.*?)\].*", r"\1: got \3, expected \2"),
+    (r"^Error parsing (\S+): (.*)", r"\1: got a value of no use (\2), expected one that fits"),
     (r"^Missing value for argument '(.*)'\. Expected (.*)", r"\1: got none, expected \2"),
     (r"^Missing from \S+: (\S+) (.*)", r"\1: got None, expected \2"),
 )
@@ -61,8 +64,16 @@ def _unboxed(text: str) -> str:
     told = [_WRONG.sub(_our_words, " ".join(" ".join(section).split())) for section in sections]
     for theirs, ours in _MISTAKES:
         told = [re.sub(theirs, ours, section) for section in told]
+    alike = "Perhaps you meant", "Arguments similar"
+    told = [_names(section) if section.startswith(alike) else section for section in told]
     mistake = [section for section in told if not section.startswith(("Argument helptext", "For full helptext"))]
     return "; ".join(section.rstrip(".;") for section in mistake if section) or " ".join(text.split())
+
+
+def _names(section: str) -> str:
+    """Of options that are like a wrong one the names alone, the shortest first."""
+    names = dict.fromkeys(re.findall(r"(?<!\S)--[\w-]+", section.replace("--help", "")))
+    return f"perhaps {', '.join(sorted(names, key=len)[:4])}"
 
 
 def _our_words(wrong: re.Match[str]) -> str:

@@ -25,6 +25,9 @@ def parse(arguments: list[str]) -> TrainConfig:
     """The settings that a command line asks for; argparse's way of ending with code 2 for a wrong one."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["digits", *arguments]
+    if not arguments[0].startswith("-") and arguments[0] not in PRESETS:
+        print(f"PRESET: got {arguments[0]!r}, expected one of {', '.join(PRESETS)}", file=sys.stderr)
+        raise SystemExit(2)
     return tyro.extras.overridable_config_cli(
         PRESETS, args=arguments, prog="ansn-train", description=_DESCRIPTION, config=(tyro.conf.OmitArgPrefixes,)
     )

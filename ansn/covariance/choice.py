@@ -68,7 +68,10 @@ def rows_wanted(dim: int) -> int:
 
 def some_rows(data: Tensor | Rows, seed: int) -> tuple[Tensor, Tensor, float | None]:
     """Rows to look at, drawn at random by ``seed``, their places, and the variance of a data set's rounding; of a data
-    set or of rows ``[N, *shape]``. Raises ValueError for none."""
+    set or of rows ``[N, *shape]``. Raises TypeError for anything else, ValueError for none."""
+    if not isinstance(data, Tensor) and not hasattr(data, "order"):
+        expected = "a data set of ansn.load_dataset, or rows [N, *shape] as a tensor"
+        raise TypeError(f"data: got {type(data).__name__}, expected {expected}")
     if not isinstance(data, Tensor):
         index = data.order(seed, 0)[: rows_wanted(torch.Size(data.shape).numel())].cpu()
         return data.batch(index)[0], index, data.quantisation

@@ -132,8 +132,8 @@ class Whitened(Structure):
         symmetric = noise.ndim == 1 or torch.allclose(noise, noise.mT, rtol=0, atol=1e-6 * float(noise.abs().max()))
         root, status = (noise.sqrt(), (noise <= 0).any()) if noise.ndim == 1 else torch.linalg.cholesky_ex(noise)
         if bool(status) or not symmetric or not bool(torch.isfinite(root).all()):
-            raise ValueError("noise: got a shape that is none, expected finite variances > 0, or a matrix that is"
-                             " symmetric and positive definite")  # fmt: skip
+            got = "variances that are not all finite and > 0" if noise.ndim == 1 else "a matrix that is no covariance"
+            raise ValueError(f"noise: got {got}, expected a noise shape: symmetric and positive definite")
         self.factor = root.unsqueeze(0)
         self.level = float(root.square().sum()) / self.dim
         self._factors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
