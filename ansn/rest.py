@@ -48,11 +48,9 @@ class Copy:
 
     def _plain(self, module: nn.Module) -> None:
         out = self.made[id(module)] = object.__new__(type(module))
-        state = dict(vars(module))
-        for name in ("_parameters", "_buffers"):
-            state.pop(name)
-        # In place of a call that was compiled, with the module in it.
-        out.__dict__ = {name: self._referring(value) for name, value in state.items() if name != "_compiled_call_impl"}
+        # The last one is a call that was compiled, with the module in it: the copy is called as it is written.
+        apart = "_parameters", "_buffers", "_compiled_call_impl"
+        out.__dict__ = {name: self._referring(value) for name, value in vars(module).items() if name not in apart}
         out.__dict__["_parameters"] = self._weights(module._parameters) if self.constant else module._parameters
         out.__dict__["_buffers"] = module._buffers
         self._fresh(out)
@@ -84,7 +82,7 @@ class Copy:
         if type(value) in (list, tuple):
             items = [self._referring(v) for v in value]
             return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
-        if isinstance(value, dict) and hasattr(value, "copy"):
+        if isinstance(value, dict):
             changed = {k: new for k, v in value.items() if (new := self._referring(v)) is not v}
             if not changed:
                 return value

@@ -98,9 +98,11 @@ class Gathered:
         """Every process has the first one's state, to the last bit. ValueError where they differ by more than that."""
         covariance, state = self.covariance, self.covariance.state_dict()
         forms = {name: (list(value.shape), value.dtype) for name, value in state.items()}
-        made = {"form": covariance.extra_repr(), "root": covariance.root, "rules": covariance.rules}
-        agree("covariance", made | {"forgetting": covariance.forgetting, "refresh": covariance.growth}, self.sync)
-        agree("covariance", {"state": forms}, self.sync)
+        made = {
+            "form": covariance.extra_repr(), "root": covariance.root, "rules": covariance.rules,
+            "forgetting": covariance.forgetting, "refresh": covariance.growth, "state": forms,
+        }  # fmt: skip
+        agree("covariance", made, self.sync)
         far = torch.zeros((), device=covariance.center.device)
         for name, value in state.items():
             first = value.clone()

@@ -39,7 +39,7 @@ def transformed() -> bool:
 transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _readable(value: Tensor) -> bool:
+def _one_set(value: Tensor) -> bool:
     """Whether it is one set of values: vmap hides several, and a tracer (linearize) asks for those to come."""
     func = torch._C._functorch
     while func.is_functorch_wrapped_tensor(value):
@@ -110,7 +110,7 @@ def region(value: Tensor | None, rows: int, count: int, device: torch.device) ->
 def region_values(value: Tensor | None, count: int) -> None:
     """On the CPU, where reading them costs no synchronisation. For what runs, not for what is traced: a kernel in a
     compiled graph would read beyond its factors."""
-    if value is None or not value.is_cpu or not value.numel() or not _readable(value):
+    if value is None or not value.is_cpu or not value.numel() or not _one_set(value):
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:

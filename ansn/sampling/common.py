@@ -60,7 +60,7 @@ def label_rows(y: int | Tensor | Sequence[int] | None, n: int) -> Tensor | None:
     return labels
 
 
-def agreed(model: Denoiser, region: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def known_alike(model: Denoiser, region: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Region and label of rows, int64 ``[B]`` on the model's device: one and the same where the regions are the classes
     (math section 6). Raises ValueError for a label that was never learned, or that is no region there."""
     regions = model.noise.covariance.regions

@@ -22,7 +22,7 @@ from ansn.errors import whole
 from ansn.hostread import HostRead
 from ansn.sampling import schedules
 from ansn.sampling.annealed_langevin import algorithm_1, annealed_langevin
-from ansn.sampling.common import Callback, agreed, bar, decreasing, label_rows
+from ansn.sampling.common import Callback, bar, decreasing, known_alike, label_rows
 from ansn.sampling.engine import Engine, engaged, graph_or_warning
 from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.guidance import Guided
@@ -206,7 +206,7 @@ class Draw:
         if any(m.training for m in with_mode(self.model)):  # put into training mode since
             self._engage()
         model, noise = self.model.of_rows(row, rows), self.model.noise
-        region, y = agreed(model, noise.draw_regions(rows, seed=self.seed, row=row), y)
+        region, y = known_alike(model, noise.draw_regions(rows, seed=self.seed, row=row), y)
         extra: dict[str, Any] = {} if y is None else {"y": y}
         if model.num_classes and y is None and not model.label_dropout:
             raise ValueError(

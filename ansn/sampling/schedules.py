@@ -15,7 +15,7 @@ from torch import Tensor
 from ansn import levels
 from ansn.denoiser import Denoiser, resting, unwrapped
 from ansn.errors import whole
-from ansn.sampling.common import agreed, label_rows
+from ansn.sampling.common import known_alike, label_rows
 from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.multistep import dpmpp_2m
 
@@ -131,7 +131,7 @@ def _runner(
     noise, device, classes = model.noise, model.noise.tau.device, model.num_classes
     region = torch.arange(rows, device=device) % noise.covariance.regions if noise.covariance.regions > 1 else None
     y = label_rows(extra.get("y", torch.arange(rows) % classes if classes else None), rows)
-    region, y = agreed(model, region, y)
+    region, y = known_alike(model, region, y)
     extra = extra if y is None else extra | {"y": y}
     start = model.prior(rows, top, region=region, seed=seed)
 
