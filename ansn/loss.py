@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ansn import ops
@@ -22,6 +23,7 @@ def dsm_loss(
     metric: str | None = None,
     *,
     reduction: str = "mean",
+    known: Tensor | None = None,
     **extra: Any,
 ) -> Tensor:
     r"""``w(tau) || W (D - x) ||^2 / d`` (math section 4), where ``D - x = tau L (f + z)``.
@@ -39,6 +41,9 @@ def dsm_loss(
         x, perturbed, level: clean data ``[B, *shape]`` and what :meth:`NoiseModel.perturb` returned for it.
         metric: None takes the default of the model's prediction.
         reduction: ``"mean"`` over rows, or ``"none"`` for ``[B]``.
+        known: bool ``[B, *shape]``; what is not known of x, and was filled in for the noise's sake, has no part: there
+            ``D - x`` is put to 0, before W in every metric, and d stays what it is. Where a number is missing whatever
+            it is, the minimiser for those that are known stays the same.
         extra: to the network (``y``: class labels).
 
     Every metric has the minimiser ``D = E[x | x~]``. Losses of different Sigma or metric are not comparable.
@@ -51,6 +56,8 @@ def dsm_loss(
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'")
     if not isinstance(level, Level):
         raise TypeError(f"level: got {_checks.describe(level)}, expected what NoiseModel.perturb returned")
+    if known is not None and (known.dtype != torch.bool or known.shape != x.shape):
+        raise ValueError(f"known: got {_checks.describe(known)}, expected bool {list(x.shape)}")
     tau, region = level.tau, level.region
     covariance = denoiser.noise.covariance
     if covariance.regions > 1 and not extra and not denoiser.regional:
@@ -69,15 +76,19 @@ def dsm_loss(
         scale, unit = scale if alike else scale[region], unit if unit is None or alike else unit[region]
         ratio = tau if unit is None else tau * unit
         weight = (1.0 + ratio * ratio) / (ratio * scale) ** 2
-        clean = x.to(perturbed.dtype)
-        return ops.dsm_loss(model(perturbed, tau, region, **extra), clean, weight=weight, reduction=reduction)
+        clean, denoised = x.to(perturbed.dtype), model(perturbed, tau, region, **extra)
+        if known is not None:
+            clean, denoised = clean.where(known, 0.0), denoised.where(known, 0.0)
+        return ops.dsm_loss(denoised, clean, weight=weight, reduction=reduction)
     bare = model is denoiser and not model._forward_pre_hooks  # what is wrapped, or sharded, is called for D alone
-    if metric == "whitened" and denoiser.prediction == "whitened" and bare:
+    if metric == "whitened" and denoiser.prediction == "whitened" and bare and known is None:
         return ops.dsm_loss(
             denoiser.f(perturbed, tau, region, **extra), weight=0.5, reduction=reduction,
             seed=level.seed, row=level.row, step=level.step, stream=ops.PERTURB,
         )  # fmt: skip
     residual = model(perturbed, tau, region, **extra) - x.to(perturbed.dtype)
+    if known is not None:
+        residual = residual.where(known, 0.0)
     whitened = covariance.whiten(residual, region)
     power = 1
     if metric == "paper":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ansn import AdaptiveCovariance, Denoiser, NoiseModel, dsm_loss, networks
-from tests.oracles import fixed_covariance, noise_model, randn, spd
+from tests.oracles import five_sigma, fixed_covariance, noise_model, randn, spd
 from tests.tolerances import rms_ratio
 
 D = 4
@@ -203,3 +203,63 @@ def test_arguments_in_another_order_are_named():
     ):  # fmt: skip
         with pytest.raises(TypeError, match=rf"^{name}: got .*, expected "):
             call()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("prediction", ["denoiser", "whitened"])
+def test_what_is_not_known_has_no_part(metric, prediction):
+    """Value and gradient are those of ``D - x`` with zeros there, whatever x holds; of all known, the plain loss's."""
+    model = Denoiser(network(), noise_model(fixed_covariance(spd(D))), prediction)
+    x, known = randn(6, D), randn(6, D, seed=1) > 0
+    perturbed, level = model.noise.perturb(x, tau=torch.linspace(0.2, 3.0, 6), step=3)
+    got = dsm_loss(model, x.where(known, torch.nan), perturbed, level, metric, known=known)
+    away = model(perturbed, level.tau).detach() - x
+    expected = dsm_loss(model, model(perturbed, level.tau).detach() - away * known, perturbed, level, metric,
+                        known=torch.ones_like(known))  # fmt: skip
+    assert got.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert not torch.isnan(torch.autograd.grad(got, model.network.output.weight)[0]).any()
+    everything = dsm_loss(model, x, perturbed, level, metric, known=torch.ones_like(known))
+    assert everything.item() == pytest.approx(dsm_loss(model, x, perturbed, level, metric).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_gradient_comes_from_what_is_not_known(metric):
+    """Of the denoiser's own numbers, and so of what they are made of: those of a row of which nothing is known get none
+    at all."""
+    offset = nn.Parameter(torch.zeros(6, D, dtype=torch.float64))
+
+    class Shifted(Denoiser):
+        def forward(self, *args, **extra):
+            return super().forward(*args, **extra) + offset
+
+    model = Shifted(network(), noise_model(fixed_covariance(spd(D))))
+    x, known = randn(6, D), randn(6, D, seed=1) > 0
+    known[2] = False
+    perturbed, level = model.noise.perturb(x, step=3)
+    (gradient,) = torch.autograd.grad(dsm_loss(model, x, perturbed, level, metric, known=known), offset)
+    assert (gradient[~known] == 0).all()
+    assert (gradient[known] != 0).all()
+
+
+def test_the_best_denoiser_stays_the_best_where_numbers_are_missing_by_chance():
+    """Of Gaussian data, the untrained network's own skip: where it is, the loss has no slope."""
+    s = spd(D, 2)
+    model = Denoiser(networks.MLP((D,), 16, 1).double(), noise_model(fixed_covariance(D, s=s), (1.0, 0.5)))
+    nn.init.zeros_(model.network.output.weight)
+    slopes: dict[str, list[Tensor]] = {metric: [] for metric in METRICS}
+    for step in range(40):
+        x, known = randn(500, D, seed=step) @ torch.linalg.cholesky(s).T, randn(500, D, seed=100 + step) > 0
+        perturbed, level = model.noise.perturb(x, step=step)
+        for metric in METRICS:
+            loss = dsm_loss(model, x, perturbed, level, metric, known=known)
+            slopes[metric] += torch.autograd.grad(loss, model.network.output.bias)
+    assert all(five_sigma(torch.stack(found), 0.0) for found in slopes.values())
+
+
+def test_a_mask_of_another_shape_or_kind_is_named():
+    model = Denoiser(network(), noise_model(fixed_covariance(D)))
+    x = randn(3, D)
+    perturbed, level = model.noise.perturb(x, step=0)
+    for known in (torch.ones(3, D), torch.ones(3, 1, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"^known: got .*, expected bool \[3, 4\]$"):
+            dsm_loss(model, x, perturbed, level, known=known)
