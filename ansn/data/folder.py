@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,15 +17,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ansn.data.dataset import Dataset
-from ansn.data.decode import SUFFIXES, decode, probe
+from ansn.data.decode import brightest, decode, deep, probe
 from ansn.data.files import cpu_count
-from ansn.data.holdout import SPLITS, check_split, held_out
+from ansn.data.holdout import AUTO, check_split, held_out, origin
+from ansn.data.splits import Part, layout
+from ansn.data.tree import Listing, list_images, require_images
 from ansn.errors import InputError
 from ansn.machine import available_memory
 
 _T = TypeVar("_T")
-_SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
 _MEMORY_SHARE = 0.25  # of what is available: the rest is the model's
+_RANGE_SAMPLE = 4096  # images that the range of greys is found from, at most
 
 
 class ImageFiles:
@@ -36,6 +38,7 @@ class ImageFiles:
         shape: (C, H, W) of every row.
         image_size: resize and centre crop to (H, W); None where every file has that size.
         num_workers: processes that decode ahead in `stream`; 0 decodes in the caller.
+        white, levels: see `ansn.data.decode.decode`.
     """
 
     def __init__(
@@ -44,8 +47,11 @@ class ImageFiles:
         shape: tuple[int, int, int],
         image_size: tuple[int, int] | None,
         num_workers: int,
+        white: int = 65535,
+        levels: int = 256,
     ) -> None:
         self.paths, self.image_size, self.num_workers = list(paths), image_size, num_workers
+        self.white, self.levels = white, levels
         self._shape = shape
 
     @property
@@ -56,7 +62,7 @@ class ImageFiles:
         return len(self.paths)
 
     def row(self, i: int) -> NDArray[np.uint8]:
-        pixels = decode(self.paths[i], self._shape[0], self.image_size)
+        pixels = decode(self.paths[i], self._shape[0], self.image_size, self.white, self.levels)
         if pixels.shape != self._shape:  # changed since it was listed
             raise InputError(
                 f"{self.paths[i]}: got size {_size(pixels.shape)}, expected {_size(self._shape)}, as when listed"
@@ -75,7 +81,7 @@ class ImageFiles:
 
     def select(self, index: Tensor) -> ImageFiles:
         chosen = [self.paths[i] for i in index.tolist()]
-        return ImageFiles(chosen, self._shape, self.image_size, self.num_workers)
+        return ImageFiles(chosen, self._shape, self.image_size, self.num_workers, self.white, self.levels)
 
     def stream(self, batches: Iterator[Tensor], pin_memory: bool) -> Iterator[Tensor]:
         """uint8 [B, C, H, W] of each batch of indices, in order. InputError as `decode`, from workers too."""
@@ -100,7 +106,8 @@ def load(
     folder: Path,
     *,
     split: str = "train",
-    test_fraction: float | None = None,
+    split_folders: Mapping[str, str] | None = None,
+    test_fraction: float | Literal["auto"] | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     memory_limit: int | None = None,
@@ -110,18 +117,24 @@ def load(
 ) -> Dataset:
     """Every image below the folder, ordered by relative name; the first sub-folder's name is the label.
 
-    Hidden files and folders and files with other endings are skipped. A folder that holds nothing but train,
-    test or validation sub-folders is split by them.
+    Sub-folders named as splits (train and test in many spellings, `ansn.data.splits`) are the splits, else
+    ``test_fraction`` of the rows. What is left out (folders beside the images, hidden files, files with other endings,
+    links to what is listed already) is in the data set's notes, or in a UserWarning where it may be a mistake.
 
+    Greys of more than 8 bits are scaled by the bits that the images of all splits use; images of 8 bits that use only
+    values of 0 to m below 128 have m + 1 levels. Of over 4096 images these are found from 4096, evenly spaced; brighter
+    pixels of others become white.
+
+    split_folders: the folder of each split, such as {"train": "A", "test": "B"}, relative to ``folder``.
     image_size: side, or (H, W): resize and centre crop. Without it all images must have one size.
-    channels: 1 or 3; by default 1 if every image is grey. With image_size too, no header is read before
-        it is needed.
+    channels: 1 or 3; by default 1 if every image is grey. With image_size too, the headers of formats with more than
+        8 bits alone are read before they are needed.
     memory_limit: bytes; images that decode to no more are kept in memory (default a quarter of what
         is available).
     num_workers: processes that decode when streaming (default the number of cores, at most 4).
 
     InputError: no images, an unreadable one, two sizes (naming a file of each), images both beside and in
-    sub-folders, a bad option.
+    sub-folders, two folders for one split, a bad option.
     """
     check_split(split)
     size = _checked_size(image_size)
@@ -131,87 +144,119 @@ def load(
         raise InputError(f"num_workers: got {num_workers}, expected 0 or more")
     if memory_limit is not None and memory_limit < 0:
         raise InputError(f"memory_limit: got {memory_limit}, expected 0 or more bytes")
-    split_folder = _own_split(folder, split)
-    base = split_folder or folder
-    paths = list_images(base)
-    labels, classes = _labels(base, paths)
-    if split_folder is None:
+    found = layout(folder, split_folders)
+    listings = {name: [list_images(part.folder, part.skip) for part in parts] for name, parts in found.parts.items()}
+    owners = {
+        name: [owner for part, files in zip(parts, listings[name], strict=True) for owner in _owners(part, files.paths)]
+        for name, parts in found.parts.items()
+    }
+    listed = {name: sum(several, Listing()) for name, several in listings.items()}
+    whole = sum(listed.values(), Listing())
+    chosen = split if split in listed else next(iter(listed))  # one folder of rows, for held_out to divide
+    if chosen != split and (chosen == "test" or (chosen == "train" and not test_fraction)):
+        names = ", ".join(part.folder.name for parts in found.parts.values() for part in parts)
+        raise InputError(f"{folder}: got folders {names}, expected {split!r} too for that split")
+    require_images(listed[chosen], folder if chosen == "all" else found.parts[chosen][0].folder)
+    paths, labelled = listed[chosen].paths, owners[chosen]
+    classes = _classes(owners, chosen)
+    if len(listed) == 1 and chosen != "test":
         index = held_out(len(paths), split, test_fraction, folder)
-        paths = [paths[i] for i in index]
-        labels = None if labels is None else labels[index]
+        found.notes += origin(len(paths), test_fraction)
+        paths, labelled = [paths[i] for i in index], [labelled[i] for i in index]
+    elif test_fraction not in (None, AUTO):
+        found.notes.append(f"test_fraction {test_fraction} not used: the folder has splits")
 
     if size is not None and channels is not None:
         shape = (channels, *size)
     else:
         shape = _common_shape(paths, size, channels)
+    white, levels, range_notes = _grey_range(whole.paths)
     workers = min(4, cpu_count()) if num_workers is None else num_workers
-    files = ImageFiles(paths, shape, size, workers)
+    files = ImageFiles(paths, shape, size, workers, white, levels)
     limit = int(available_memory() * _MEMORY_SHARE) if memory_limit is None else memory_limit
     rows: Tensor | ImageFiles = files
     if len(files) * int(np.prod(shape, dtype=np.int64)) <= limit:
         rows = files.take(torch.arange(len(files)))
+    for doubt in (*found.doubts, *_doubts(listed, owners)):
+        warnings.warn(f"{folder}: {doubt}", UserWarning, stacklevel=2)
+    number = {name: i for i, name in enumerate(classes or ())}
     return Dataset(
         rows,
         name=folder.name or str(folder),
-        labels=None if labels is None else torch.from_numpy(labels),
+        labels=None if classes is None else torch.tensor([number[str(owner)] for owner in labelled]),
         num_classes=None if classes is None else len(classes),
         classes=classes,
+        notes=(*found.notes, *found.doubts, *whole.notes(), *range_notes),
+        levels=levels,
         dequantise=dequantise,
         flip=flip,
     )
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files below the folder, hidden ones skipped, sorted by relative name. InputError if none."""
-    found, others = [], 0
-    try:
-        for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                if name.startswith("."):
-                    continue
-                if os.path.splitext(name)[1].lower() in SUFFIXES:
-                    found.append(Path(parent, name))
-                else:
-                    others += 1
-    except OSError as error:
-        place = error.filename or folder
-        raise InputError(f"{place}: got {error.strerror}, expected a folder that can be listed") from None
-    if not found:
-        endings = ", ".join(sorted(SUFFIXES))
-        raise InputError(f"{folder}: got no images among its {others} files, expected files ending in {endings}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _own_split(folder: Path, split: str) -> Path | None:
-    """The sub-folder of the split, where the folder's visible sub-folders are splits and nothing else."""
-    below = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    if not below or not below <= _SPLIT_NAMES or not below & set(SPLITS):
-        return None
-    if split not in below:
-        raise InputError(f"{folder}: got folders {', '.join(sorted(below))}, expected {split!r} too for that split")
-    return folder / split
-
-
-def _labels(folder: Path, paths: list[Path]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    owners = [parts[0] if len(parts := path.relative_to(folder).parts) > 1 else None for path in paths]
-    named = {owner for owner in owners if owner is not None}
-    if not named:
-        return None, None
-    if None in owners:
+def _owners(part: Part, paths: list[Path]) -> list[str | None]:
+    """The class of each image of a part: the part's, or the name of the first sub-folder, or None for all."""
+    if part.label is not None:
+        return [part.label] * len(paths)
+    owners = [parts[0] if len(parts := path.relative_to(part.folder).parts) > 1 else None for path in paths]
+    if None in owners and any(owners):
         loose = paths[owners.index(None)]
         inside = next(path for path, owner in zip(paths, owners, strict=True) if owner is not None)
         raise InputError(
-            f"{folder}: got {loose.name} beside sub-folders and {inside.relative_to(folder)} in one, "
+            f"{part.folder}: got {loose.name} beside sub-folders and {inside.relative_to(part.folder)} in one, "
             "expected all images in sub-folders (their names are the classes) or none"
         )
-    classes = tuple(sorted(named))
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[owner] for owner in owners if owner is not None], dtype=np.int64), classes
+    return owners
+
+
+def _classes(owners: Mapping[str, list[str | None]], chosen: str) -> tuple[str, ...] | None:
+    """The names of all splits' classes, so that one number means one class in each; None without labels."""
+    if None in owners[chosen]:
+        return None
+    return tuple(sorted({owner for several in owners.values() for owner in several if owner is not None}))
+
+
+def _doubts(listed: Mapping[str, Listing], owners: Mapping[str, list[str | None]]) -> Iterator[str]:
+    """What may be a mistake about the files themselves: many not read, images or classes in one split and not both."""
+    whole = sum(listed.values(), Listing())
+    if doubt := whole.doubt():
+        yield doubt
+    if twice := len(whole.real) - len(set(whole.real)):
+        yield f"{twice} images are in both splits, by links"
+    known, new = (set(owners.get(split, ())) - {None} for split in ("train", "test"))
+    if known and new - known:
+        yield f"no image of class {', '.join(sorted(map(str, new - known))[:5])} in the train split"
+
+
+def _grey_range(paths: list[Path]) -> tuple[int, int, list[str]]:
+    """(white, levels, notes) of `decode` for images of all splits: a function of the files, not of the split."""
+    count = min(len(paths), _RANGE_SAMPLE)
+    sample = [paths[i * len(paths) // count] for i in range(count)]
+    is_deep = _in_threads(lambda i: deep(sample[i]), range(len(sample)))
+    of = f" (from {count} of {len(paths)} images; brighter pixels are white)" if count < len(paths) else ""
+    notes = []
+    white, top = 65535, _peak([path for path, d in zip(sample, is_deep, strict=True) if d], 65535)
+    if any(is_deep):
+        bits = max(8, top.bit_length())
+        white = 2**bits - 1
+        if bits != 16:
+            kind = "16-bit" if top < 2**16 else "32-bit"
+            notes.append(f"{kind} images of at most {top}: taken for {bits} bits{of}")
+    if white == 255 or not all(is_deep):
+        top = max(top, _peak([path for path, d in zip(sample, is_deep, strict=True) if not d], 128))
+    if not 0 < top < 128:
+        return white, 256, notes
+    return white, top + 1, [f"8-bit images of at most {top}: taken for {top + 1} levels, 0 black and {top} white{of}"]
+
+
+def _peak(paths: list[Path], enough: int) -> int:
+    """The largest value of the files, or one of ``enough`` and more: most often the first few settle it."""
+    top, step = 0, 4 * cpu_count()
+    for start in range(0, len(paths), step):
+        some = paths[start : start + step]
+        top = max(top, *_in_threads(lambda i: brightest(some[i]), range(len(some))))  # noqa: B023 - used at once
+        if top >= enough:
+            break
+    return top
 
 
 def _common_shape(paths: list[Path], size: tuple[int, int] | None, channels: int | None) -> tuple[int, int, int]:
