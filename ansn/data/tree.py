@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansn.data.decode import SUFFIXES, USUAL
+from ansn.data.foreign import folder_advice
 from ansn.errors import InputError
 
 # Files that go with images and are not meant to be read as one.
@@ -49,18 +50,23 @@ class Listing:
 
     def notes(self) -> list[str]:
         """One sentence on each kind of file that is left out."""
-        unread = sorted(self.unread.items())
-        counts = [(count, f"files {suffix or 'without a suffix'} not read") for suffix, count in unread]
-        counts += [(self.hidden, "hidden files or folders not read"), (self.links, "duplicate links not read again")]
-        return [f"{count} {what}" for count, what in counts if count]
+        said = [f"{_kinds(self.unread)} not read"] if self.unread else []
+        counts = (self.hidden, "hidden files or folders not read"), (self.links, "duplicate links not read again")
+        return said + [f"{count} {what}" for count, what in counts if count]
 
     def doubt(self) -> str | None:
         """A sentence where many files that may be images are not read."""
-        odd = {suffix: count for suffix, count in self.unread.items() if suffix not in _BESIDE}
-        if sum(odd.values()) <= _MUCH * len(self.paths):
+        odd = Counter({suffix: count for suffix, count in self.unread.items() if suffix not in _BESIDE})
+        if odd.total() <= _MUCH * len(self.paths):
             return None
-        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(odd.items()))
-        return f"{len(self.paths)} images read, and not read: {kinds} files; convert them, or move them away"
+        return f"{len(self.paths)} images read, {_kinds(odd)} not: convert them, or move them away"
+
+
+def _kinds(counts: Counter[str]) -> str:
+    """ "20 files .heic, 3 files without a suffix", the most of them first."""
+    said = [f"{count} files {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(5))
+    return ", ".join(said) + (f", {rest} files of other suffixes" if rest else "")
 
 
 def list_images(folder: Path, skip: Sequence[str] = ()) -> Listing:
@@ -95,12 +101,14 @@ def is_image(path: str) -> bool:
 
 
 def require_images(listing: Listing, folder: Path) -> None:
+    """InputError: there are none, with advice where the files are of a known format."""
     if listing.paths:
         return
-    others = sum(listing.unread.values())
-    kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(listing.unread.items())[:5])
+    if error := folder_advice(folder):
+        raise InputError(str(error))
+    kinds = f" ({_kinds(listing.unread)})" if listing.unread else ""
     raise InputError(
-        f"{folder}: got no images among its {others} files{f' ({kinds})' if kinds else ''}, "
+        f"{folder}: got no images among its {listing.unread.total()} files{kinds}, "
         f"expected files ending in {', '.join(USUAL)}"
     )
 
