@@ -31,11 +31,11 @@ _MOST_NAMED = 10
 _ATTRIBUTES = ("units", "bounds", "_Unsigned", "_FillValue", "missing_value", "scale_factor", "add_offset")
 # What netCDF's libraries put where nothing was written, where the file names no other value.
 _UNWRITTEN = {"f4": 9.969209968386869e36, "f8": 9.969209968386869e36, "i2": -32767, "i4": -2147483647}
+_MATLAB_ELEMENTS = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18}
 _MATLAB_BYTES = {
     "double": 8, "single": 4, "logical": 1,
     "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
 }  # fmt: skip
-Source = Path | IO[bytes]
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,22 @@ def read(path: Path, variable: str | None = None) -> tuple[NDArray[Any], list[st
     """
     with opened(path) as stream:
         start = stream.read(_START)
-        plain = isinstance(stream, io.BufferedReader)
-        source: Source = path if plain else io.BytesIO(start + read_up_to(stream, available_memory()))
-    try:
-        with _opener(path, start)(source, path, variable) as arrays:
-            name = variable.strip("/") if variable is not None else _only(arrays, path)
-            if name not in arrays:
-                raise InputError(f"{path}: got no array {variable!r}, expected one of {_listed(arrays)}")
-            array = arrays[name]
-            if array.other:
-                raise InputError(f"{path}: got {name}, which is {array.other}, expected an array of numbers")
-            require_memory(math.prod(array.shape) * array.itemsize, path)
-            raw = array.load()
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file fails in as many ways as it has bytes
-        raise InputError(f"{path}: got a file that cannot be read ({error}), expected a whole one") from None
+        if not isinstance(stream, io.BufferedReader):  # decompressed as it is read: too slow to go to and fro
+            stream = io.BytesIO(start + read_up_to(stream, available_memory()))
+        try:
+            with _opener(path, start)(stream, path, variable) as arrays:
+                name = variable.strip("/") if variable is not None else _only(arrays, path)
+                if name not in arrays:
+                    raise InputError(f"{path}: got no array {variable!r}, expected one of {_listed(arrays)}")
+                array = arrays[name]
+                if array.other:
+                    raise InputError(f"{path}: got {name}, which is {array.other}, expected an array of numbers")
+                require_memory(math.prod(array.shape) * array.itemsize, path)
+                raw = array.load()
+        except InputError:
+            raise
+        except Exception as error:  # a damaged file fails in as many ways as it has bytes
+            raise InputError(f"{path}: got a file that cannot be read ({error}), expected a whole one") from None
     if raw.dtype.kind not in "buif":
         raise InputError(f"{path}: got {name} of type {raw.dtype}, expected an array of numbers")
     raw = raw.astype(np.float64 if raw.dtype.itemsize > 8 else raw.dtype.newbyteorder("="), copy=False)
@@ -123,13 +123,13 @@ def _opener(path: Path, start: bytes) -> Callable[..., Any]:
 
 
 @contextmanager
-def _hdf5(source: Source, path: Path, variable: str | None) -> Iterator[dict[str, _Array]]:
+def _hdf5(stream: IO[bytes], path: Path, variable: str | None) -> Iterator[dict[str, _Array]]:
     try:
         import h5py
     except ImportError:
         raise InputError(f"{path}: got HDF5 without h5py, expected it installed: pip install h5py") from None
 
-    with h5py.File(source, "r", locking=False) as file:
+    with h5py.File(stream if isinstance(stream, io.BytesIO) else path, "r", locking=False) as file:
         netcdf = "_NCProperties" in file.attrs or _ending(path) in (".nc", ".nc4")
 
         def described(item: Any) -> _Array:
@@ -172,19 +172,16 @@ def _hdf5(source: Source, path: Path, variable: str | None) -> Iterator[dict[str
 
 
 @contextmanager
-def _netcdf(source: Source, path: Path, variable: str | None) -> Iterator[dict[str, _Array]]:
+def _netcdf(stream: IO[bytes], path: Path, variable: str | None) -> Iterator[dict[str, _Array]]:
     from scipy.io import netcdf_file
 
-    if isinstance(source, Path):
-        require_memory(source.stat().st_size, path)  # every variable is read
-        with open(source, "rb") as stream:
-            version = stream.read(4)[3]
-    else:
-        version = source.read(4)[3]
-        source.seek(0)
+    require_memory(stream.seek(0, io.SEEK_END), path)  # every variable is read
+    stream.seek(3)
+    version = stream.read(1)[0]
+    stream.seek(0)
     if version == 5:
         raise InputError(f"{path}: got netCDF of 64-bit data, expected another: nccopy -k nc4 {path.name} NEW.nc")
-    with netcdf_file(source, "r", mmap=False) as file:
+    with netcdf_file(stream, "r", mmap=False) as file:
         yield {
             name: _Array(
                 tuple(v.shape),
@@ -200,20 +197,20 @@ def _netcdf(source: Source, path: Path, variable: str | None) -> Iterator[dict[s
 
 
 @contextmanager
-def _matlab(source: Source, path: Path, variable: str | None) -> Iterator[dict[str, _Array]]:
+def _matlab(stream: IO[bytes], path: Path, variable: str | None) -> Iterator[dict[str, _Array]]:
     from scipy.io import loadmat, whosmat
 
     def load(name: str) -> NDArray[Any]:
-        if not isinstance(source, Path):
-            source.seek(0)
+        stream.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
             try:  # in the types that MATLAB has them in: it stores doubles that are whole as bytes
-                values: NDArray[Any] = loadmat(source, appendmat=False, variable_names=[name], mat_dtype=True)[name]
+                values: NDArray[Any] = loadmat(stream, appendmat=False, variable_names=[name], mat_dtype=True)[name]
             except np.exceptions.ComplexWarning:
                 raise InputError(f"{path}: got {name}, which is complex, expected an array of numbers") from None
         return values
 
+    _check_elements(stream)
     yield {
         name: _Array(
             tuple(map(int, shape)),
@@ -221,8 +218,26 @@ def _matlab(source: Source, path: Path, variable: str | None) -> Iterator[dict[s
             lambda name=name: load(name),  # type: ignore[misc]
             "" if kind in _MATLAB_BYTES else kind,
         )
-        for name, shape, kind in whosmat(source, appendmat=False)
+        for name, shape, kind in whosmat(stream, appendmat=False)
     }
+
+
+def _check_elements(stream: IO[bytes]) -> None:
+    """ValueError for a type of element that no MATLAB file has: scipy trusts it, and the process would end."""
+    stream.seek(0)
+    head = stream.read(128)
+    order = {b"IM": "little", b"MI": "big"}.get(head[126:])
+    place = 128
+    end = stream.seek(0, io.SEEK_END) if head.startswith(b"MATLAB 5") and order is not None else 0
+    while place + 8 <= end:
+        stream.seek(place)
+        tag = stream.read(8)
+        kind, size = (int.from_bytes(part, order) for part in (tag[:4], tag[4:]))  # type: ignore[arg-type]
+        small = kind >> 16  # the data is in the tag
+        if (kind & 0xFFFF if small else kind) not in _MATLAB_ELEMENTS:
+            raise ValueError(f"element: got type {kind}, expected one of MATLAB's")
+        # Into a matrix, over all else; data of 8 bytes a step, but where it is compressed.
+        place += 8 + (0 if small or kind == 14 else size if kind == 15 else -(-size // 8) * 8)
 
 
 def _only(arrays: dict[str, _Array], path: Path) -> str:
