@@ -148,14 +148,15 @@ def _hdf5(stream: IO[bytes], path: Path, variable: str | None) -> Iterator[dict[
                 lambda: np.asarray(item[()]).T if matlab else np.asarray(item[()]),
                 other,
                 {key: item.attrs[key] for key in _ATTRIBUTES if key in item.attrs},
-                [next(iter(axis.keys()), axis.label).rpartition("/")[2] for axis in item.dims],
+                [axis[0].name.rpartition("/")[2] if len(axis) else axis.label for axis in item.dims],
                 netcdf,
             )
 
         found: dict[str, _Array] = {}
 
         def visit(name: str, item: Any) -> None:  # comes along hard links only: no other file is opened
-            if isinstance(item, h5py.Dataset) and not name.startswith("#"):
+            bare = _text(item.attrs.get("NAME")).startswith("This is a netCDF dimension but not")
+            if isinstance(item, h5py.Dataset) and not name.startswith("#") and not bare:
                 found[name] = described(item)
 
         file.visititems(visit)
@@ -208,6 +209,8 @@ def _matlab(stream: IO[bytes], path: Path, variable: str | None) -> Iterator[dic
                 values: NDArray[Any] = loadmat(stream, appendmat=False, variable_names=[name], mat_dtype=True)[name]
             except np.exceptions.ComplexWarning:
                 raise InputError(f"{path}: got {name}, which is complex, expected an array of numbers") from None
+        if not isinstance(values, np.ndarray):
+            raise InputError(f"{path}: got {name}, which is sparse, expected an array of numbers: full({name})")
         return values
 
     _check_elements(stream)
@@ -219,6 +222,7 @@ def _matlab(stream: IO[bytes], path: Path, variable: str | None) -> Iterator[dic
             "" if kind in _MATLAB_BYTES else kind,
         )
         for name, shape, kind in whosmat(stream, appendmat=False)
+        if not name.startswith("__")  # what its functions need
     }
 
 

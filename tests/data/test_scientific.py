@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
 from ansn.data.scientific import is_scientific, read, split_variable, window_starts, windows
 from ansn.errors import InputError
@@ -188,6 +189,7 @@ def test_what_is_no_array_of_numbers(tmp_path: Path) -> None:
     for name in ("text", "words", "records", "complex", "ragged", "empty"):
         refused(path, name, f"got {name}, which is", "expected an array of numbers")
     things = {"s": {"a": 1}, "c": np.array([1, "a"], object), "z": np.ones((2, 2)) * 1j}
+    things |= {"sparse": sparse.csc_array(np.eye(3)), "yes": sparse.csc_array(np.eye(3) > 0)}
     scipy_io.savemat(tmp_path / "a.mat", things)
     for name in things:
         refused(tmp_path / "a.mat", name, "expected an array of numbers")
