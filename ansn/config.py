@@ -29,19 +29,39 @@ class DataConfig:
     """The data set."""
 
     dataset: Annotated[str, suggestion(DATASETS, "toy2d:KIND")] = "digits"
-    """A name or a path: .npy, .npz, .csv, IDX, a folder of images."""
+    """A name or a path: a table (.csv, .tsv, .parquet, .xlsx), an array of images, fields or a table (.npy, .npz, or
+    PATH:VARIABLE of .h5, .nc, .mat), IDX, a folder of images."""
     data: str | None = None
     """Folder that holds the files of a named data set (or a parent of a folder of that name)."""
     dequantise: bool = False
     """Add uniform noise of one grey level to 8-bit images: (v + u) / 256."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
+    test_fraction: float | None = None
+    """Share of rows held out for measurements where the data has no test split; by default 0.1, 0 holds out none."""
+    kind: Literal["image", "table", "field"] | None = None
+    """Arrays: what they hold, in place of what their shape and values look like."""
+    axes: str | None = None
+    """Arrays: a letter for each axis, such as NHWC, NCL or NL: N rows, C channels, D H W sizes, L length."""
+    window: int | None = None
+    """Arrays: cut one long series, [T] or [T, C], into lines of this length."""
+    standardise: Literal["yes", "no", "point"] | None = None
+    """Tables and fields: columns or channels to mean 0 and variance 1 (the default), or each point of a field; samples
+    come back in the data's units."""
     image_size: int | None = None
     """Folder of images: resize and centre-crop to this many pixels a side."""
     channels: int | None = None
     """Folder of images: 1 for grey, 3 for colour."""
+    split_folders: tuple[str, ...] = ()
+    """Folder of images: its splits, train=FOLDER test=FOLDER, where their names do not say so."""
     label_column: str | None = None
-    """CSV: the column that holds the class."""
+    """Tables: the column that holds the class, by name or position."""
+    ignore_columns: tuple[str, ...] = ()
+    """Tables: columns to leave out, by name or position."""
+    column_kinds: tuple[str, ...] = ()
+    """Tables: kinds of columns, NAME=KIND, in place of what they look like: number, whole, binary, category, time."""
+    header: bool | None = None
+    """Tables: whether the first line names the columns; by default as it looks."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +231,7 @@ class TrainConfig:
 
 # What may differ between a run and its resumption: it changes how long or how fast, not what is trained.
 _FREE = {
-    "data": {"data"},
+    "data": {"data", "dataset"},  # what the rows are decides, not where they lie
     "optim": {"steps"},
     "sampling": {f.name for f in dataclasses.fields(SamplingConfig)},
     "run": {f.name for f in dataclasses.fields(RunConfig)} - {"seed"},

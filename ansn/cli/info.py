@@ -64,7 +64,8 @@ def _tell(run: Path | None) -> None:
         found = load_run(run)
         network = sum(p.numel() for p in found.model.network.parameters())
         lines["run"] = f"{found.path}, step {found.step}"
-        lines["data"] = f"{found.info.name}, {found.info.kind} of {'x'.join(map(str, found.info.shape))}"
+        size = f"{found.info.name}: {found.info.kind} of {'x'.join(map(str, found.info.shape))}"  # of an earlier format
+        lines["data"] = "\n".join(found.info.understood or (size,))
         seen = ", ".join(("noisy data", *found.model.inputs))
         lines["network"] = f"{found.config.network.network}, {network} parameters, {found.model.skip} skip, sees {seen}"
         covariance = found.model.noise.covariance
@@ -89,7 +90,8 @@ def _tell(run: Path | None) -> None:
         lines["levels"] = f"{len(ladder)}, tau {ladder.maximum:.4g} to {ladder.minimum:.4g}, {ladder.training}"
     width = max(map(len, lines))
     for name, value in lines.items():
-        print(f"{name:<{width}}  {value}")
+        for i, line in enumerate(value.split("\n")):
+            print(f"{'' if i else name:<{width}}  {line}")
 
 
 def _regions(run: Run, mixture: Mixture) -> str:

@@ -6,62 +6,84 @@ import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ansn.data import layout, scientific, table
+from ansn.data.cells import Cells
 from ansn.data.dataset import Dataset
+from ansn.data.fields import Index, check_finite, field
 from ansn.data.files import opened, read_exactly
-from ansn.data.holdout import check_split, held_out
+from ansn.data.holdout import check_split, held_out, origin
 from ansn.errors import InputError
 
 _IMAGE_KEYS = ("x", "images", "data")
 _LABEL_KEYS = ("y", "labels")
+_SPLIT_KEYS = ("x_{}", "{}_x", "{}_images", "images_{}"), ("y_{}", "{}_y", "{}_labels", "labels_{}")
 _MAX_CLASSES = 65536  # more is a mistake: a continuous target, or an identifier, taken for a label
+_FULL = 128  # largest grey value from which all 256 are meant
+
+Splits = tuple[Index, Index]
+"""Rows of train, by which units are found, and of the split that is asked for."""
 
 
 def load(
     path: Path,
     *,
     split: str = "train",
-    test_fraction: float | None = None,
-    standardise: bool = False,
+    test_fraction: float | Literal["auto"] | None = None,
+    kind: str | None = None,
+    axes: str | None = None,
+    variable: str | None = None,
+    window: int | None = None,
+    standardise: bool | Literal["point"] | None = None,
     num_classes: int | None = None,
+    ignore_columns: Sequence[str | int] | None = None,
+    column_kinds: Mapping[str, str] | None = None,
     dequantise: bool = False,
     flip: bool = False,
 ) -> Dataset:
-    """.npy: one array. .npz: rows under "x", "images" or "data" (or the only array), labels under "y" or
-    "labels".
+    """.npy: one array. .npz: rows under "x", "images" or "data" (or the only array), labels under "y" or "labels".
+    .h5, .nc, .mat: the array ``variable``, or the only one.
 
-    An .npz may hold its own splits as x_train, y_train, x_test, y_test. InputError as in `to_dataset`.
+    An .npz may hold its own splits: x_train, y_train, x_test, y_test, or train_images, train_labels and so on.
+    window: cut one long series, [T] or [T, C], into lines of this length. InputError as in `to_dataset`.
     """
     check_split(split)
+    notes: list[str] = []
     with opened(path) as stream:
-        start = stream.read(4)
+        start = stream.read(8)
+    labels: NDArray[Any] | None = None
+    splits: Splits | None = None
     if start[:4] == b"PK\x03\x04" or path.suffix == ".npz":
-        rows, labels, split_here = _read_npz(path, split)
+        rows, labels, splits = _read_npz(path, split, notes)
+    elif scientific.is_scientific(path, start):
+        rows, notes = scientific.read(path, variable)
     else:
         with opened(path) as stream:
-            rows, labels, split_here = read_npy(stream, path), None, False
-    if not split_here:
-        rows, labels = _take(rows, labels, split, test_fraction, path)
+            rows = read_npy(stream, path)
+    if variable is not None and not scientific.is_scientific(path, start):
+        raise InputError(f"variable: got {variable!r} for {path}, expected None: the file has no named arrays")
+    if window is not None:
+        rows, splits = _windows(rows, window, split, test_fraction, path, notes)
+        axes, kind = "NCL", "field"
+    elif splits is None and rows.ndim and (labels is None or labels.shape[:1] == rows.shape[:1]):
+        train, index = (held_out(len(rows), s, test_fraction, path) for s in ("train", split))
+        splits = train, index
+        notes += origin(len(rows), test_fraction)
     return to_dataset(
-        rows,
-        labels,
-        path,
-        num_classes=num_classes,
-        standardise=standardise,
-        dequantise=dequantise,
-        flip=flip,
-    )
+        rows, labels, path, splits=splits, kind=kind, axes=axes, num_classes=num_classes, standardise=standardise,
+        ignore_columns=ignore_columns, column_kinds=column_kinds, dequantise=dequantise, flip=flip, notes=notes,
+    )  # fmt: skip
 
 
-def read_npy(stream: IO[bytes], path: Path | str) -> NDArray[Any]:
-    """One .npy array of numbers in native byte order, exactly as long as its header says.
+def read_npy(stream: IO[bytes], path: Path | str, text: bool = False) -> NDArray[Any]:
+    """One .npy array of numbers (``text``: or strings) in native byte order, exactly as long as its header says.
 
     InputError: not .npy, malformed header, object (pickled) or other non-numeric type, truncated, trailing
     bytes.
@@ -82,38 +104,71 @@ def read_npy(stream: IO[bytes], path: Path | str) -> NDArray[Any]:
         raise InputError(
             f"{path}: got pickled Python objects (dtype {dtype}), expected numbers; pickles are never read"
         )
-    if dtype.kind not in "buif":
+    if dtype.kind not in ("buifU" if text else "buif"):
         raise InputError(f"{path}: got values of type {dtype}, expected integers, floats or booleans")
     count = math.prod(shape) * dtype.itemsize
-    data = read_exactly(stream, count, path, f"its header says {dtype} of shape {_by(shape)}")
+    data = read_exactly(stream, count, path, f"its header says {dtype} of shape {layout.by(shape)}")
     array: NDArray[Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="), order="C", copy=False)
 
 
-def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None, bool]:
-    """(rows, labels or None, whether the file itself holds the split)."""
+def _read_npz(
+    path: Path, split: str, notes: list[str]
+) -> tuple[NDArray[Any], NDArray[Any] | None, Splits | None]:
+    """(rows, labels or None, rows of the splits or None): where the file has splits, rows and labels of all."""
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            pick = f"x_{split}"
-            split_here = pick in keys
-            if split_here:
-                label_keys: tuple[str, ...] = (f"y_{split}",)
+            rows_of, labels_of = _split_keys(keys)
+            if "train" in rows_of:
+                picked = list(rows_of.values())
+                label_keys = [labels_of[name] for name in rows_of if name in labels_of]
             else:
-                label_keys = _LABEL_KEYS
-                pick = _pick(keys, path)
+                picked, label_keys = [_pick(keys, path)], [key for key in _LABEL_KEYS if key in keys]
             arrays = {}
-            for key in (pick, *(k for k in label_keys if k in keys)):
+            for key in (*picked, *label_keys):
                 with archive.open(f"{key}.npy") as stream:
-                    arrays[key] = read_npy(stream, f"{path}[{key}]")
+                    arrays[key] = read_npy(stream, f"{path}[{key}]", key in label_keys)
     except InputError:
         raise
     except Exception as error:  # a damaged directory fails in many ways
         raise InputError(f"{path}: got a corrupt .npz archive ({error}), expected a whole one") from None
-    rows = arrays.pop(pick)
-    if len(arrays) > 1:
-        raise InputError(f"{path}: got labels twice, as {' and '.join(arrays)}, expected one of them")
-    return rows, next(iter(arrays.values()), None), split_here
+    if "train" not in rows_of:
+        if len(label_keys) > 1:
+            raise InputError(f"{path}: got labels twice, as {' and '.join(label_keys)}, expected one of them")
+        return arrays[picked[0]], arrays[label_keys[0]] if label_keys else None, None
+    if split not in rows_of:
+        raise InputError(f"{path}: got {', '.join(picked)}, expected rows of the {split} split too")
+    if label_keys and len(label_keys) < len(picked):
+        raise InputError(f"{path}: got labels only as {', '.join(label_keys)}, expected them for {', '.join(picked)}")
+    first, at, places = arrays[picked[0]], 0, {}
+    for name, key in rows_of.items():
+        rows = arrays[key]
+        if rows.shape[1:] != first.shape[1:] or rows.dtype != first.dtype:
+            got = f"{rows.dtype} of shape {layout.by(rows.shape)} in {key}"
+            raise InputError(f"{path}: got {got}, expected {first.dtype} rows of {layout.by(first.shape[1:])}")
+        if label_keys and len(arrays[labels_of[name]]) != len(rows):
+            got = f"{len(rows)} rows but {len(arrays[labels_of[name]])} labels in {key}"
+            raise InputError(f"{path}: got {got}, expected as many labels as rows")
+        places[name], at = np.arange(at, at + len(rows)), at + len(rows)
+    notes.append(f"splits of the file: {', '.join(f'{key} ({len(arrays[key]):,} rows)' for key in picked)}")
+    left = [key for key in keys if key not in (*picked, *label_keys)]
+    notes += [f"arrays left out: {', '.join(left)}"] if left else []
+    labels = np.concatenate([arrays[key] for key in label_keys]) if label_keys else None
+    return np.concatenate([arrays[key] for key in picked]), labels, (places["train"], places[split])
+
+
+def _split_keys(keys: Sequence[str]) -> list[dict[str, str]]:
+    """The keys of rows and of labels by split; a validation split is the test split where that is missing."""
+    lower, found = {key.lower(): key for key in keys}, []
+    for forms in _SPLIT_KEYS:
+        named = {s: [lower[f.format(s)] for f in forms if f.format(s) in lower] for s in ("train", "test", "val")}
+        one = {name: made[0] for name, made in named.items() if made}
+        validation = one.pop("val", None)
+        if validation is not None and "test" not in one:
+            one["test"] = validation
+        found.append(one)
+    return found
 
 
 def _pick(keys: list[str], path: Path) -> str:
@@ -127,15 +182,21 @@ def _pick(keys: list[str], path: Path) -> str:
     raise InputError(f"{path}: got {listed}, expected rows under one of {', '.join(_IMAGE_KEYS)}, or a single array")
 
 
-def _take(
-    rows: NDArray[Any], labels: NDArray[Any] | None, split: str, test_fraction: float | None, path: Path
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    if rows.ndim == 0 or (labels is not None and labels.shape[:1] != rows.shape[:1]):
-        return rows, labels  # to_dataset says what is wrong
-    if split == "train" and not test_fraction:
-        return rows, labels
-    index = held_out(len(rows), split, test_fraction, path)
-    return rows[index], None if labels is None else labels[index]
+def _windows(
+    series: NDArray[Any], length: int, split: str, test_fraction: float | Literal["auto"] | None, path: Path,
+    notes: list[str],
+) -> tuple[NDArray[Any], Splits]:  # fmt: skip
+    """Lines ``[N, C, length]``, each half over the next, and the places of train and of the split: the end of the
+    series is the test split, of which no line of train has a part."""
+    fraction = 0.1 if isinstance(test_fraction, str) else test_fraction or 0.0
+    named = ("train", "test") if fraction or split == "test" else ("train",)
+    starts = [scientific.window_starts(len(series), length, split=name, fraction=fraction) for name in named]
+    lines = scientific.windows(series, length, np.concatenate(starts))
+    notes.append(f"{len(lines):,} lines of {length:,} from one series of {len(series):,}, each half over the next")
+    if fraction:
+        notes.append(f"the last {len(starts[1]):,} of them held out for measurements")
+    train = np.arange(len(starts[0]))
+    return lines, (train, train if split == "train" else len(train) + np.arange(len(starts[1])))
 
 
 def to_dataset(
@@ -143,113 +204,82 @@ def to_dataset(
     labels: NDArray[Any] | None,
     path: Path | str,
     *,
+    splits: Splits | None = None,
+    kind: str | None = None,
+    axes: str | None = None,
     name: str | None = None,
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
-    levels: int = 256,
-    standardise: bool = False,
+    levels: int | None = None,
+    standardise: bool | Literal["point"] | None = None,
+    ignore_columns: Sequence[str | int] | None = None,
+    column_kinds: Mapping[str, str] | None = None,
     dequantise: bool = False,
     flip: bool = False,
+    notes: Sequence[str] = (),
 ) -> Dataset:
-    """Array to data set: [N, d] are vectors; [N, H, W], [N, C, H, W] and [N, H, W, C] are images, C from 1
-    to 4; [N, 1, L] of floats are lines (more channels would look like a grey image), [N, C, D, H, W] volumes.
+    """Array to data set: images, a table or fields, as :func:`ansn.data.layout.arranged` takes them.
 
-    Integer images hold 0..255 and stay uint8 (booleans become 0 and 255), float images hold [0, 1]. An axis
-    of 1 to 4 right after N is taken for C before the last one is. Lines, volumes and vectors become float32 in the
-    units they have, vectors standardised to mean 0 and variance 1 (divisor n) on request.
+    Images: integers from 0 stay uint8 up to 255, of ``levels`` grey values (by default 256, or as many as there are
+    where all are below 128), and are divided by the largest number of their bits above; floats hold [0, 1], or whole
+    numbers up to 255; booleans are 0 and 1. Tables: see `ansn.data.table.load`. Fields become float32 with an offset
+    and a scale for each channel, or with ``standardise="point"`` each point.
 
-    InputError naming the file: empty, another shape, non-finite, image values out of range, labels of another
-    count, not whole, or out of range; an option that does not fit the kind of data.
+    Args:
+        splits: rows of train and of the split; ranges and classes are of all rows.
+        num_classes: labels are 0 to below it, whichever occur; by default the distinct labels are the classes, in
+            ascending order. classes: their names.
+
+    InputError naming the file: empty, another shape, non-finite, labels of another count or that are no whole numbers
+    or words; an option that does not fit the kind of data.
     """
-    if rows.ndim not in (2, 3, 4, 5):
-        raise InputError(
-            f"{path}: got an array of shape {_by(rows.shape)}, "
-            "expected [N, d], [N, 1, L], [N, H, W], [N, C, H, W], [N, H, W, C] or [N, C, D, H, W]"
-        )
     if 0 in rows.shape:
-        raise InputError(f"{path}: got no value in shape {_by(rows.shape)}, expected a row of at least one")
-    if rows.dtype.kind == "f":
-        check_finite(rows, path)
-    checked, num_classes = checked_labels(labels, len(rows), path, num_classes)
+        raise InputError(f"{path}: got no value in shape {layout.by(rows.shape)}, expected a row of at least one")
+    taken = layout.arranged(rows, path, kind, axes)
+    rows, everything = taken.rows, np.arange(len(rows))
+    train, index = (everything, everything) if splits is None else splits
+    code, names = categories(labels, len(rows), path, num_classes, classes)
+    for options, fits in (
+        ({"dequantise": dequantise, "flip": flip}, "image"),
+        ({"standardise": standardise}, "field" if taken.kind == "image" else taken.kind),
+        ({"ignore_columns": ignore_columns, "column_kinds": column_kinds}, "table"),
+    ):
+        for option, given in options.items():
+            if given and taken.kind != fits:
+                raise InputError(f"{option}: got {given} for {path}, which holds {taken.kind}s, expected {fits}s")
+    standardise = True if standardise is None else standardise
+    told, name = [*notes, *taken.notes], name or Path(path).name
+    if taken.kind == "table":
+        cells = Cells([f"x{j}" for j in range(rows.shape[1])], [c.astype(np.float64) for c in rows.T], told)
+        return table.from_cells(
+            cells, path, splits=(train, index), standardise=bool(standardise), ignore_columns=ignore_columns,
+            column_kinds=column_kinds, labels=None if code is None or names is None else (code, names), name=name,
+        )  # fmt: skip
     common: dict[str, Any] = {
-        "name": name or Path(path).name,
-        "labels": checked,
-        "num_classes": num_classes,
-        "classes": classes,
-    }
-    field = rows.ndim == 5 or (rows.ndim == 3 and rows.shape[1] == 1 and rows.dtype.kind == "f")
-    if rows.ndim == 2 or field:
-        for option, given in (("dequantise", dequantise), ("flip", flip)):
-            if given:
-                shape = _by(rows.shape[1:])
-                raise InputError(f"{option}: got True for rows of {shape} values in {path}, expected images")
-    if rows.ndim == 2:
-        return vectors(rows.astype(np.float64), path, standardise=standardise, **common)
-    if standardise:
-        raise InputError(f"standardise: got True for rows of {_by(rows.shape[1:])} in {path}, expected vectors")
-    if field:
-        with np.errstate(over="ignore"):
-            rows = rows.astype(np.float32, order="C")
-        check_finite(rows, path)  # float32 holds less than float64
-        return Dataset(torch.from_numpy(rows), **common)
-    images = _as_images(rows, path)
+        "name": name, "labels": None if code is None else code[torch.from_numpy(index)], "classes": names,
+        "num_classes": None if names is None else len(names),
+    }  # fmt: skip
+    if taken.kind == "field":
+        x, units = field(rows, train, index, path, standardise)
+        return Dataset(x, kind="field", units=units, notes=told, **common)
+    images, levels = _as_images(rows, path, levels, told)
     if dequantise and images.dtype != np.uint8:
         raise InputError(f"dequantise: got True for {rows.dtype} images in {path}, expected 8-bit ones")
-    return Dataset(torch.from_numpy(images), levels=levels, dequantise=dequantise, flip=flip, **common)
+    images = np.ascontiguousarray(images if len(index) == len(images) else images[index])
+    return Dataset(torch.from_numpy(images), levels=levels, dequantise=dequantise, flip=flip, notes=told, **common)
 
 
-def vectors(
-    values: NDArray[np.float64],
+def categories(
+    labels: NDArray[Any] | None,
+    count: int,
     path: Path | str,
-    *,
-    standardise: bool,
-    columns: Sequence[str] | None = None,
-    **common: Any,
-) -> Dataset:
-    """Vectors float64 [N, d] as float32, with mean and standard deviation (divisor N) removed if asked.
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:
+    """Labels as int64 [count] of 0..K-1 and the K names: of whole numbers or words the distinct ones, ascending; with
+    ``num_classes`` the numbers as they are.
 
-    InputError naming the column: constant (its standard deviation is 0), or too large for float32.
-    """
-    names = tuple(columns) if columns is not None else tuple(f"x{j}" for j in range(values.shape[1]))
-    offset, scale = np.zeros(len(names)), np.ones(len(names))
-    if standardise:
-        with np.errstate(over="ignore", invalid="ignore"):
-            offset, scale = values.mean(0), values.std(0)
-        constant = (values.min(0) == values.max(0)) | (scale == 0)
-        if constant.any():
-            j = int(np.argmax(constant))
-            raise InputError(
-                f"{path}: got a constant column {names[j]!r} ({values[0, j]:g} in {len(values)} rows), expected "
-                "one that varies; leave it out (CSV: ignore_columns) or set standardise off"
-            )
-        if not np.isfinite(scale).all():
-            j = int(np.argmin(np.isfinite(scale)))
-            raise InputError(
-                f"{path}: got a variance of column {names[j]!r} that overflows, expected values below about 1e150"
-            )
-        values = (values - offset) / scale
-    with np.errstate(over="ignore"):
-        x = values.astype(np.float32)
-    if not np.isfinite(x).all():
-        row, j = (int(v) for v in np.argwhere(~np.isfinite(x))[0])
-        raise InputError(
-            f"{path}: got {values[row, j]:g} in row {row}, column {names[j]!r}, expected what float32 can hold"
-        )
-    return Dataset(
-        torch.from_numpy(x),
-        columns=names,
-        offset=torch.from_numpy(offset),
-        scale=torch.from_numpy(scale),
-        **common,
-    )
-
-
-def checked_labels(
-    labels: NDArray[Any] | None, count: int, path: Path | str, num_classes: int | None = None
-) -> tuple[torch.Tensor | None, int | None]:
-    """Labels as int64 [count] and their number of classes (max + 1 if not given).
-
-    InputError: another shape or count, values that are not whole, negative, or not below num_classes.
+    InputError: another shape or count, values that are neither, or not below num_classes.
     """
     if labels is None:
         if num_classes is not None:
@@ -258,49 +288,52 @@ def checked_labels(
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise InputError(f"{path}: got labels of shape {_by(labels.shape)}, expected one label a row, [{count}]")
+        raise InputError(f"{path}: got labels of shape {layout.by(labels.shape)}, expected one label a row, [{count}]")
     if len(labels) != count:
         raise InputError(f"{path}: got {count} rows but {len(labels)} labels, expected as many labels as rows")
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.floor(labels)).all()):
         bad = labels[~(np.isfinite(labels) & (labels == np.floor(labels)))][0]
-        raise InputError(f"{path}: got label {bad:g}, expected whole numbers from 0")
-    low, high = int(labels.min()), int(labels.max())
-    limit = num_classes if num_classes is not None else _MAX_CLASSES
-    if low < 0 or high >= limit:
-        raise InputError(f"{path}: got label {low if low < 0 else high}, expected 0 to {limit - 1}")
-    return torch.from_numpy(labels.astype(np.int64)), num_classes if num_classes is not None else high + 1
+        raise InputError(f"{path}: got label {bad:g}, expected whole numbers or words")
+    if num_classes is not None:
+        outside = next((int(v) for v in (labels.min(), labels.max()) if not 0 <= v < num_classes), None)
+        if outside is not None:
+            raise InputError(f"{path}: got label {outside}, expected 0 to {num_classes - 1}")
+        names = map(str, range(num_classes)) if classes is None else classes
+        return torch.from_numpy(labels.astype(np.int64)), tuple(names)
+    distinct, code = np.unique(labels, return_inverse=True)
+    if len(distinct) > _MAX_CLASSES:
+        raise InputError(f"{path}: got {len(distinct)} different labels, expected at most {_MAX_CLASSES} classes")
+    words = (str(v if labels.dtype.kind == "U" else int(v)) for v in distinct)
+    return torch.from_numpy(code.astype(np.int64)), tuple(words) if classes is None else tuple(classes)
 
 
-def check_finite(rows: NDArray[Any], path: Path | str) -> None:
-    finite = np.isfinite(rows)
-    if not finite.all():
-        place = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), rows.shape))
-        raise InputError(f"{path}: got {rows[place]} at index {list(place)}, expected finite numbers")
-
-
-def _as_images(rows: NDArray[Any], path: Path | str) -> NDArray[Any]:
-    """uint8 or float32 [N, C, H, W], contiguous."""
-    if rows.ndim == 3:
-        rows = rows[:, None]
-    elif not 1 <= rows.shape[1] <= 4:
-        if not 1 <= rows.shape[3] <= 4:
-            raise InputError(
-                f"{path}: got images of shape {_by(rows.shape[1:])}, expected C 1 to 4, in [C, H, W] or [H, W, C]"
-            )
-        rows = np.moveaxis(rows, 3, 1)
+def _as_images(
+    rows: NDArray[Any], path: Path | str, levels: int | None, notes: list[str]
+) -> tuple[NDArray[Any], int]:
+    """uint8 or float32 [N, C, H, W], and the number of grey values."""
+    if rows.shape[1] > 4:
+        raise InputError(f"{path}: got {rows.shape[1]} channels, expected images of 1 to 4; --kind field takes any")
     if rows.dtype == np.bool_:
-        rows = rows.astype(np.uint8) * np.uint8(255)
-    elif rows.dtype != np.uint8:
-        top = 1 if rows.dtype.kind == "f" else 255
-        low, high = rows.min(), rows.max()
-        if low < 0 or high > top:
-            raise InputError(
-                f"{path}: got {rows.dtype} image values from {low:g} to {high:g}, "
-                "expected integers in 0 to 255 or floats in 0 to 1"
-            )
-        rows = rows.astype(np.float32 if rows.dtype.kind == "f" else np.uint8)
-    return np.ascontiguousarray(rows)
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "()"
+        return rows.astype(np.uint8), 2
+    floats = rows.dtype.kind == "f"
+    if floats:
+        check_finite(rows, path)
+    low, high = rows.min(), rows.max()
+    whole = not floats or (high > 1 and bool((np.mod(rows, 1) == 0).all()))
+    if low < 0 or (floats and high > (255 if whole else 1)):
+        raise InputError(
+            f"{path}: got {rows.dtype} image values from {low:g} to {high:g}, expected integers from 0 or floats in 0"
+            " to 1; --kind field takes any"
+        )
+    if not whole:
+        return rows.astype(np.float32), 256
+    top = int(high)
+    notes += ["whole numbers up to 255, taken for grey values"] if floats else []
+    if top > 255:
+        full = 2 ** top.bit_length() - 1
+        notes.append(f"grey values up to {top}, taken for {top.bit_length()} bits: {full} becomes 1")
+        return (rows / np.float64(full)).astype(np.float32), 256
+    if levels is None and top < _FULL:
+        levels = max(2, top + 1)
+        notes.append(f"grey values up to {top}: {levels - 1} becomes 1")
+    return rows.astype(np.uint8), levels or 256

@@ -17,6 +17,12 @@ import torch
 from torch import Tensor
 
 from ansn.data import streams
+from ansn.data.missing import completions
+from ansn.data.understood import fingerprint, understood
+from ansn.data.units import Affine, Table, spread
+
+DRAWS = 8
+"""Draws of what is not known of a row."""
 
 
 @runtime_checkable
@@ -43,21 +49,22 @@ class Dataset:
     """Rows, labels and what a model must know of them.
 
     Args:
-        rows: uint8 or float32 images [N, C, H, W] (floats in [0, 1]), float32 vectors [N, d], float32 fields: lines
-            [N, C, L] or volumes [N, C, D, H, W], or `StreamedRows`.
+        rows: uint8 or float32 images [N, C, H, W] (floats in [0, 1]), float32 tables [N, d] (NaN: not known), float32
+            fields: lines [N, C, L], maps [N, C, H, W] or volumes [N, C, D, H, W], or `StreamedRows`.
         name: what messages and reports call it.
+        kind: "image", "table" or "field"; by default as the shape has it, [N, C, H, W] an image.
+        units: between the rows and the file's numbers, see `ansn.data.units`; by default they are the same.
         labels: int64 [N] in 0..num_classes-1, or None.
         num_classes: at least max(labels) + 1, the default.
-        classes: names of the classes, num_classes of them.
-        columns: names of a vector's d columns.
-        offset, scale: float64 [d], of standardised vectors: data = offset + scale * x.
+        classes: names of the classes, num_classes of them; by default their numbers.
+        notes: sentences on what was understood, guessed or left out when the data was read.
         levels: grey values v = 0..levels-1 that a uint8 image holds (256; 17 for the digits).
         dequantise: return (v + u) / levels, u uniform in [0, 1), in place of v / (levels - 1).
         flip: mirror each image left to right with probability 1/2.
 
     Attributes: those above, and
         shape: (C, H, W), (d,), (C, L) or (C, D, H, W) of one row.
-        kind: "image", "vector" or "field".
+        columns: names of a table's columns, of the file, without the label's; else None.
         quantisation: variance of the rounding to grey levels in the units of the returned floats:
             1/(12 (levels-1)^2), with dequantise 1/(12 levels^2); 0 for continuous data.
         device: where batches come out.
@@ -71,18 +78,19 @@ class Dataset:
         rows: Tensor | StreamedRows,
         *,
         name: str = "data",
+        kind: str | None = None,
+        units: Affine | Table | None = None,
         labels: Tensor | None = None,
         num_classes: int | None = None,
         classes: Sequence[str] | None = None,
-        columns: Sequence[str] | None = None,
-        offset: Tensor | None = None,
-        scale: Tensor | None = None,
+        notes: Sequence[str] = (),
         levels: int = 256,
         dequantise: bool = False,
         flip: bool = False,
     ) -> None:
+        self.kind = {2: "table", 4: "image"}.get(getattr(rows, "ndim", 4), "field") if kind is None else kind
         if isinstance(rows, Tensor):
-            _check_rows(rows, levels)
+            _check_rows(rows, levels, self.kind)
             self.shape: tuple[int, ...] = tuple(rows.shape[1:])
             quantised = rows.dtype == torch.uint8
         else:
@@ -91,7 +99,6 @@ class Dataset:
             raise ValueError(f"rows: got none of {name}, expected at least one")
         self.rows = rows
         self.name = name
-        self.kind = {1: "vector", 3: "image"}.get(len(self.shape), "field")
         self.streamed = not isinstance(rows, Tensor)
         self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
         self.levels = levels if quantised else None
@@ -105,25 +112,25 @@ class Dataset:
         self.num_classes = 0
         if labels is not None:
             self.num_classes = _check_labels(labels, len(rows), num_classes)
-        self.classes = tuple(classes) if classes is not None else None
+        names = map(str, range(self.num_classes)) if classes is None else classes
+        self.classes = None if labels is None else tuple(names)
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise ValueError(f"classes: got {len(self.classes)} names, expected num_classes = {self.num_classes}")
 
-        width = self.shape[0]
-        self.columns: tuple[str, ...] | None = None
-        self.offset: Tensor | None = None
-        self.scale: Tensor | None = None
-        if self.kind == "vector":
-            self.columns = tuple(columns) if columns is not None else tuple(f"x{j}" for j in range(width))
-            self.offset = torch.zeros(width, dtype=torch.float64) if offset is None else offset.double()
-            self.scale = torch.ones(width, dtype=torch.float64) if scale is None else scale.double()
-            for what, length in (
-                ("columns", len(self.columns)),
-                ("offset", len(self.offset)),
-                ("scale", len(self.scale)),
-            ):
-                if length != width:
-                    raise ValueError(f"{what}: got {length} entries, expected one for each of {width} columns")
+        if units is None and self.kind == "table":
+            units = Table.plain([f"x{j}" for j in range(self.shape[0])])
+        if units is not None and tuple(units.shape) != self.shape:
+            raise ValueError(f"units: got those of rows {list(units.shape)}, expected {list(self.shape)}")
+        self.units, self.notes = units, tuple(notes)
+        self.columns = units.names if isinstance(units, Table) else None
+        self._holes: tuple[Tensor, Tensor] | None = None  # place of each row among the incomplete ones, their draws
+        if self.kind == "table" and isinstance(rows, Tensor) and bool(rows.isnan().any()):
+            incomplete = rows.isnan().any(1)
+            place = torch.where(incomplete, incomplete.cumsum(0) - 1, -1)
+            draws = completions(rows, DRAWS)
+            assert units is not None  # of a table they always are
+            valid = units.encode(units.decode(draws.flatten(0, 1)))  # whole numbers, words
+            self._holes = place, valid.view(draws.shape)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,7 +139,7 @@ class Dataset:
         size = "x".join(map(str, self.shape))
         labels = f", {self.num_classes} classes" if self.num_classes else ""
         streamed = ", streamed" if self.streamed else ""
-        return f"Dataset({self.name}: {len(self)} {self.kind}s of {size}{labels}{streamed})"
+        return f"Dataset({self.name}: {len(self)} rows, {self.kind} of {size}{labels}{streamed})"
 
     @property
     def quantisation(self) -> float:
@@ -157,6 +164,9 @@ class Dataset:
             moved.rows = self.rows.to(moved.device) if fits else self.rows
         if self.labels is not None:
             moved.labels = self.labels.to(moved.device)
+        if self._holes is not None and isinstance(moved.rows, Tensor):
+            place, draws = self._holes
+            moved._holes = place.to(moved.rows.device), draws.to(moved.rows.device)
         return moved
 
     def select(self, index: Tensor) -> Dataset:
@@ -168,6 +178,8 @@ class Dataset:
         part.rows = self.rows[index.to(self.rows.device)] if isinstance(self.rows, Tensor) else self.rows.select(index)
         if self.labels is not None:
             part.labels = self.labels[index.to(self.labels.device)]
+        if self._holes is not None:
+            part._holes = self._holes[0][index.to(self._holes[0].device)], self._holes[1]
         return part
 
     def order(self, seed: int, epoch: int) -> Tensor:
@@ -185,7 +197,8 @@ class Dataset:
     def batch(self, index: Tensor, *, seed: int = 0, position: int = 0) -> tuple[Tensor, Tensor | None]:
         """Rows ``index``, int64 [B]: (x float32 [B, *shape], labels int64 [B] or None), on `device`.
 
-        Images are in [0, 1]. Row i's dequantisation and flip are functions of (seed, position + i), where
+        Images are in [0, 1]. Row i's dequantisation, flip and numbers that are not known (drawn by the Gaussian of what
+        is, `ansn.data.missing`) are functions of (seed, position + i), where
         ``position`` is step * batch_size + the first row's place in the global batch.
         IndexError if an index is out of range.
         """
@@ -196,17 +209,28 @@ class Dataset:
             raw = self.rows.take(index)
         return self._finish(raw, index, seed, position)
 
-    def to_data_units(self, x: Tensor) -> Tensor:
-        """Samples in the units of the file: offset + scale * x in float64 [..., d] for vectors, images as
-        they are.
+    def known(self, index: Tensor) -> Tensor | None:
+        """Which numbers of the rows ``index`` are known, bool [B, d], on `device`; None where all are."""
+        if self._holes is None or not isinstance(self.rows, Tensor):
+            return None
+        return ~self.rows[self._checked(index).to(self.rows.device)].isnan().to(self.device)
 
-        ValueError if the last dimension of a vector is not d.
+    def to_data_units(self, x: Tensor) -> Tensor:
+        """Samples in the units of the file: of tables float64 [n, columns] and of fields float64 [n, *shape], see
+        `ansn.data.units`; images as they are.
+
+        ValueError if x is not [n, *shape].
         """
-        if self.offset is None or self.scale is None:
-            return x
-        if x.shape[-1:] != self.shape:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected [..., {self.shape[0]}]")
-        return self.offset.to(x.device) + self.scale.to(x.device) * x.double()
+        return x if self.units is None else self.units.decode(x)
+
+    def understood(self) -> list[str]:
+        """What the data was taken for, a line each, for a person."""
+        return understood(self)
+
+    def fingerprint(self) -> str:
+        """A hash of what the rows hold: of all where they take up to 64 MiB, else of 4,096 (256 where they are decoded
+        from files) that are always the same; of labels and classes, the number of rows and how they become floats."""
+        return fingerprint(self)
 
     def _checked(self, index: Tensor) -> Tensor:
         if index.ndim != 1 or index.dtype != torch.int64:
@@ -225,6 +249,11 @@ class Dataset:
             mirror = torch.from_numpy(coins).to(self.device, non_blocking=True)
             raw = torch.where(mirror.view(-1, 1, 1, 1), raw.flip(-1), raw)
         x = raw.to(torch.float32)
+        if self._holes is not None and count:
+            x = self._completed(x, index, seed, position)
+        grain = None if self.units is None else self.units.grain
+        if grain is not None and count:
+            x = x + spread(grain, count, seed, position).to(self.device)
         if self.levels is not None and self.dequantise and count:
             # 16 bits a value, four values a word: v + u is then exact in float32 and below v + 1.
             each = -(-size // 4)
@@ -236,6 +265,15 @@ class Dataset:
             x = x.div_(self.levels - 1)
         labels = None if self.labels is None else self.labels[index.to(self.labels.device)]
         return x, labels
+
+    def _completed(self, x: Tensor, index: Tensor, seed: int, position: int) -> Tensor:
+        """Rows with one of the draws of what is not known."""
+        assert self._holes is not None
+        place, draws = self._holes
+        at = place[index.to(place.device)]
+        which = streams.words(seed, streams.MISSING, len(x), first=position) % np.uint64(draws.shape[1])
+        chosen = draws[at, torch.from_numpy(which.astype(np.int64)).to(draws.device)].to(x.device)
+        return torch.where(x.isnan(), chosen, x)
 
 
 def iterate(
@@ -291,13 +329,18 @@ def _batches(
             yield step, x, labels
 
 
-def _check_rows(rows: Tensor, levels: int) -> None:
+def _check_rows(rows: Tensor, levels: int, kind: str) -> None:
+    fits = {"image": (4,), "table": (2,), "field": (3, 4, 5)}
+    if kind not in fits:
+        raise ValueError(f"kind: got {kind!r}, expected image, table or field")
     if rows.ndim not in (2, 3, 4, 5) or rows.dtype not in (torch.uint8, torch.float32) or 0 in rows.shape[1:]:
         raise TypeError(
             f"rows: got {rows.dtype} of shape {list(rows.shape)}, expected uint8 or float32 [N, C, H, W], or float32 "
             "[N, d], [N, C, L] or [N, C, D, H, W], none of them 0"
         )
-    if rows.ndim != 4 and rows.dtype == torch.uint8:
+    if rows.ndim not in fits[kind]:
+        raise TypeError(f"rows: got shape {list(rows.shape)} for {kind}s, expected another number of axes")
+    if kind != "image" and rows.dtype == torch.uint8:
         raise TypeError(f"rows: got uint8 of shape {list(rows.shape)}, expected float32, as all but images are")
     if not 2 <= levels <= 256:
         raise ValueError(f"levels: got {levels}, expected 2 to 256")
@@ -307,10 +350,11 @@ def _check_rows(rows: Tensor, levels: int) -> None:
         if int(rows.max()) >= levels:
             raise ValueError(f"rows: got the value {int(rows.max())}, expected less than levels = {levels}")
     else:
-        low, high = (float(v) for v in torch.aminmax(rows))  # NaN and infinities show in the extremes
+        seen = rows[~rows.isnan()] if kind == "table" else rows  # of a table NaN is what is not known
+        low, high = (float(v) for v in torch.aminmax(seen)) if len(seen) else (0.0, 0.0)  # of NaN NaN
         if not np.isfinite(low + high):
             raise ValueError("rows: got NaN or infinite values, expected finite ones")
-        if rows.ndim == 4 and not 0 <= low <= high <= 1:
+        if kind == "image" and not 0 <= low <= high <= 1:
             raise ValueError(f"rows: got image values from {low:g} to {high:g}, expected [0, 1]")
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ansn.data import streams
 from ansn.errors import InputError
 
+AUTO = "auto"
+"""A tenth, of 20 rows or more."""
+
 _SEED = 0  # fixed: train and test must be disjoint in every run
+_SHARE, _LEAST = 0.1, 20
 SPLITS = ("train", "test")
 
 
@@ -17,21 +23,38 @@ def check_split(split: str) -> None:
         raise InputError(f"split: got {split!r}, expected 'train' or 'test'")
 
 
-def held_out(n: int, split: str, test_fraction: float | None, name: object) -> NDArray[np.int64]:
+def held_out(n: int, split: str, test_fraction: float | Literal["auto"] | None, name: object) -> NDArray[np.int64]:
     """Rows of the split, int64, ascending: train and test are disjoint and cover 0..n-1.
 
     Without test_fraction every row is train, and asking for the test split is an InputError, as is a
     fraction that leaves either part empty.
     """
     check_split(split)
-    if not test_fraction:
+    fraction = _fraction(n, test_fraction)
+    if not fraction:
         if split == "test":
-            raise InputError(f"test_fraction: got {test_fraction} for {name} without a test split, expected 0.1, say")
+            raise InputError(
+                f"{name}: got no test split, expected one: test_fraction (--test-fraction 0.1) holds out rows"
+            )
         return np.arange(n)
-    tests = round(n * test_fraction) if 0 < test_fraction < 1 else 0
+    tests = round(n * fraction) if 0 < fraction < 1 else 0
     if not 0 < tests < n:
         raise InputError(f"test_fraction: got {test_fraction} of {n} rows, expected one that leaves both splits rows")
     return split_at(n, tests, split)
+
+
+def origin(n: int, test_fraction: float | Literal["auto"] | None) -> list[str]:
+    """Where the held-out rows come from, as a note."""
+    fraction = _fraction(n, test_fraction)
+    if not fraction:
+        return []
+    return [f"{round(n * fraction):,} of {n:,} rows held out for measurements (test_fraction {fraction:g})"]
+
+
+def _fraction(n: int, test_fraction: float | Literal["auto"] | None) -> float:
+    if isinstance(test_fraction, str):
+        return _SHARE if n >= _LEAST else 0.0
+    return test_fraction or 0.0
 
 
 def split_at(n: int, tests: int, split: str) -> NDArray[np.int64]:

@@ -1,190 +1,255 @@
-"""A CSV of numbers: columns standardised, names kept, one column may be the label."""
+"""Tables: a column of cells for each thing that was measured, numbers, words and dates, with holes."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from ansn.data.arrays import vectors
+from ansn.data import cells as files
+from ansn.data import kinds
+from ansn.data.cells import Cells, number
 from ansn.data.dataset import Dataset
-from ansn.data.files import opened
-from ansn.data.holdout import held_out
+from ansn.data.holdout import held_out, origin
+from ansn.data.units import KINDS, Column, Table
 from ansn.errors import InputError
 
 _MAX_CLASSES = 65536
+_SHOWN = 6  # names in a note
 
 
 def load(
     path: Path,
     *,
     split: str = "train",
-    test_fraction: float | None = None,
+    test_fraction: float | Literal["auto"] | None = None,
     standardise: bool = True,
     label_column: str | int | None = None,
     ignore_columns: Sequence[str | int] | None = None,
+    column_kinds: Mapping[str, str] | None = None,
     header: bool | None = None,
 ) -> Dataset:
-    """Rows of numbers, separated by commas (or, where the first line has none, by semicolons or tabs).
+    """Rows of cells: .csv and .tsv (separated by commas, semicolons, tabs or bars), .parquet, .xlsx.
 
-    header: whether the first line names the columns; by default it does if none of its cells is a number
-        (label and ignored columns given by position aside). Without one, columns are x0, x1, ...
-    label_column: name, or position from 0 (negative from the end). Its distinct values, whole numbers or
-        words, become classes 0..K-1 in ascending order; `Dataset.classes` keeps them.
+    header: see `ansn.data.cells.read`. Without one, columns are x0, x1, ...
+    label_column: name, or position from 0 (negative from the end). Its distinct values, whole numbers or words, become
+        classes 0..K-1 in ascending order; `Dataset.classes` keeps them.
     ignore_columns: names or positions to leave out.
-    standardise: x = (value - offset) / scale, with the mean and standard deviation (divisor N) of the
-        train rows, float64.
+    column_kinds: the kind of a column by name, one of `ansn.data.units.KINDS`, in place of what it looks like.
+    standardise: x = (value - offset) / scale, with the mean and standard deviation (divisor N) of the train rows,
+        float64; what is made of words is always.
 
-    InputError naming line and column: ragged, empty cell, not a number, not finite, constant column (nothing
-    to divide by), unknown column, empty file.
+    Missing cells are kept as what is not known. Left out, and noted: a first column without a name that counts the
+    rows, columns of text in which most words are different, empty columns and rows. A column of one value is put aside
+    and comes back in samples.
+
+    InputError naming line and column: ragged, not a number among numbers, not finite, mostly empty, unknown column,
+    empty file.
     """
-    with opened(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        try:
-            names, label_at, kept, values, labels = _parse(text, path, label_column, ignore_columns or (), header)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: got no UTF-8 text at byte {error.start}, expected a CSV of numbers") from None
-        except csv.Error as error:
-            raise InputError(f"{path}: got no CSV ({error}), expected one of numbers") from None
-    matrix = np.frombuffer(values, dtype=np.float64).reshape(-1, len(kept))
-    targets, classes = (None, None) if label_at is None else _classes(labels, names[label_at], path)
+    found = files.read(path, header)
+    return from_cells(
+        found, path, split=split, test_fraction=test_fraction, standardise=standardise, label_column=label_column,
+        ignore_columns=ignore_columns, column_kinds=column_kinds, name=path.name,
+    )  # fmt: skip
 
-    train = held_out(len(matrix), "train", test_fraction, path)
-    rows = held_out(len(matrix), split, test_fraction, path)
-    whole = vectors(matrix[train], path, standardise=standardise, columns=[names[j] for j in kept], name=path.name)
-    assert whole.offset is not None  # vectors always have both
-    assert whole.scale is not None
-    with np.errstate(over="ignore"):
-        x = ((matrix[rows] - whole.offset.numpy()) / whole.scale.numpy()).astype(np.float32)
-    if not np.isfinite(x).all():
-        raise InputError(f"{path}: got a test row too far from the train rows, expected what float32 can hold")
+
+def from_cells(
+    found: Cells,
+    path: Path | str,
+    *,
+    split: str = "train",
+    test_fraction: float | Literal["auto"] | None = None,
+    splits: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    standardise: bool,
+    label_column: str | int | None = None,
+    ignore_columns: Sequence[str | int] | None = None,
+    column_kinds: Mapping[str, str] | None = None,
+    labels: tuple[Tensor, tuple[str, ...]] | None = None,
+    name: str,
+) -> Dataset:
+    """The data set of columns of cells. ``splits``: rows of train and of the split, where they are known; ``labels``:
+    of each row, and their names, where no column holds them."""
+    names, notes = found.names, list(found.notes)
+    label_at = None if label_column is None else _place(label_column, names, path)
+    ignored = {_place(c, names, path) for c in ignore_columns or ()} | ({label_at} if label_at is not None else set())
+    wanted = _wanted(column_kinds or {}, names, path)
+    columns, values = [], []
+    for j in range(len(names)):
+        if j in ignored:
+            continue
+        numbers = found.numbers(j) if j == 0 or names[j] not in wanted else None
+        if names[j] not in wanted and numbers is not None and kinds.counter(found, j, numbers):
+            notes.append(f"column {names[j]!r} left out: it counts the rows")
+            continue
+        column, t = kinds.column(found, j, path, wanted.get(names[j]))
+        if isinstance(column, str):
+            notes.append(f"column {names[j]!r} left out: {column}")
+            continue
+        columns.append(column)
+        values.append(t)
+    if not any(column.width for column in columns):
+        raise InputError(
+            f"{path}: got no column of numbers or few words left of {len(names)}, expected at least one that varies"
+            + (f" ({'; '.join(notes[:_SHOWN])})" if notes else "")
+        )
+    matrix = np.stack(values, 1)
+    kept = np.flatnonzero(~np.isnan(matrix[:, [c.kind != "constant" for c in columns]]).all(1))
+    if len(kept) < len(matrix):
+        notes.append(f"{len(matrix) - len(kept)} rows left out: all their cells are empty")
+    if label_at is not None:
+        code, classes = _classes(found.text(label_at), names[label_at], path)
+        labels = torch.from_numpy(code), classes
+    if splits is None:
+        train, rows = (kept[held_out(len(kept), s, test_fraction, path)] for s in ("train", split))
+        notes += origin(len(kept), test_fraction)
+    else:
+        train, rows = (np.intersect1d(part, kept) for part in splits)
+    whole = [
+        kinds.standardised(c, v[train], path, train) if standardise or c.kind == "category" else c
+        for c, v in zip(columns, matrix.T, strict=True)
+    ]
+    place = None
+    if label_at is not None:
+        left = {n for n in names[:label_at] if n in {c.name for c in columns}}
+        place = (names[label_at], len(left))
+    units = Table(tuple(whole), place)
+    x = units.encode(torch.from_numpy(matrix[rows]))
+    if bool(x.isinf().any()):
+        row, j = (int(v) for v in x.isinf().nonzero()[0])
+        k = int(np.searchsorted(np.cumsum([c.width for c in whole]), j, side="right"))
+        got = f"{matrix[rows[row], k]:g} in row {int(rows[row])}, column {whole[k].name!r}"
+        raise InputError(f"{path}: got {got}, expected what float32 can hold")
     return Dataset(
-        torch.from_numpy(x),
-        name=path.name,
-        labels=None if targets is None else torch.from_numpy(targets[rows]),
-        num_classes=None if classes is None else len(classes),
-        classes=classes,
-        columns=whole.columns,
-        offset=whole.offset,
-        scale=whole.scale,
+        x,
+        name=name,
+        kind="table",
+        units=units,
+        labels=None if labels is None else labels[0][torch.from_numpy(rows)],
+        num_classes=None if labels is None else len(labels[1]),
+        classes=None if labels is None else labels[1],
+        notes=notes,
     )
 
 
-def _parse(
-    text: io.TextIOWrapper,
-    path: Path,
-    label_column: str | int | None,
-    ignore_columns: Sequence[str | int],
-    header: bool | None,
-) -> tuple[list[str], int | None, list[int], array[float], list[str]]:
-    """(names, label position, kept positions, their values row by row, label cells)."""
-    first_line = text.readline()
-    delimiter = "," if "," in first_line else ";" if ";" in first_line else "\t" if "\t" in first_line else ","
+def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) -> tuple[Tensor, Tensor | None]:
+    """Rows of a file in the data's units, float64 ``[n, columns]``, NaN of missing cells, and their labels int64 (-1
+    where none is given; None without that column): what :func:`write` wrote, or other rows of the same columns.
 
-    def lines() -> Iterator[str]:
-        yield first_line
-        yield from text
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    rows = (row for row in reader if row and (len(row) > 1 or row[0].strip()))  # blank lines say nothing
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"{path}: got no lines, expected rows of numbers")
-    width, first_at = len(first), reader.line_num
-
-    unnamed = {_position(c, width, path) for c in (label_column, *ignore_columns) if isinstance(c, int)}
-    if header is None:
-        header = not any(_is_number(cell) for j, cell in enumerate(first) if j not in unnamed)
-    if header:
-        names = [cell.strip() or f"x{j}" for j, cell in enumerate(first)]
-        twice = next((name for j, name in enumerate(names) if name in names[:j]), None)
-        if twice is not None:
-            raise InputError(f"{path}: got two columns of name {twice!r}, expected different names")
-    else:
-        names = [f"x{j}" for j in range(width)]
-
-    def place(column: str | int) -> int:
-        if isinstance(column, int):
-            return _position(column, width, path)
-        if column not in names:
-            raise InputError(f"{path}: got no column {column!r}, expected one of {', '.join(names)}")
-        return names.index(column)
-
-    label_at = None if label_column is None else place(label_column)
-    left_out = {place(c) for c in ignore_columns} | ({label_at} if label_at is not None else set())
-    kept = [j for j in range(width) if j not in left_out]
-    if not kept:
-        raise InputError(f"{path}: got no column of numbers left of {width}, expected at least one")
-
-    values, labels = array("d"), []
-
-    def add(row: list[str]) -> None:
-        if len(row) != width:
-            raise InputError(
-                f"{path}: got {len(row)} cells in line {reader.line_num}, expected {width} as in line {first_at}"
-            )
-        for j in kept:
-            cell = row[j]
-            try:
-                value = float(cell)
-            except ValueError:
-                value = math.nan
-            # float() also reads 1_000, which no CSV writer means
-            if not math.isfinite(value) or "_" in cell:
-                raise _bad_cell(cell, reader.line_num, names[j], path)
-            values.append(value)
-        if label_at is not None:
-            labels.append(row[label_at].strip())
-
-    if not header:
-        add(first)
-    for row in rows:
-        add(row)
-    if not values:
-        raise InputError(f"{path}: got a header and no rows, expected rows of numbers")
-    return names, label_at, kept, values, labels
+    Columns are found by name, in any order; without a header by position. InputError for a column that is missing and a
+    cell that the training data's columns cannot hold.
+    """
+    found = files.read(path)
+    names = found.names
+    if not set(units.names) & set(names) and len(names) == len(units.names):
+        found = files.read(path, header=False)
+        names = found.names = list(units.names)
+    out = np.full((len(found), len(units.columns)), math.nan)
+    for k, column in enumerate(units.columns):
+        if column.name in names:
+            out[:, k] = _values(found, names.index(column.name), column, path)
+        elif column.kind == "constant":
+            out[:, k] = column.offset
+        else:
+            raise InputError(f"{path}: got columns {', '.join(names)}, expected {column.name!r} among them")
+    labels = None
+    if units.label is not None and units.label[0] in names and classes is not None:
+        text = found.text(names.index(units.label[0]))
+        place = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([-1 if cell is None else place.get(_plain(cell), -1) for cell in text])
+    return torch.from_numpy(out), labels
 
 
-def _position(column: int, width: int, path: Path) -> int:
-    if not -width <= column < width:
-        raise InputError(f"{path}: got no column {column}, expected a position from 0 to {width - 1}")
-    return column % width
+def write(
+    path: Path, units: Table, values: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None
+) -> None:
+    """A CSV of rows float64 ``[n, columns]`` in the data's units, with the header, the kinds and the digits of the file
+    that they were learned from; NaN is an empty cell. ``labels``: int64 ``[n]``, for the column of the class."""
+    names = list(units.names)
+    written = [[column.cell(v) for v in t.tolist()] for column, t in zip(units.columns, values.unbind(1), strict=True)]
+    if units.label is not None and labels is not None and classes is not None:
+        names.insert(units.label[1], units.label[0])
+        written.insert(units.label[1], [classes[k] if k >= 0 else "" for k in labels.tolist()])
+    files.write(path, names, zip(*written, strict=True))
 
 
-def _is_number(cell: str) -> bool:
-    """NaN and infinities count: a line with one is data, and its error names the cell."""
+def _values(found: Cells, j: int, column: Column, path: Path) -> NDArray[np.float64]:
+    """Values of a column as another file has them."""
+    if column.form:
+        text = found.text(j)
+        return np.array([math.nan if cell is None else _time(cell, column, path) for cell in text])
+    if not column.words:
+        numbers = found.numbers(j)
+        if numbers is None or np.isinf(numbers).any():
+            text = found.text(j)
+            bad = (number(cell) for cell in text)
+            row = next(i for i, v in enumerate(bad) if v is None or math.isinf(v))
+            raise kinds.bad_cell(path, found, j, row)
+        return numbers
+    place = {word: float(i) for i, word in enumerate(column.words)}
+    text = found.text(j)
+    strange = next((i for i, cell in enumerate(text) if cell is not None and cell not in place), None)
+    if strange is not None:
+        raise InputError(
+            f"{path}: got {text[strange]!r} in {found.place(strange)}, column {column.name!r}, expected one of"
+            f" {', '.join(column.words)}"
+        )
+    return np.array([math.nan if cell is None else place[cell] for cell in text])
+
+
+def _time(cell: str, column: Column, path: Path) -> float:
     try:
-        float(cell)
+        return kinds.seconds_of(cell, column.form)
     except ValueError:
-        return False
-    return True
+        raise InputError(f"{path}: got {cell!r} in column {column.name!r}, expected {column.form}") from None
 
 
-def _bad_cell(cell: str, line: int, column: str, path: Path) -> InputError:
-    what = "an empty cell" if not cell.strip() else repr(cell if len(cell) <= 40 else cell[:37] + "...")
-    return InputError(f"{path}: got {what} in line {line}, column {column!r}, expected a finite number")
+def _place(column: str | int, names: Sequence[str], path: Path | str) -> int:
+    if isinstance(column, str) and column in names:
+        return names.index(column)
+    if isinstance(column, str) and column.lstrip("-").isdigit():  # as a command line gives it
+        column = int(column)
+    if isinstance(column, str):
+        raise InputError(f"{path}: got no column {column!r}, expected one of {', '.join(names)}")
+    if not -len(names) <= column < len(names):
+        raise InputError(f"{path}: got no column {column}, expected a position from 0 to {len(names) - 1}")
+    return column % len(names)
 
 
-def _classes(cells: list[str], column: str, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _wanted(column_kinds: Mapping[str, str], names: Sequence[str], path: Path | str) -> dict[str, str]:
+    for column, kind in column_kinds.items():
+        if kind not in KINDS:
+            raise InputError(f"column_kinds: got {kind!r} of {column!r}, expected one of {', '.join(KINDS)}")
+        _place(column, names, path)
+    return dict(column_kinds)
+
+
+def _plain(cell: str) -> str:
+    """A class as its name has it: ``9`` of ``9.0``."""
+    value = number(cell)
+    return str(int(value)) if value is not None and value.is_integer() else cell
+
+
+def _classes(cells: list[str | None], column: str, path: Path | str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """(class of each row, int64; the distinct values ascending, as numbers if all are, else as words)."""
-    distinct = set(cells)
-    if "" in distinct:
+    if None in cells:
         raise InputError(f"{path}: got an empty cell in the label column {column!r}, expected a class in every row")
-    numeric = all(_is_number(cell) for cell in distinct)
+    text = [cell for cell in cells if cell is not None]
+    values = {cell: number(cell) for cell in set(text)}
+    numeric = all(value is not None for value in values.values())
     if numeric:
-        broken = next((cell for cell in distinct if not float(cell).is_integer()), None)
+        broken = next((cell for cell, v in values.items() if v is None or not v.is_integer()), None)
         if broken is not None:
             raise InputError(f"{path}: got label {broken} in column {column!r}, expected whole numbers or words")
-    if len(distinct) > _MAX_CLASSES:
-        raise InputError(f"{path}: got {len(distinct)} classes in column {column!r}, expected at most {_MAX_CLASSES}")
-    key = {cell: (float(cell) if numeric else cell) for cell in distinct}
-    ordered = sorted(set(key.values()))  # type: ignore[type-var]
-    number = {value: i for i, value in enumerate(ordered)}
-    names = tuple(str(int(value)) if numeric else str(value) for value in ordered)
-    return np.array([number[key[cell]] for cell in cells], dtype=np.int64), names
+    names = {cell: _plain(cell) if numeric else cell for cell in values}
+    if len(set(names.values())) > _MAX_CLASSES:
+        raise InputError(f"{path}: got {len(set(names.values()))} classes in column {column!r}, expected at most"
+                         f" {_MAX_CLASSES}")  # fmt: skip
+    ordered = sorted(set(names.values()), key=lambda word: (int(word), "") if numeric else (0, word))
+    place = {word: i for i, word in enumerate(ordered)}
+    return np.array([place[names[cell]] for cell in text], dtype=np.int64), tuple(ordered)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ansn.data import streams
 from ansn.data.dataset import Dataset
 from ansn.data.holdout import SPLITS, check_split
+from ansn.data.units import Table
 from ansn.errors import InputError
 
 KINDS = ("8-gaussians", "two-moons", "anisotropic", "gaussian")
@@ -55,7 +56,7 @@ def load(kind: str | None = None, *, split: str = "train", samples: int | None =
         name=f"toy2d:{kind}",
         labels=torch.from_numpy(label.astype(np.int64)),
         num_classes=classes,
-        columns=("x", "y"),
+        units=Table.plain(("x", "y")),
     )
 
 

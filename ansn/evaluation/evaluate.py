@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ansn.config import SamplingConfig, to_dict
-from ansn.data import Dataset, load_dataset
+from ansn.data import Dataset
 from ansn.errors import InputError
 from ansn.evaluation import classes, spaces
 from ansn.evaluation.compare import KINDS, LEAST, Resampling, compare, modes, obedience, repetition
@@ -26,6 +27,7 @@ from ansn.evaluation.neighbours import nearest
 from ansn.evaluation.sweep import EVALUATIONS, chosen, sweep
 from ansn.likelihood import bits_per_dim
 from ansn.machine import cpu_name
+from ansn.training.data import load
 from ansn.training.pictures import draw, sampler_options
 from ansn.training.runs import Run
 
@@ -246,16 +248,13 @@ def datasets(run: Run, root: str | None = None) -> tuple[Dataset, Dataset | None
 
     Raises InputError where the data cannot be read or is not the run's.
     """
-    config = run.config.data
-    options: dict[str, Any] = {
-        "root": root or config.data, "dequantise": config.dequantise or None, "image_size": config.image_size,
-        "channels": config.channels, "label_column": config.label_column,
-    }  # fmt: skip
-    train = load_dataset(config.dataset, **options)
+    train = load(run.config, root=root, flip=False)
     if tuple(train.shape) != tuple(run.info.shape):
         raise InputError(f"--data: got rows of {list(train.shape)}, expected the run's {list(run.info.shape)}")
+    if run.info.content not in ("", train.fingerprint()):
+        warnings.warn(f"{train.name}: its values are not those that {run.path} was trained on", stacklevel=2)
     try:
-        test = load_dataset(config.dataset, split="test", **options)
+        test = load(run.config, "test", root=root, flip=False)
     except InputError as error:
         return train, None, str(error)
     return train, test, ""

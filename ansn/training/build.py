@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
 from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, Found, Mixture, choose, find
 from ansn.covariance.choice import AUTO, rows_wanted
 from ansn.data import Dataset
+from ansn.data.units import Affine, Column, Table, from_json
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
 from ansn.noise import NoiseModel
 
-MIXED = {"vector": (), "image": ("estimate",)}
+MIXED = {"table": (), "image": ("estimate",)}
 """Kinds of data that a run begins as a mixture of, and what the network then sees."""
 
 MOST_MIXED = 1024
@@ -32,14 +34,18 @@ class DataInfo:
     name: str
     kind: str
     shape: tuple[int, ...]
-    num_classes: int
     quantisation: float
-    columns: tuple[str, ...] | None
-    offset: tuple[float, ...] | None
-    scale: tuple[float, ...] | None
+    units: dict[str, Any] | None
+    """See :func:`ansn.data.units.from_json`."""
     rows: int
-    fewest: int
-    """Examples of the smallest class, or all of them."""
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Rows of each class."""
+    levels: int | None
+    content: str
+    """:meth:`Dataset.fingerprint`."""
+    understood: tuple[str, ...]
+    """What the data was taken for, in lines for a person."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
@@ -47,19 +53,53 @@ class DataInfo:
             dataset.name,
             dataset.kind,
             tuple(dataset.shape),
-            dataset.num_classes,
             dataset.quantisation,
-            dataset.columns,
-            None if dataset.offset is None else tuple(dataset.offset.tolist()),
-            None if dataset.scale is None else tuple(dataset.scale.tolist()),
+            None if dataset.units is None else dataset.units.to_json(),
             len(dataset),
-            len(dataset) if dataset.labels is None else int(torch.bincount(dataset.labels).min()),
+            dataset.classes or (),
+            () if dataset.labels is None else tuple(dataset.labels.bincount(minlength=dataset.num_classes).tolist()),
+            dataset.levels,
+            dataset.fingerprint(),
+            tuple(dataset.understood()),
         )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def fewest(self) -> int:
+        """Examples of the smallest class, or all of them."""
+        return min(self.counts, default=self.rows)
+
+    @cached_property
+    def numbers(self) -> Affine | Table | None:
+        """Between the model's numbers and the file's."""
+        return from_json(self.units)
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of a table's columns."""
+        return self.numbers.names if isinstance(self.numbers, Table) else None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataInfo:
+        values = values if "content" in values else _before_content(values)
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+def _before_content(old: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of a format before 4 has of its data."""
+    names, shape, count = old["columns"], old["shape"], old["num_classes"]
+    columns = zip(names or (), old["offset"] or (), old["scale"] or (), strict=True)
+    table = Table(tuple(Column(name, offset=offset, scale=scale) for name, offset, scale in columns))
+    return {
+        "name": old["name"], "kind": {1: "table", 3: "image"}.get(len(shape), "field"), "shape": shape,
+        "quantisation": old["quantisation"], "units": table.to_json() if names else None, "rows": old["rows"],
+        "classes": list(map(str, range(count))), "counts": [old["fewest"]] * count, "levels": None, "content": "",
+        "understood": [],
+    }  # fmt: skip
 
 
 def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor, Tensor | None]:

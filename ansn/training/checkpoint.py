@@ -27,7 +27,7 @@ from ansn.distributed import laid_out
 from ansn.errors import InputError
 from ansn.ops._dispatch import BackendError
 
-FORMAT = 3
+FORMAT = 4
 _NAME = re.compile(r"step-(\d{8,})")
 _KEEP = 2
 
@@ -77,10 +77,12 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
         state = json.loads((folder / "state.json").read_text())
         if not isinstance(state, dict):
             raise ValueError(f"state.json: got a {type(state).__name__}, expected an object")
-        if state.get("format") not in (2, FORMAT):
+        if state.get("format") not in (2, 3, FORMAT):
             other = "written by another version of ansn, train it anew with this one"
-            raise InputError(f"{folder}: got format {state.get('format')}, expected 2 or {FORMAT}; it was {other}")
+            raise InputError(f"{folder}: got format {state.get('format')}, expected 2 to {FORMAT}; it was {other}")
         tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
+        if state["format"] < 4:
+            state["config"]["data"]["test_fraction"] = 0.0  # they held out nothing
         if state["format"] == 2 and "covariance" in tensors:
             tensors["covariance"] = _from_format_2(tensors["covariance"])
     except (OSError, ValueError, SafetensorError) as error:

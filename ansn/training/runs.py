@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ansn.config import TrainConfig, from_dict
 from ansn.covariance import Choice, Found, Mixture
+from ansn.data.units import Affine, Table
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
@@ -43,11 +44,13 @@ class Run:
         return self.mixture if (noise.mixture or noise).covariance.regions > 1 else None
 
     def to_data_units(self, x: Tensor) -> Tensor:
-        """Samples ``[n, *shape]`` of a standardised table in the units of its columns, float64; images as they are."""
-        if self.info.offset is None or self.info.scale is None:
-            return x
-        offset, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.info.offset, self.info.scale))
-        return offset + scale * x.double()
+        """Samples ``[n, *shape]`` in the data's units, see :meth:`Dataset.to_data_units`; images as they are."""
+        return x if self.units is None else self.units.decode(x)
+
+    @property
+    def units(self) -> Affine | Table | None:
+        """Between the model's numbers and those of the file; None for images."""
+        return self.info.numbers
 
 
 def load_run(

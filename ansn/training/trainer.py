@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
 from ansn.covariance.choice import AUTO, Choice
 from ansn.covariance.ranks import share_basis
-from ansn.data import Dataset, iterate, load_dataset
+from ansn.data import Dataset, iterate
 from ansn.distributed import agreed, any_rank, gathered, mean_over_ranks, part, processes, say_device, shard
 from ansn.errors import InputError
 from ansn.files import write_atomic
@@ -31,6 +31,7 @@ from ansn.machine import busy
 from ansn.noise import Level
 from ansn.training import build, checkpoint, learning
 from ansn.training.build import DataInfo
+from ansn.training.data import load
 from ansn.training.progress import Reporter
 
 _BUSY = 0.3  # of the cores' time, from which it is said
@@ -64,7 +65,9 @@ def train(config: TrainConfig) -> Path:
             if taken > _BUSY:
                 # Threads that wait for one that another program keeps from running make a step many times longer.
                 print(f"{taken:.0%} of the cores' time is taken: --threads 1 may be many times faster", file=sys.stderr)
-        dataset = _dataset(config).to(device)
+        dataset = load(config).to(device)
+        if rank == 0:
+            print(*dataset.understood(), sep="\n", file=sys.stderr)
         trainer = Trainer(config, dataset, rank, world, device)
         try:
             return trainer.run()
@@ -160,7 +163,7 @@ class Trainer:
         reporter = Reporter(self.folder, self.step, optim.steps, show=self.rank == 0)
         with self._signals(), reporter:
             for step, x, y in batches:
-                loss, norm = self._train_step(step, x, y)
+                loss, norm = self._train_step(step, x, y, self._known(step))
                 self.step = step + 1
                 # The gradient too: a loss that is a number may still ruin the weights.
                 finite = finite & torch.isfinite(loss) & torch.isfinite(norm)
@@ -187,7 +190,13 @@ class Trainer:
         """Let go of the wrapper that holds the process group: it must not outlive the group."""
         self.model.network, self.loss_of = self.bare, self._loss
 
-    def _train_step(self, step: int, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _known(self, step: int) -> Tensor | None:
+        """Which numbers of this rank's rows of a step are known; None where all are."""
+        size = self.config.optim.batch_size
+        rows = self.dataset.batch_indices(step, size, self.config.run.seed).chunk(self.world)[self.rank]
+        return self.dataset.known(rows)
+
+    def _train_step(self, step: int, x: Tensor, y: Tensor | None, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """One update of covariance and weights. Everything random is a function of (seed, step, row)."""
         optim, row = self.config.optim, self.rank * x.shape[0]
         owner = self._owners(step, row, x, y)
@@ -204,7 +213,7 @@ class Trainer:
         y = region if y is None else y  # regions that were found
         y = None if y is None else self.model.withhold(y, seed=self.config.run.seed, step=step, row=row)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.autocast):
-            loss = self.loss_of(x, perturbed, level, y)
+            loss = self.loss_of(x, perturbed, level, y, known)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = optim.clip if optim.clip > 0 else math.inf
@@ -222,9 +231,9 @@ class Trainer:
                     kept.copy_(buffer)
         return loss.detach(), norm
 
-    def _loss(self, x: Tensor, perturbed: Tensor, level: Level, y: Tensor | None) -> Tensor:
+    def _loss(self, x: Tensor, perturbed: Tensor, level: Level, y: Tensor | None, known: Tensor | None) -> Tensor:
         extra: dict[str, Any] = {} if y is None else {"y": y}
-        return dsm_loss(self.model, x, perturbed, level, self.config.network.metric, **extra)
+        return dsm_loss(self.model, x, perturbed, level, self.config.network.metric, known=known, **extra)
 
     def _owners(self, step: int, row: int, x: Tensor, labels: Tensor | None) -> Tensor | None:
         """The region of each row, of noise or skip: its class, or drawn by how likely it is of each."""
@@ -336,10 +345,10 @@ class Trainer:
                 f"{self.folder}: got other settings ({'; '.join(changed)}), expected those of the run in it; "
                 "give another --out, or --no-resume"
             )
-        if data != self.info:
+        if data.content not in ("", self.info.content) or (data.shape, data.rows) != (self.info.shape, self.info.rows):
             raise InputError(
-                f"{self.folder}: got other data ({self.info.name}), expected that of the run in it ({data.name}); "
-                "give another --out"
+                f"{self.folder}: got other data ({self.info.name}, {self.info.rows:,} rows), expected that of the run"
+                f" in it ({data.name}, {data.rows:,} rows of other values); give another --out"
             )
         return tensors, state
 
@@ -353,10 +362,3 @@ class Trainer:
         if self.rank == 0:
             print(f"going on from step {self.step} in {self.folder}", file=sys.stderr)
 
-
-def _dataset(config: TrainConfig) -> Dataset:
-    data = config.data
-    return load_dataset(
-        data.dataset, root=data.data, dequantise=data.dequantise or None, flip=data.flip or None,
-        image_size=data.image_size, channels=data.channels, label_column=data.label_column,
-    )  # fmt: skip

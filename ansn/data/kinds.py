@@ -1,0 +1,212 @@
+"""What a column of cells is: its kind, and how its numbers are made and written."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ansn.data import units
+from ansn.data.cells import Cells, number
+from ansn.data.units import Column
+from ansn.errors import InputError
+
+Values = NDArray[np.float64]
+
+FORMS = (
+    "%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ",
+    "%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S.%f", "%Y/%m/%d", "%Y/%m/%d %H:%M",
+    "%Y/%m/%d %H:%M:%S", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M",
+    "%d/%m/%Y %H:%M", "%b %d %Y", "%b %d, %Y", "%d %b %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%b %Y", "%Y-%m",
+    "%H:%M", "%H:%M:%S", "%d %b %Y %H:%M:%S", "%a, %d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M:%S%z",
+)  # fmt: skip
+"""Of dates and times, as of `datetime.strptime`."""
+
+MOST_WORDS = 64
+"""Different words up to which a column of text is a category."""
+
+_FEW = 20  # values of whole numbers up to which samples take the nearest of them
+_DECIMALS = 12
+_HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
+_LIMIT = 10.0  # deviations beyond which such a column is taken by its logarithm
+_COUNTERS = frozenset(
+    ["id", "index", "row", "rowid", "row_id", "rownum", "rowname", "rownames", "no", "nr", "obs", "#"]
+)
+
+
+def column(cells: Cells, j: int, path: Path | str, kind: str | None = None) -> tuple[Column | str, Values]:
+    """Column j, its scale not yet known, and its values ``[n]`` as of :class:`Column`, NaN where missing; or why it is
+    left out.
+
+    ``kind``: one of `units.KINDS` that the user names. InputError for a cell that is no number among numbers, and for a
+    column whose cells are mostly missing.
+    """
+    name = cells.names[j]
+    numbers = None if kind == "category" else cells.numbers(j)
+    missing = np.isnan(numbers) if numbers is not None else np.array([cell is None for cell in cells.text(j)])
+    if missing.all():
+        return "all its cells are empty", np.full(len(missing), math.nan)
+    if 2 * missing.sum() > len(missing):
+        raise InputError(
+            f"{path}: got {missing.mean():.0%} empty cells in column {name!r}, expected at most half; leave it out:"
+            f" ignore_columns (--ignore-columns {name!r})"
+        )
+    if numbers is None or (kind is None and _leading_zeros(cells, j)):
+        return _of_text(cells, j, path, kind)
+    if np.isinf(numbers).any():
+        row = int(np.argmax(np.isinf(numbers)))
+        raise bad_cell(path, cells, j, row)
+    return _of_numbers(cells, j, numbers, kind)
+
+
+def counter(cells: Cells, j: int, numbers: Values) -> bool:
+    """Whether a column numbers the rows: without a name, or named so, 0, 1, 2, ... or from 1."""
+    unnamed = j == 0 and not cells.first_named
+    named = cells.names[j].strip().lower()
+    if not (unnamed or named in _COUNTERS or named.startswith("unnamed: ")) or len(numbers) < 2:
+        return False
+    return bool((np.diff(numbers) == 1).all()) and float(numbers[0]) in (0.0, 1.0)
+
+
+def standardised(found: Column, values: Values, path: Path | str, rows: NDArray[np.int64]) -> Column:
+    """The column with offset and scale of the values of the train rows; ``rows``: their places, for messages.
+
+    Where a few values lie so far out that the standard deviation is theirs, the scale is that of the bulk, and what
+    lies beyond 10 of it is taken by its logarithm: a warning names the worst.
+    """
+    t = values[~np.isnan(values)]
+    if not len(t) or found.kind == "constant":
+        return found
+    if found.kind == "category":
+        shares = np.bincount(t.astype(np.int64), minlength=len(found.words)) / len(t)
+        spread = math.sqrt(float((shares * (1 - shares)).sum()) / max(len(shares) - 1, 1))
+        return replace(found, shares=tuple(shares.tolist()), scale=spread or 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        offset, scale = float(t.mean()), float(t.std())
+    if not math.isfinite(scale):
+        raise InputError(
+            f"{path}: got a variance of column {found.name!r} that overflows, expected values below about 1e150"
+        )
+    low, quarter, middle, three, high = np.quantile(t, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+    bulk = max((three - quarter) / 1.349, (high - low) / 3.29)
+    if found.kind != "binary" and bulk > 0 and scale > _HEAVY * bulk:
+        row = int(np.nanargmax(np.abs(values - middle)))
+        warnings.warn(
+            f"{path}: column {found.name!r} has outliers, such as {found.cell(float(values[row]))} in row"
+            f" {int(rows[row]) + 1}; its scale is that of its other values, and beyond {_LIMIT:g} of it its logarithm",
+            stacklevel=3,
+        )
+        return replace(found, offset=middle, scale=bulk, limit=_LIMIT)
+    # A single value, or numbers that float64 cannot tell apart, vary by nothing.
+    return replace(found, offset=offset, scale=scale if scale > 0 else 1.0)
+
+
+def bad_cell(path: Path | str, cells: Cells, j: int, row: int) -> InputError:
+    """The error of a cell that is no finite number."""
+    cell = cells.text(j)[row] or ""
+    what = repr(cell if len(cell) <= 40 else cell[:37] + "...")
+    return InputError(f"{path}: got {what} in {cells.place(row)}, column {cells.names[j]!r}, expected a finite number")
+
+
+def _of_numbers(cells: Cells, j: int, numbers: Values, kind: str | None) -> tuple[Column, Values]:
+    name, seen = cells.names[j], numbers[~np.isnan(numbers)]
+    distinct = np.unique(seen)
+    digits = _decimals(distinct)
+    if len(distinct) == 1:
+        return Column(name, "constant", offset=float(distinct[0]), digits=digits), numbers
+    whole = digits == 0 and np.abs(distinct).max() < 2**53
+    if kind is None:
+        kind = "binary" if len(distinct) == 2 else "whole" if whole else "number"
+    step = 10.0**-digits if digits is not None else 0.0
+    if whole:
+        gaps = np.diff(distinct)
+        step = float(np.gcd.reduce(gaps.astype(np.int64))) if gaps.max() < 2**53 else 1.0
+    values = distinct if kind == "binary" or (kind == "whole" and len(distinct) <= _FEW) else ()
+    if kind == "binary":
+        step = float(distinct[1] - distinct[0])
+    fine = step < 1e-4 * float(seen.std())  # not seen beside the noise
+    found = Column(
+        name, kind, step=0.0 if kind == "number" and fine else step, anchor=float(distinct[0]),
+        digits=digits if kind != "whole" else 0, values=tuple(float(v) for v in values),
+    )  # fmt: skip
+    return found, numbers
+
+
+def _of_text(cells: Cells, j: int, path: Path | str, kind: str | None) -> tuple[Column | str, Values]:
+    name, text = cells.names[j], cells.text(j)
+    words = [cell for cell in text if cell is not None]
+    known = [number(word) for word in words]
+    if kind in ("number", "whole") or (kind is None and 2 * sum(v is not None for v in known) >= len(known)
+                                       and any(v is None for v in known)):  # fmt: skip
+        row = next(i for i, cell in enumerate(text) if cell is not None and number(cell) is None)
+        raise bad_cell(path, cells, j, row)
+    distinct = sorted(set(words))
+    if len(distinct) > 2 or kind == "time":
+        form = _form(distinct, path, name)
+        if form:
+            times = np.array([math.nan if cell is None else seconds_of(cell, form) for cell in text])
+            points = np.unique(times[~np.isnan(times)])
+            step = float(np.gcd.reduce(np.diff(points).round().astype(np.int64))) if len(points) > 1 else 0.0
+            return Column(name, "time", step=step, anchor=float(points[0]), form=form), times
+        if kind == "time":
+            raise InputError(f"{path}: got {words[0]!r} in column {name!r}, expected a date or time of one known form")
+    if len(distinct) > MOST_WORDS or (len(distinct) > 2 and 2 * len(distinct) > len(words) and kind is None):
+        if kind is not None:
+            raise InputError(
+                f"{path}: got {len(distinct)} different words in column {name!r}, expected at most {MOST_WORDS}"
+            )
+        return f"text, {len(distinct)} different words in {len(words)} rows", np.full(len(text), math.nan)
+    numeric = all(number(word) is not None for word in distinct)
+    distinct = sorted(distinct, key=lambda word: (float(word), word) if numeric else (0.0, word))
+    place = {word: float(i) for i, word in enumerate(distinct)}
+    values = np.array([math.nan if cell is None else place[cell] for cell in text])
+    if len(distinct) == 1:
+        return Column(name, "constant", words=tuple(distinct)), values
+    if len(distinct) == 2 and kind is None:
+        return Column(name, "binary", step=1.0, values=(0.0, 1.0), words=tuple(distinct)), values
+    return Column(name, "category", words=tuple(distinct), shares=(1 / len(distinct),) * len(distinct)), values
+
+
+def _leading_zeros(cells: Cells, j: int) -> bool:
+    """``007`` is a code, not the number 7."""
+    if isinstance(cells.columns[j], np.ndarray):
+        return False
+    return any(len(cell) > 1 and cell[0] == "0" and cell.isdigit() for cell in cells.text(j) if cell is not None)
+
+
+def _decimals(distinct: Values) -> int | None:
+    """Decimals that the values are written with, at most 12; None where they have more."""
+    for digits in range(_DECIMALS + 1):
+        if np.array_equal(np.round(distinct, digits), distinct):
+            return digits
+    return None
+
+
+def _form(words: Sequence[str], path: Path | str, name: str) -> str:
+    """The form that all words have, or nothing; a warning where days and months could be exchanged."""
+    if not any(mark in words[0] for mark in "-/.: ") or not any(c.isdigit() for c in words[0]):
+        return ""
+    fit = [form for form in FORMS if _fits(words[0], form)]
+    fit = [form for form in fit if all(_fits(word, form) for word in words)]
+    if len(fit) > 1 and {fit[0][:2], fit[1][:2]} == {"%m", "%d"} and any(w[:2] != w[3:5] for w in words):
+        warnings.warn(f"{path}: {name!r} could be {fit[0]} or {fit[1]}; taken for the first", stacklevel=4)
+    return fit[0] if fit else ""
+
+
+def _fits(word: str, form: str) -> bool:
+    try:
+        datetime.strptime(word, form)
+    except ValueError:
+        return False
+    return True
+
+
+def seconds_of(word: str, form: str) -> float:
+    """Seconds since 1970 of a time of this form. ValueError for others."""
+    return units.seconds(datetime.strptime(word, form))

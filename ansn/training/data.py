@@ -1,0 +1,31 @@
+"""The data of a run, as its settings name it."""
+
+from __future__ import annotations
+
+from ansn.config import TrainConfig
+from ansn.data import Dataset, load_dataset
+from ansn.errors import InputError
+
+
+def load(config: TrainConfig, split: str = "train", *, root: str | None = None, flip: bool | None = None) -> Dataset:
+    """The data set of a run; ``root``, ``flip``: in place of the settings' own. InputError where it cannot be read."""
+    data = config.data
+    point: dict[str, bool | str] = {"yes": True, "no": False, "point": "point"}
+    return load_dataset(
+        data.dataset, root=root or data.data, split=split, dequantise=data.dequantise or None,
+        flip=(data.flip if flip is None else flip) or None,
+        test_fraction="auto" if data.test_fraction is None else data.test_fraction,
+        kind=data.kind, axes=data.axes, window=data.window,
+        standardise=None if data.standardise is None else point[data.standardise],  # type: ignore[arg-type]
+        label_column=data.label_column, ignore_columns=data.ignore_columns or None,
+        column_kinds=dict(map(_pair, data.column_kinds)) or None, header=data.header,
+        image_size=data.image_size, channels=data.channels,
+        split_folders={s: f for s, f in map(_pair, data.split_folders)} or None,
+    )  # fmt: skip
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not (name and equals and value):
+        raise InputError(f"{text}: got no NAME=VALUE, expected one")
+    return name, value
