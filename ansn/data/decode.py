@@ -86,12 +86,15 @@ def deep(path: Path) -> bool:
 
 
 def brightest(path: Path) -> int:
-    """The largest value of the file, as stored; of 8 bits where it is not `deep`. InputError as `decode`."""
+    """The largest value of the file, as stored; of 8 bits where it is not `deep`; 255 of floats, of a known range.
+
+    InputError as `decode`.
+    """
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I"):
                 return int(np.asarray(image).max())
-            return int(np.asarray(_eight_bits(image, path).convert("RGB")).max())
+            return 255 if image.mode == "F" else int(np.asarray(_eight_bits(image, path).convert("RGB")).max())
     except InputError:
         raise
     except Exception as error:

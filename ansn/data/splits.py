@@ -177,9 +177,9 @@ def _classes(base: Path, full: list[str], found: Layout) -> Part:
     if full and all(map(is_extra, full)) and _look(base)[2]:
         found.notes.append(f"images of {base.name}/ itself are read, {_listed(full)} left out")
         return Part(base, skip=tuple(full))
-    if len(odd) == 1 and len(full) > 2 and not is_extra(odd[0]):
+    if len(odd) == 1 and len(full) != 2 and not is_extra(odd[0]):
         found.notes.append(f"folder {odd[0]}/ is taken for a class")
-    elif odd and len(full) > 1:
+    elif odd:
         found.doubts.append(
             f"{_listed(odd)} taken for a class each; if not, move them away, or name the folders by split_folders"
         )
@@ -188,8 +188,8 @@ def _classes(base: Path, full: list[str], found: Layout) -> Part:
 
 def _wrapping(base: Path, full: list[str]) -> str | None:
     """The one sub-folder that is no class but holds all of the images, or all of the classes."""
-    rows = [name for name in full if not is_extra(name)]
-    if len(rows) == 1 and (_wrapper(rows[0]) or rows[0] == base.name or _look(base / rows[0])[0]):
+    rows = [name for name in full if not is_extra(name)] or full
+    if len(rows) == 1 and (is_extra(rows[0]) or _wrapper(rows[0]) or rows[0] == base.name or _look(base / rows[0])[0]):
         return rows[0]
     return None
 
