@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -45,10 +46,33 @@ def zero_init(layer: Conv | nn.Linear) -> Conv | nn.Linear:
     return layer
 
 
-def fold(x: Tensor) -> Tensor:
+def convolution(inputs: int, outputs: int, periodic: Sequence[bool], stride: int = 1) -> Conv:
+    """Of size 3, one axis for each flag; where it is set the last position is the first one's neighbour, elsewhere
+    zeros are. The parameters are those of a plain convolution."""
+    padding: Any = tuple(int(not p) for p in periodic)
+    layer = CONVOLUTIONS[len(periodic)](inputs, outputs, 3, stride, padding)
+    if any(periodic):
+        layer.register_forward_pre_hook(partial(_wrap, [axis for axis, p in enumerate(periodic, 2) if p]))
+    return layer
+
+
+def _wrap(axes: Sequence[int], layer: nn.Module, args: tuple[Tensor]) -> Tensor:
+    """One position more at both ends of these axes. Faster than `F.pad`, and it takes any of the axes."""
+    (x,) = args
+    for axis in axes:
+        n = x.shape[axis]
+        x = torch.cat([x.narrow(axis, n - 1, 1), x, x.narrow(axis, 0, 1)], axis)
+    return x
+
+
+def fold(x: Tensor, periodic: Sequence[bool] = (False, False, False)) -> Tensor:
     """[B, C, n_1, ...] to [B, 2^axes C, ceil(n_1 / 2), ...]: blocks of two positions along every axis into channels, as
-    `F.pixel_unshuffle` does for images. An odd edge is padded with zeros."""
+    `F.pixel_unshuffle` does for images. An odd edge is padded with zeros, along a periodic axis with the first
+    position."""
     axes = x.ndim - 2
+    for axis, p in zip(range(2, x.ndim), periodic, strict=False):
+        if p and x.shape[axis] % 2:
+            x = torch.cat([x, x.narrow(axis, 0, 1)], axis)
     x = F.pad(x, [pad for n in reversed(x.shape[2:]) for pad in (0, n % 2)])  # begins at the last axis
     for i in range(axes):
         x = x.unflatten(2 + 2 * i, (-1, 2))
@@ -72,16 +96,16 @@ class ResBlock(nn.Module):
     the shortcut, of size 1, is there where the channels change. Input [B, inputs, ...]; output [B, outputs, ...].
     """
 
-    def __init__(self, conv: type[Conv], inputs: int, outputs: int, dim: int, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, periodic: Sequence[bool], dim: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(group_count(inputs), inputs)
-        self.conv1 = conv(inputs, outputs, 3, padding=1)
+        self.conv1 = convolution(inputs, outputs, periodic)
         # FiLM brings its own scale and shift; a norm with one too would be the same thing twice.
         self.norm2 = nn.GroupNorm(group_count(outputs), outputs, affine=dim == 0)
         self.film = FiLM(dim, outputs) if dim else None
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(conv(outputs, outputs, 3, padding=1))
-        self.shortcut = conv(inputs, outputs, 1) if inputs != outputs else None
+        self.conv2 = zero_init(convolution(outputs, outputs, periodic))
+        self.shortcut = CONVOLUTIONS[len(periodic)](inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
@@ -118,11 +142,18 @@ class Stage(nn.Module):
     """Residual blocks at one resolution, each followed by self-attention where `attention` is set."""
 
     def __init__(
-        self, conv: type[Conv], inputs: int, outputs: int, blocks: int, attention: bool, dim: int, dropout: float
+        self,
+        inputs: int,
+        outputs: int,
+        periodic: Sequence[bool],
+        blocks: int,
+        attention: bool,
+        dim: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResBlock(conv, inputs if i == 0 else outputs, outputs, dim, dropout) for i in range(blocks)
+            ResBlock(inputs if i == 0 else outputs, outputs, periodic, dim, dropout) for i in range(blocks)
         )
         self.attention = nn.ModuleList(SelfAttention(outputs) for _ in range(blocks if attention else 0))
 
@@ -139,8 +170,9 @@ class UNet(nn.Module):
 
     Stage s has width * multipliers[s] channels at 1/2^s of the inner resolution. Down: `blocks` residual blocks, then
     a convolution of size 3 and stride 2. Up: convolution of size 1 to the finer stage's channels, nearest upsampling to
-    exactly the skip's size (so any size will do: 28 -> 14 -> 7 -> 4 -> 7 -> 14 -> 28), concatenation with the skip,
-    `blocks` residual blocks. The output convolution is zero-initialised: a new network returns 0.
+    exactly the skip's size (so any size will do: 28 -> 14 -> 7 -> 4 -> 7 -> 14 -> 28, or 2 -> 1 -> 1 -> 1 -> 2),
+    concatenation with the skip, `blocks` residual blocks. The output convolution is zero-initialised: a new network
+    returns 0.
 
     Args:
         channels: of the data.
@@ -155,10 +187,14 @@ class UNet(nn.Module):
         stem_stride: 1, or 2 to fold blocks of two positions along every axis into channels first and unfold them
             last (an odd edge is padded with zeros and cropped off again). About four times faster for images.
         conditioning: "log" (level = log(tau)/4, [B]) or "none".
-        image_size: one size per axis, or one for all: refuses at construction what `forward` would refuse, and
-            decides on `attention` where that is None. `forward` still takes other sizes.
+        image_size: one size per axis, or one for all: decides on `attention` where that is None. `forward` still
+            takes other sizes.
         axes: 1 for lines, 2 for images, 3 for volumes.
         inputs: number of tensors of the data's shape in x, one after the other along its axis 1.
+        periodic: whether the last position of an axis is the first one's neighbour, for all axes or one flag for each
+            (a map of the Earth: False, True). The network commutes with cyclic shifts along such an axis by multiples
+            of stem_stride 2^(stages - 1), where the axis is a multiple of it too. Others wrap around as well, but
+            their seam is not like every other place.
 
     Raises:
         ValueError: a wrong option, or in `forward` a wrong shape, dtype, level or label.
@@ -178,6 +214,7 @@ class UNet(nn.Module):
         image_size: int | Sequence[int] | None = None,
         axes: int = 2,
         inputs: int = 1,
+        periodic: bool | Sequence[bool] = False,
     ) -> None:
         super().__init__()
         self.channels = check_positive("channels", channels)
@@ -197,15 +234,16 @@ class UNet(nn.Module):
             raise ValueError(f"axes: got {axes!r}, expected 1, 2 or 3")
         self.axes = axes
         self.stem_stride = stem_stride
-        # The coarsest stage must see at least one full position of its own.
-        self.min_size = stem_stride * 2 ** (len(widths) - 1)
+        self.periodic = [periodic] * axes if isinstance(periodic, bool) else [bool(flag) for flag in periodic]
+        if len(self.periodic) != axes:
+            raise ValueError(f"periodic: got {len(self.periodic)} flags, expected one for each of {axes} axes")
         positions = 0  # of the coarsest stage
         if image_size is not None:
             size = [image_size] * axes if isinstance(image_size, int) else list(image_size)
             if len(size) != axes:
                 raise ValueError(f"image_size: got {by(size)}, expected {axes} sizes ({SIZES[axes]})")
-            check_size("image_size", size, self.min_size, f": {len(widths)} stages with stem_stride {stem_stride}")
-            positions = math.prod(math.ceil(n / self.min_size) for n in size)
+            check_size("image_size", size, 1)
+            positions = math.prod(math.ceil(n / (stem_stride * 2 ** (len(widths) - 1))) for n in size)
         if attention is None:
             attention = [False] * (len(widths) - 1) + [positions <= MOST_ATTENDED]
         if len(attention) != len(widths):
@@ -215,18 +253,18 @@ class UNet(nn.Module):
         dim = self.embedding.dim if self.embedding is not None else 0
         conv = CONVOLUTIONS[axes]
         folded = channels * stem_stride**axes
-        self.stem = conv(inputs * folded, widths[0], 3, padding=1)
+        self.stem = convolution(inputs * folded, widths[0], self.periodic)
         self.down_stages = nn.ModuleList(
-            Stage(conv, c, c, blocks, flag, dim, dropout) for c, flag in zip(widths, attention, strict=True)
+            Stage(c, c, self.periodic, blocks, flag, dim, dropout) for c, flag in zip(widths, attention, strict=True)
         )
-        self.downsamples = nn.ModuleList(conv(c, coarser, 3, stride=2, padding=1) for c, coarser in pairwise(widths))
+        self.downsamples = nn.ModuleList(convolution(c, coarser, self.periodic, 2) for c, coarser in pairwise(widths))
         self.upsamples = nn.ModuleList(conv(coarser, c, 1) for c, coarser in pairwise(widths))
         self.up_stages = nn.ModuleList(
-            Stage(conv, 2 * c, c, blocks, flag, dim, dropout)
+            Stage(2 * c, c, self.periodic, blocks, flag, dim, dropout)
             for c, flag in zip(widths[:-1], attention[:-1], strict=True)
         )
         self.norm = nn.GroupNorm(group_count(widths[0]), widths[0])
-        self.output = zero_init(conv(widths[0], folded, 3, padding=1))
+        self.output = zero_init(convolution(widths[0], folded, self.periodic))
 
     @classmethod
     def for_shape(cls, shape: tuple[int, ...], **options: Any) -> Self:
@@ -240,11 +278,11 @@ class UNet(nn.Module):
 
         Returns [B, C, *sizes].
         """
-        check_x(x, self.channels * self.inputs, self.axes, self.min_size)
+        check_x(x, self.channels * self.inputs, self.axes, 1)
         embedding = embed_condition(self.embedding, x, level, y)
         size = x.shape[2:]
         if self.stem_stride == 2:
-            x = fold(x)
+            x = fold(x, self.periodic)
         h = self.stem(x)
         skips = []
         for s, stage in enumerate(self.down_stages):

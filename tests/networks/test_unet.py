@@ -18,9 +18,12 @@ every_axes = pytest.mark.parametrize("axes", [1, 2, 3])
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
-@pytest.mark.parametrize("size", [(28, 28), (8, 8), (11, 13), (9, 16), (8,), (101,), (8, 9, 11)])
-def test_any_size_keeps_its_shape(stem_stride, size):
-    network = awaken(UNet(2, **SMALL, stem_stride=stem_stride, axes=len(size)))
+@pytest.mark.parametrize(
+    "size", [(28, 28), (11, 13), (33, 47), (1, 9), (8,), (3,), (1,), (101,), (9, 10, 11), (2, 9, 3)]
+)
+@pytest.mark.parametrize("periodic", [False, True])
+def test_any_size_keeps_its_shape(stem_stride, size, periodic):
+    network = awaken(UNet(2, **SMALL, stem_stride=stem_stride, axes=len(size), periodic=periodic))
     out = network(torch.randn(2, 2, *size), torch.zeros(2))
     assert out.shape == (2, 2, *size)
     assert torch.isfinite(out).all()
@@ -114,6 +117,56 @@ def test_no_axis_is_special(order):
     torch.testing.assert_close(network(turned(x), level), turned(out), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("flags", [(True,), (False,), (1, 1), (1, 0), (0, 1), (1, 1, 1), (0, 1, 0)])
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_a_periodic_network_commutes_with_shifts_along_periodic_axes(stem_stride, flags):
+    options = {"width": 8, "multipliers": (1, 2), "attention": (0, 1), "stem_stride": stem_stride, "axes": len(flags)}
+    network = awaken(UNet(2, **options, periodic=flags)).double()
+    step = 2 * stem_stride
+    x, level = torch.randn(2, 2, *[3 * step] * len(flags)).double(), torch.randn(2).double()
+    out = network(x, level)
+    for axis, flag in enumerate(flags, 2):
+        gap = (network(x.roll(step, axis), level) - out.roll(step, axis)).abs().max() / out.abs().max()
+        assert (gap < 1e-12) if flag else (gap > 1e-3), axis
+
+
+@every_axes
+def test_a_periodic_network_has_the_parameters_of_another_and_is_it_within(axes):
+    options = {"width": 8, "multipliers": (1,), "attention": (0,), "axes": axes}
+    plain = awaken(UNet(1, **options))
+    network = UNet(1, **options, periodic=True)
+    network.load_state_dict(plain.state_dict())
+    for net in (plain, network):  # group norms see the edges from everywhere
+        for module in net.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.forward = lambda x: x
+    x, level = torch.randn(1, 1, *[17] * axes), torch.zeros(1)
+    inner = (..., *[slice(6, -6)] * axes)  # six convolutions deep
+    first, second = plain(x, level), network(x, level)
+    torch.testing.assert_close(first[inner], second[inner], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_a_network_that_is_not_periodic_is_what_it_was():
+    torch.manual_seed(0)
+    network = awaken(UNet(1, width=8, multipliers=(1, 2), stem_stride=2, num_classes=2))
+    x = torch.linspace(-1, 1, 36).reshape(1, 1, 6, 6).square()
+    out = network(x, torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    assert [out.sum().item(), out[0, 0, 0, 0].item(), out[0, 0, 5, 5].item()] == pytest.approx(
+        [-0.095, 0.986, 0.512], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("size", [(7,), (4, 5), (3, 5, 2)])
+def test_fold_continues_a_periodic_axis_at_its_start(size):
+    x = torch.randn(2, 3, *size)
+    for axis, n in enumerate(size, 2):
+        flags = [i == axis for i in range(2, x.ndim)]
+        longer = torch.cat([x, x.narrow(axis, 0, 1)], axis) if n % 2 else x
+        assert torch.equal(fold(x, flags), fold(longer))
+    assert torch.equal(unfold(fold(x, [True] * len(size)), size), x)
+
+
 @pytest.mark.parametrize("size", [(6,), (7,), (4, 6), (5, 7), (4, 5, 6)])
 def test_fold_takes_blocks_of_two_into_channels(size):
     x = torch.randn(2, 3, *size)
@@ -130,8 +183,9 @@ def test_fold_takes_blocks_of_two_into_channels(size):
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
-def test_channels_last_is_kept_and_changes_nothing(stem_stride):
-    network = awaken(UNet(3, **SMALL, stem_stride=stem_stride))
+@pytest.mark.parametrize("periodic", [False, True])
+def test_channels_last_is_kept_and_changes_nothing(stem_stride, periodic):
+    network = awaken(UNet(3, **SMALL, stem_stride=stem_stride, periodic=periodic))
     x, level = torch.randn(2, 3, 14, 14), torch.randn(2)
     plain = network(x, level)
     network.to(memory_format=torch.channels_last)
@@ -193,15 +247,15 @@ def test_options_are_checked():
         ({"dropout": 1.0}, r"dropout: got 1.0, expected a probability in \[0, 1\)"),
         ({"conditioning": "index"}, "conditioning: got 'index', expected one of log, none"),
         ({"axes": 4}, "axes: got 4, expected 1, 2 or 3"),
-        ({"image_size": 2}, "image_size: got 2x2, expected at least 4x4: 3 stages"),
-        ({"image_size": (8, 8, 3), "axes": 3}, "image_size: got 8x8x3, expected at least 4x4x4"),
+        ({"image_size": (8, 8, 0), "axes": 3}, "image_size: got 8x8x0, expected at least 1x1x1"),
         ({"image_size": (8,)}, r"image_size: got 8, expected 2 sizes \(H, W\)"),
+        ({"periodic": (True,)}, "periodic: got 1 flags, expected one for each of 2 axes"),
         ({"num_classes": 0}, "num_classes: got 0, expected a positive integer"),
     ]:
         with pytest.raises(ValueError, match=message):
             UNet(1, **options)
     for x, message in [
-        (torch.randn(1, 1, 3, 8), "x: got 3x8, expected at least 4x4"),
+        (torch.randn(1, 1, 0, 8), "x: got 0x8, expected at least 1x1"),
         (torch.randn(1, 1, 8), r"x: got shape \[1, 1, 8\], expected \[B, 1, H, W\]"),
     ]:
         with pytest.raises(ValueError, match=message):
