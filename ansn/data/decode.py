@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +46,11 @@ def decode(
     levels: values from there on become levels - 1.
     InputError: the file cannot be read as an image.
     """
-    try:
-        with Image.open(path) as image:
-            upright = _eight_bits(ImageOps.exif_transpose(image), path, white).convert("L" if channels == 1 else "RGB")
+    with _opened(path) as image:
+        upright = _eight_bits(ImageOps.exif_transpose(image), path, white).convert("L" if channels == 1 else "RGB")
         if image_size is not None and upright.size != (image_size[1], image_size[0]):
             upright = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BICUBIC)
         pixels = np.asarray(upright)
-    except InputError:
-        raise
-    except Exception as error:  # decoders fail in many ways on a damaged file, all of them the file's fault
-        raise _unreadable(path, error) from None
     if levels < 256:
         pixels = np.minimum(pixels, np.uint8(levels - 1))
     return np.ascontiguousarray(pixels[None] if channels == 1 else np.moveaxis(pixels, 2, 0))
@@ -61,28 +58,22 @@ def decode(
 
 def probe(path: Path) -> tuple[int, int, int]:
     """(channels, H, W) that `decode` would find, from the header alone. InputError as there."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _SWAPPED
-            if turned and image.format == "TIFF":  # new releases of Pillow exchange the size of these already
-                width, height = image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]  # type: ignore[attr-defined]
-            if turned:
-                width, height = height, width
-            return (1 if image.mode in _GREY or _grey_palette(image) else 3), height, width
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in _SWAPPED
+        if turned and image.format == "TIFF":  # new releases of Pillow exchange the size of these already
+            width, height = image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]  # type: ignore[attr-defined]
+        if turned:
+            width, height = height, width
+        return (1 if image.mode in _GREY or _grey_palette(image) else 3), height, width
 
 
 def deep(path: Path) -> bool:
     """Whether the file holds greys of more than 8 bits, from the header alone. InputError as `decode`."""
     if path.suffix.lower() in (".bmp", ".gif", ".jpeg", ".jpg", ".webp"):
         return False
-    try:
-        with Image.open(path) as image:
-            return image.mode.startswith("I")
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    with _opened(path) as image:
+        return image.mode.startswith("I")
 
 
 def brightest(path: Path) -> int:
@@ -90,11 +81,21 @@ def brightest(path: Path) -> int:
 
     InputError as `decode`.
     """
+    with _opened(path) as image:
+        if image.mode.startswith("I"):
+            return int(np.asarray(image).max())
+        return 255 if image.mode == "F" else int(np.asarray(_eight_bits(image, path).convert("RGB")).max())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file; by an open file, as Pillow maps a name's into memory, which scrambles turned TIFFs.
+
+    InputError: decoders fail in many ways on a damaged file, in the block too, all of them the file's fault.
+    """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                return int(np.asarray(image).max())
-            return 255 if image.mode == "F" else int(np.asarray(_eight_bits(image, path).convert("RGB")).max())
+        with open(path, "rb") as file, Image.open(file) as image:
+            yield image
     except InputError:
         raise
     except Exception as error:

@@ -64,8 +64,9 @@ class Listing:
 
 def _kinds(counts: Counter[str]) -> str:
     """ "20 files .heic, 3 files without a suffix", the most of them first."""
-    said = [f"{count} files {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)]
-    rest = counts.total() - sum(count for _, count in counts.most_common(5))
+    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+    said = [f"{count} files {suffix or 'without a suffix'}" for suffix, count in most]
+    rest = counts.total() - sum(count for _, count in most)
     return ", ".join(said) + (f", {rest} files of other suffixes" if rest else "")
 
 

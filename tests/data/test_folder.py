@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
 from torch import Tensor
 
 from ansn.data import Dataset, iterate, load_dataset
-from ansn.data.decode import decode, probe
+from ansn.data.decode import SUFFIXES, decode, probe
 from ansn.data.folder import ImageFiles
 from ansn.errors import InputError
 from tests.data.test_errors import refused
@@ -77,9 +81,7 @@ def test_split_folders_and_held_out_rows(tmp_path: Path, pets: tuple[Path, np.nd
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("options", [{}, {"dequantise": True, "flip": True}])
-def test_streaming_equals_memory(
-    pets: tuple[Path, np.ndarray], workers: int, options: dict[str, bool]
-) -> None:
+def test_streaming_equals_memory(pets: tuple[Path, np.ndarray], workers: int, options: dict[str, bool]) -> None:
     folder, _ = pets
     kept = load_dataset(folder, **options)  # type: ignore[arg-type]
     streamed = load_dataset(folder, memory_limit=0, num_workers=workers, **options)  # type: ignore[arg-type]
@@ -94,9 +96,7 @@ def test_streaming_equals_memory(
             assert torch.equal(labels, labels2)  # type: ignore[arg-type]
     index = torch.tensor([3, 13, 3])
     assert torch.equal(streamed.batch(index, seed=1)[0], kept.batch(index, seed=1)[0])
-    assert torch.equal(
-        streamed.select(index).batch(torch.arange(3))[0], kept.select(index).batch(torch.arange(3))[0]
-    )
+    assert torch.equal(streamed.select(index).batch(torch.arange(3))[0], kept.select(index).batch(torch.arange(3))[0])
 
 
 def test_a_streamed_run_ends_and_leaves_the_global_generator_alone(pets: tuple[Path, np.ndarray]) -> None:
@@ -107,9 +107,7 @@ def test_a_streamed_run_ends_and_leaves_the_global_generator_alone(pets: tuple[P
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_breaks_while_streaming_is_one_line(
-    pets: tuple[Path, np.ndarray], workers: int
-) -> None:
+def test_an_image_that_breaks_while_streaming_is_one_line(pets: tuple[Path, np.ndarray], workers: int) -> None:
     folder, _ = pets
     dataset = load_dataset(folder, memory_limit=0, num_workers=workers)
     path = folder / "cat" / "03.png"
@@ -165,9 +163,7 @@ def test_sixteen_bits_and_floats(tmp_path: Path) -> None:
     assert decode(path, 1, None).tolist() == [[[0, 128, 255]]]
     for values in ([[0.0, 2.0]], [[0.0, float("nan")]]):
         path = save(tmp_path / "c.tif", np.array(values, np.float32))
-        with pytest.raises(
-            InputError, match=r"c\.tif: got grey values from .*, expected 8 bits, floats in \[0, 1\]"
-        ):
+        with pytest.raises(InputError, match=r"c\.tif: got grey values from .*, expected 8 bits, floats in \[0, 1\]"):
             decode(path, 1, None)
 
 
@@ -189,6 +185,160 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     assert upright.shape == (1, 16, 8)
     assert upright[0, :6].min() > 200
     assert upright[0, 10:].max() < 50
+
+
+TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("tag", TURNS)
+@pytest.mark.parametrize(
+    ("suffix", "options", "dtype"),
+    [
+        (".tif", {}, "u1"),
+        (".tif", {"compression": "tiff_lzw"}, "u1"),
+        (".tif", {"compression": "tiff_adobe_deflate"}, "u2"),
+        (".tiff", {}, "f4"),
+        (".png", {}, "u1"),
+        (".png", {}, "u2"),
+        (".webp", {"lossless": True}, "u1"),
+    ],
+)
+def test_turned_images_load_upright(
+    tmp_path: Path, tag: int, suffix: str, options: dict[str, object], dtype: str
+) -> None:
+    top = {"u1": 255, "u2": 65535, "f4": 1}[dtype]
+    upright = np.linspace(0, top, 60).reshape(6, 10).astype(dtype)
+    stored = Image.fromarray(upright)
+    stored = stored if TURNS[tag] is None else stored.transpose(TURNS[tag])
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    where = {"tiffinfo": {0x0112: tag}} if suffix.startswith(".tif") else {"exif": exif}
+    stored.save(tmp_path / f"a{suffix}", **options, **where)  # type: ignore[arg-type]
+    channels = 3 if suffix == ".webp" else 1
+    assert probe(tmp_path / f"a{suffix}") == (channels, 6, 10)
+    rows = load_dataset(tmp_path).rows
+    wanted = np.rint(upright.astype(np.float64) * 255 / top)
+    assert np.array_equal(rows[0, 0], wanted)  # type: ignore[index]
+
+
+# --- ranges of grey
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.sampled_from(["<u2", ">u2", "<i4"]), st.booleans(), st.integers(0, 2**32))
+def test_deep_greys_use_their_range(bits: int, dtype: str, streamed: bool, seed: int) -> None:
+    """No image is nearly black, both splits have one scale, and the file's values can be told from the pixels."""
+    bits = bits if dtype == "<i4" else min(bits, 16)
+    suffix = ".pgm" if dtype == ">u2" else ".tif"
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 2**bits, (4, 3, 5))
+    values[random.integers(4), 0, 0] = top = int(random.integers(2 ** (bits - 1), 2**bits))
+    values = np.minimum(values, top)
+    with TemporaryDirectory() as folder:
+        for i, image in enumerate(values):
+            path = Path(folder, "train" if i < 2 else "test", f"{i}{suffix}")
+            save(path, image.astype("i4" if dtype == "<i4" else "u2"))
+        options = {"memory_limit": 0, "num_workers": 0} if streamed else {}
+        parts = [load_dataset(folder, split=split, **options) for split in ("train", "test")]  # type: ignore[arg-type]
+        x = torch.cat([part.batch(torch.arange(2))[0] for part in parts]).double().numpy()[:, 0]
+    assert x.max() >= 0.49
+    assert x.max() <= 1
+    white = top if top < 128 else 2 ** max(8, bits) - 1
+    assert np.abs(x - values / white).max() <= 0.5 / 255 + 1e-6
+    assert parts[0].notes == parts[1].notes
+    assert any(f"images of at most {top}: taken for" in note for note in parts[0].notes) == (bits != 16)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("top", [1, 16, 127, 128])
+def test_eight_bits_that_use_few_values_have_levels(tmp_path: Path, top: int, streamed: bool) -> None:
+    for i, split in enumerate(["train", "train", "test"]):
+        save(tmp_path / split / f"{i}.png", np.array([[0, top // (1 if split == "train" else 2)]], np.uint8))
+    options = {"memory_limit": 0, "num_workers": 0} if streamed else {}
+    for split, largest in (("train", top), ("test", top // 2)):
+        dataset = load_dataset(tmp_path, split=split, **options)  # type: ignore[arg-type]
+        white = top if top < 128 else 255
+        assert dataset.levels == white + 1
+        assert dataset.batch(torch.arange(len(dataset)))[0].max() == pytest.approx(largest / white)
+        assert any(f"taken for {top + 1} levels" in note for note in dataset.notes) == (top < 128)
+
+
+def test_resized_masks_keep_their_range(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for i in range(3):
+        save(tmp_path / f"{i}.png", random.choice([0, 16], (40, 40)).astype(np.uint8))
+    for options in ({}, {"memory_limit": 0, "num_workers": 0}):
+        x, _ = load_dataset(tmp_path, image_size=30, channels=1, **options).batch(torch.arange(3))
+        assert x.max() == 1
+
+
+def test_the_range_of_many_images_is_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansn.data.folder._RANGE_SAMPLE", 2)
+    for i, top in enumerate([1000, 70, 3000, 50]):
+        save(tmp_path / f"{i}.tif", np.array([[0, top]], np.uint16))
+    dataset = load_dataset(tmp_path)
+    assert dataset.notes == (
+        "16-bit images of at most 3000: taken for 12 bits (from 2 of 4 images; brighter pixels are white)",
+    )
+    for i, top in enumerate([1000, 5000, 3000, 5000]):
+        save(tmp_path / f"{i}.tif", np.array([[0, top]], np.uint16))
+    assert load_dataset(tmp_path).rows[:, 0, 0, 1].tolist() == [62, 255, 187, 255]  # type: ignore[index]
+
+
+def test_deep_and_usual_greys_together(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.array([[0, 200]], np.uint8))
+    save(tmp_path / "b.png", np.array([[0, 4095]], np.uint16))
+    dataset = load_dataset(tmp_path)
+    assert dataset.rows[:, 0, 0, 1].tolist() == [200, 255]  # type: ignore[index]
+    assert dataset.levels == 256
+
+
+# --- files that are not read
+
+
+def test_every_format_of_pictures_that_pillow_reads_is_listed(tmp_path: Path) -> None:
+    names = [f"{suffix[1:]}{suffix}" for suffix in (".png", ".jfif", ".jpe", ".JPG", ".qoi", ".tga", ".pnm", ".dib")]
+    names += [f"a{s}" for s, lib in ((".avif", "avif"), (".jp2", "jpg_2000"), (".webp", "webp")) if features.check(lib)]
+    for name in names:
+        kind = {".jfif": "JPEG", ".jpe": "JPEG", ".pnm": "PPM", ".dib": "DIB"}.get(Path(name).suffix)
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / name, format=kind)
+    dataset = load_dataset(tmp_path)
+    assert len(dataset) == len(names)
+    assert dataset.notes == ()
+    assert not {".h5", ".fits", ".mpg", ".eps", ".pdf", ".grib"} & SUFFIXES
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for i in range(30):
+        save(tmp_path / f"{i}.png", np.full((4, 4), 200, np.uint8))
+    for name in ("a.csv", "b.csv", "c.HEIC", "d", ".hidden", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notes = load_dataset(tmp_path).notes
+    assert notes == (
+        "2 files .csv, 1 files without a suffix, 1 files .heic not read",
+        "2 hidden files or folders not read",
+    )
+    for i in range(20):
+        (tmp_path / f"{i}.heic").write_text("x")
+    with pytest.warns(UserWarning, match=r"30 images read, 21 files \.heic, 1 files without a suffix not: convert"):
+        assert any("21 files .heic" in note for note in load_dataset(tmp_path).notes)
+    for i in range(40):  # one number each, as of time steps: not a line each
+        (tmp_path / f"run.{i}").write_text("x")
+    with pytest.warns(UserWarning, match="files of other suffixes") as caught:
+        load_dataset(tmp_path)
+    assert len(str(caught[0].message)) < 400 + len(str(tmp_path))
 
 
 def test_mixed_grey_and_colour_become_colour(tmp_path: Path) -> None:
@@ -235,4 +385,4 @@ def test_an_unreadable_image(tmp_path: Path, content: bytes | None, options: dic
 
 def test_streamed_repr_and_type(pets: tuple[Path, np.ndarray]) -> None:
     dataset: Dataset = load_dataset(pets[0], memory_limit=0)
-    assert repr(dataset) == f"Dataset({pets[0].name}: 14 images of 3x6x5, 2 classes, streamed)"
+    assert repr(dataset) == f"Dataset({pets[0].name}: 14 rows, image of 3x6x5, 2 classes, streamed)"
