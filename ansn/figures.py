@@ -24,16 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ansn import sample_figures
 from ansn.covariance import AdaptiveCovariance
+from ansn.data.units import Column
+from ansn.errors import InputError
 from ansn.files import write_atomic
+from ansn.sample_figures import MODEL, NOISE, curves, drawable, is_image, kind_of
 
 _DPI = 110
-_MIN_PIXELS = 640  # width of a grid of samples
-_MOST_PAIRED = 5  # columns of a table that are drawn against each other
-_OUTSIDE = 0.02  # five grey levels: what the eye could see beyond [0, 1]
-_MANY = 0.01  # share of the values above which clipping is told
-_BACKGROUND, _NOT_FINITE = (0.35, 0.35, 0.35), (1.0, 0.0, 1.0)
-DATA, MODEL, NOISE = "0.6", "C0", "C3"
 
 Path_ = str | os.PathLike[str]
 
@@ -42,54 +40,65 @@ def save_samples(
     x: Tensor,
     path: Path_,
     *,
+    kind: str | None = None,
     columns: int | None = None,
     upscale: int | None = None,
     reference: Tensor | None = None,
     names: Sequence[str] | None = None,
+    cells: Sequence[Column] | None = None,
 ) -> None:
-    """A PNG of samples: images as a grid, lines as curves, volumes by their middle slices, vectors as scatter plots.
+    """A PNG of samples, beside real rows where ``reference`` is given: the data on the left, the samples on the right,
+    both on the data's scale. What is not finite is magenta.
 
-    Images ``[n, 1 or 3, H, W]`` in [0, 1] are enlarged without smoothing; values outside are clipped, and a line above
-    the grid says so when they are many (over 1 % of the values, by more than 0.02). What is not finite is magenta.
-    Lines ``[n, C, L]``: one curve a channel, all on one scale. Volumes ``[n, C, D, H, W]``: their first channel at the
-    middle of D in grey, all on one scale.
-    Vectors ``[n, d]``: a histogram (d = 1), a scatter plot (2), or the first five columns against each other.
+    Images ``[n, C, H, W]`` in [0, 1] are enlarged without smoothing; of other than one or three channels the first
+    four lie side by side in grey. Values outside are clipped, and a line above says so when they are many (over 1 % of
+    the values, by more than 0.02).
+    Lines ``[n, C, L]``: one curve a channel. Maps ``[n, C, H, W]`` (``kind`` "field") and volumes ``[n, C, D, H, W]``
+    in any unit: in colours, with their scale below; a map's first four channels side by side, a volume's middle slices
+    across the three axes, of its first channel.
+    Tables ``[n, d]``: a histogram (d = 1), a scatter plot (2), or the first five columns against each other; the data
+    is grey, behind the samples.
 
     Args:
-        columns: samples in a row; by default the grid is about square.
-        upscale: pixels a side for each pixel; by default the grid is at least 640 wide.
-        reference: vectors ``[m, d]`` of the data, drawn behind. names: of the d columns.
+        kind: of the data, "image", "field" or "table"; None: by the shape, a map being an image.
+        columns: samples in a row; by default each grid is about square.
+        upscale: pixels a side for each pixel; by default a grid is at least 640 wide, each of two at least 480.
+        reference: rows ``[m, ...]`` of the data; beside samples at most n of them.
+        names: of the d columns; cells: the columns, whose words and times the axes are marked with.
 
-    Raises ValueError for other shapes or arguments, OSError if the file cannot be written.
+    Raises InputError (a ValueError) for other shapes or arguments, OSError if the file cannot be written.
     """
-    x = x.detach().float().cpu()
-    if len(x) < 1 or not (x.ndim in (2, 3, 5) or (x.ndim == 4 and x.shape[1] in (1, 3))):
-        raise ValueError(
-            f"x: got shape {list(x.shape)}, expected [n, 1 or 3, H, W], [n, C, L], [n, C, D, H, W] or [n, d] with n at"
+    x = x.detach().double().cpu()
+    if len(x) < 1 or x.ndim not in (2, 3, 4, 5):
+        raise InputError(
+            f"x: got shape {list(x.shape)}, expected [n, C, H, W], [n, C, L], [n, C, D, H, W] or [n, d] with n at"
             " least 1"
         )
     for name, value in (("columns", columns), ("upscale", upscale)):
         if value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
-    if x.ndim == 3:
-        write_figure(curves_figure(x.numpy(), columns), path)
-        return
-    if x.ndim > 3:
-        x, note = middle_slices(x) if x.ndim == 5 else (x, clipping(x))
-        grid = image_grid(x, columns, upscale)
-        _write(path, Image.fromarray(np.concatenate((_line(note, grid.shape[1]), grid)) if note else grid))
-        return
-    if reference is not None and reference.shape[1:] != x.shape[1:]:
-        raise ValueError(f"reference: got shape {list(reference.shape)}, expected [m, {x.shape[1]}] as the samples")
+            raise InputError(f"{name}: got {value}, expected at least 1")
+    if reference is not None and (reference.shape[1:] != x.shape[1:] or len(reference) < 1):
+        expected = ", ".join(map(str, ("m", *x.shape[1:])))
+        raise InputError(f"reference: got shape {list(reference.shape)}, expected [{expected}] as the samples")
     if names is not None and len(names) != x.shape[1]:
-        raise ValueError(f"names: got {len(names)}, expected one for each of {x.shape[1]} columns")
-    behind = None if reference is None else reference.detach().float().cpu().numpy()
-    write_figure(scatter_figure(x.numpy(), behind, list(names or (f"x{j}" for j in range(x.shape[1])))), path)
+        raise InputError(f"names: got {len(names)}, expected one for each of {x.shape[1]} columns")
+    behind = None if reference is None else reference.detach().double().cpu()
+    if x.ndim > 3:
+        pixels = sample_figures.sheet(x, behind, kind=kind, columns=columns, upscale=upscale)
+        _write(path, Image.fromarray(pixels))
+        return
+    data = None if behind is None else behind.numpy()
+    if x.ndim == 3:
+        write_figure(sample_figures.curves_figure(x.numpy(), columns, data), path)
+        return
+    named = list(names or (f"x{j}" for j in range(x.shape[1])))
+    write_figure(sample_figures.scatter_figure(x.numpy(), data, named, cells=cells), path)
 
 
 def save_covariance(
-    covariance: AdaptiveCovariance, path: Path_, *, region: int = 0, names: Sequence[str] | None = None
-) -> None:
+    covariance: AdaptiveCovariance, path: Path_, *, region: int = 0, names: Sequence[str] | None = None,
+    kind: str | None = None,
+) -> None:  # fmt: skip
     """One region's noise: spectra of S, as it counts, and R, draws ``L z``, and the leading directions of S, which R
     shares, as pictures, curves or middle slices.
 
@@ -109,8 +118,8 @@ def save_covariance(
     spectra(left.add_subplot(), values, noise)
     top, bottom = right.subfigures(2, 1)
     draws = noise_draws(covariance, region, 8)
-    panels(top, draws, covariance.shape, "draws of the noise, L z", [str(i + 1) for i in range(8)], names)
-    panels(bottom, rows, covariance.shape, title, labels, names)
+    panels(top, draws, covariance.shape, "draws of the noise, L z", [str(i + 1) for i in range(8)], names, kind)
+    panels(bottom, rows, covariance.shape, title, labels, names, kind)
     write_figure(figure, path)
 
 
@@ -155,174 +164,6 @@ def loss_figure(metrics: Sequence[dict[str, Any]], size: tuple[float, float] = (
     columns = 3 if size[0] >= 8 else 2
     figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside upper center", ncols=columns)
     return figure
-
-
-# -- samples -----------------------------------------------------------------------------------------------------
-
-
-def image_grid(x: Tensor, columns: int | None, upscale: int | None) -> NDArray[np.uint8]:
-    """One background pixel between images, all enlarged by a whole number: uint8 ``[rows, width, 3]``."""
-    n, _, height, width = x.shape
-    columns = min(n, columns or math.ceil(math.sqrt(n)))
-    rows = math.ceil(n / columns)
-    scale = upscale or max(1, math.ceil(_MIN_PIXELS / (columns * (width + 1) + 1)))
-    images = colours(x)
-    sheet = torch.tensor(_BACKGROUND).view(3, 1, 1).repeat(1, rows * (height + 1) + 1, columns * (width + 1) + 1)
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        sheet[:, top : top + height, left : left + width] = image
-    pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(pixels.repeat(scale, 0).repeat(scale, 1))
-
-
-def middle_slices(x: Tensor) -> tuple[Tensor, str]:
-    """Volumes ``[n, C, D, H, W]`` as images ``[n, 1, H, W]`` in [0, 1], and a line that says what is shown."""
-    middle = x[:, :1, x.shape[2] // 2]
-    low, high = _range(middle.numpy())
-    what = f"slice {x.shape[2] // 2} of {x.shape[2]}{' of the first channel' if x.shape[1] > 1 else ''}"
-    return (middle - low) / (high - low), f"{what}, black {low:.3g} to white {high:.3g}"
-
-
-def curves_figure(x: NDArray[np.float32], columns: int | None) -> Figure:
-    """Lines ``[n, C, L]`` in a grid of cells twice as wide as high, a colour for each channel."""
-    columns = min(len(x), columns or math.ceil(math.sqrt(len(x) / 2)))
-    figure = Figure(figsize=(8, 0.5 + 4 * math.ceil(len(x) / columns) / columns), layout="constrained")
-    axes = figure.add_subplot()
-    low, high = curves(axes, x, columns)
-    axes.set_title(f"each cell from {low:.3g} to {high:.3g}, positions 0..{x.shape[2] - 1}", fontsize="medium")
-    return figure
-
-
-def curves(axes: Any, x: NDArray[np.float32], columns: int) -> tuple[float, float]:
-    """Lines ``[n, C, L]`` in cells of one set of axes (a set for each of hundreds would take minutes), on one scale;
-    returns its ends. Of a long line about a thousand points are drawn."""
-    x = x[:, :, :: max(1, x.shape[2] // 1000)]
-    n, channels, length = x.shape
-    rows = math.ceil(n / columns)
-    low, high = _range(x)
-    at = np.arange(n)
-    across = at % columns + np.linspace(0.04, 0.96, length)[:, None]
-    up = (rows - 1 - at // columns)[:, None, None] + 0.05 + 0.9 * (x - low) / (high - low)
-    for c in range(channels):
-        axes.plot(across, up[:, c].T, color=f"C{c}", linewidth=0.9)
-    axes.set(xlim=(0, columns), ylim=(0, rows), xticks=range(columns + 1), yticks=range(rows + 1))
-    axes.tick_params(length=0, labelbottom=False, labelleft=False)
-    axes.grid(linewidth=0.5)
-    return low, high
-
-
-def _range(x: NDArray[np.float32]) -> tuple[float, float]:
-    """Least and largest finite value, apart."""
-    seen = x[np.isfinite(x)]
-    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
-    return low, high if high > low else low + 1
-
-
-def colours(x: Tensor) -> Tensor:
-    """Images ``[n, 1 or 3, H, W]`` as float32 ``[n, 3, H, W]`` in [0, 1]: clipped, and magenta where not finite."""
-    x = x.detach().float().cpu()
-    images = x.clamp(0, 1).expand(len(x), 3, *x.shape[2:]).clone()
-    broken = ~torch.isfinite(x).all(1, keepdim=True).expand_as(images)
-    images[broken] = torch.tensor(_NOT_FINITE).view(1, 3, 1, 1).expand_as(images)[broken]
-    return images
-
-
-def is_image(shape: Sequence[int]) -> bool:
-    """Whether data of this shape is shown as pictures: ``(1 or 3, H, W)``."""
-    return len(shape) == 3 and shape[0] in (1, 3)
-
-
-def drawable(text: str, width: int = 24) -> str:
-    """A name from outside (of a column, a class) as text that any figure can draw, shortened to ``width`` letters.
-
-    Matplotlib takes dollars for mathematics and cannot draw control characters.
-    """
-    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    plain = plain if len(plain) <= width else plain[: width - 1] + "…"
-    return plain.replace("$", r"\$") or "(no name)"
-
-
-def clipping(x: Tensor) -> str:
-    """What clipping hid, in a line; empty if it is not worth one."""
-    finite = torch.isfinite(x)
-    notes = []
-    seen = x[finite]
-    share = ((seen < -_OUTSIDE) | (seen > 1 + _OUTSIDE)).float().mean().item() if seen.numel() else 0.0
-    if share > _MANY:
-        low, high = float(seen.min()), float(seen.max())
-        notes.append(f"{share:.1%} of the values lay outside [0, 1] ({low:.2g} to {high:.2g}) and were clipped")
-    if not bool(finite.all()):
-        notes.append(f"{1 - finite.float().mean().item():.1%} are not finite (magenta)")
-    return "; ".join(notes)
-
-
-def _line(text: str, width: int) -> NDArray[np.uint8]:
-    """Text on white, ``[height, width, 3]``, in letters that fit the width."""
-    size = min(10.0, 0.95 * width * 72 / _DPI / (0.56 * len(text)))
-    figure = Figure(figsize=((width + 0.5) / _DPI, 28.5 / _DPI), dpi=_DPI)
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[:, :width, :3]
-    return np.pad(drawn, ((0, 0), (0, width - drawn.shape[1]), (0, 0)), constant_values=255)
-
-
-def scatter_figure(
-    x: NDArray[np.float32], reference: NDArray[np.float32] | None, names: Sequence[str], *, side: float | None = None
-) -> Figure:
-    """The picture of vectors that :func:`save_samples` writes; ``side``: in inches."""
-    count = min(len(names), _MOST_PAIRED)
-    names = [drawable(name, 24 if count <= 2 else 14) for name in names]
-    if count <= 2:
-        figure = Figure(figsize=(side or 6.5, side or 6.5), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_xlabel(names[0])
-        if count == 1:
-            histogram(axes, x[:, 0], None if reference is None else reference[:, 0])
-            axes.set_ylabel("density")
-        else:
-            points(axes, x, reference, 0, 1)
-            axes.set_ylabel(names[1])
-            axes.set_aspect("equal", adjustable="datalim")
-        if reference is not None:
-            axes.legend(markerscale=4, loc="upper right")
-        return figure
-    figure = Figure(figsize=(side or 2.2 * count, side or 2.2 * count), layout="constrained")
-    cells = figure.subplots(count, count, sharex="col", squeeze=False)
-    for i in range(count):
-        for j in range(count):
-            axes = cells[i][j]
-            if i == j:
-                histogram(axes, x[:, i], None if reference is None else reference[:, i])
-                axes.set_yticks([])
-            else:
-                points(axes, x, reference, j, i)
-            axes.tick_params(labelsize="small")
-            if i == count - 1:
-                axes.set_xlabel(names[j])
-            if j == 0:
-                axes.set_ylabel(names[i])
-    if reference is not None:
-        handles, labels = cells[0][1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2, markerscale=4)
-    if len(names) > count:
-        figure.suptitle(f"first {count} of {len(names)} columns", x=0.01, ha="left", fontsize="medium")
-    return figure
-
-
-def points(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None, i: int, j: int) -> None:
-    if reference is not None:
-        axes.scatter(reference[:, i], reference[:, j], s=3, color=DATA, linewidths=0, label="data")
-    axes.scatter(x[:, i], x[:, j], s=3, color=MODEL, linewidths=0, alpha=0.6, label="samples")
-
-
-def histogram(axes: Any, x: NDArray[np.float32], reference: NDArray[np.float32] | None) -> None:
-    x = x[np.isfinite(x)]
-    both = x if reference is None else np.concatenate((x, reference))
-    edges = np.histogram_bin_edges(both, bins=40)
-    if reference is not None:
-        axes.hist(reference, edges, density=True, color=DATA, alpha=0.6, label="data")
-    axes.hist(x, edges, density=True, color=MODEL, histtype="step", linewidth=1.5, label="samples")
 
 
 # -- covariance --------------------------------------------------------------------------------------------------
@@ -398,22 +239,27 @@ def panels(
     title: str,
     labels: Sequence[str],
     names: Sequence[str] | None,
+    kind: str | None = None,
 ) -> None:
-    """Rows as images, lines as curves, volumes by their middle slices, else as a heat map; on one symmetric scale that
-    is written out."""
+    """Rows as pictures (channels or slices side by side where there are several), lines as curves, tables as a heat
+    map; on one symmetric scale that is written out."""
     rows = vectors.double().numpy()
-    if len(shape) == 4:
-        rows = rows.reshape(-1, *shape)[:, 0, shape[1] // 2].reshape(len(rows), -1)
-        title, shape = f"{title}, slice {shape[1] // 2} of {shape[1]}", (1, *shape[2:])
     top = float(np.abs(rows).max()) or 1.0
     if len(shape) == 2:
-        low, high = curves(figure.add_subplot(), rows.reshape(-1, *shape), 2 if len(rows) < 8 else 4)
+        low, high = -top, top
+        curves(figure.add_subplot(), rows.reshape(-1, *shape), 2 if len(rows) < 8 else 4, [(low, high)] * shape[0])
         figure.suptitle(f"{title} ({low:.2g} to {high:.2g})", fontsize="medium")
         return
-    coloured = len(shape) == 3 and shape[0] == 3
+    coloured = is_image(shape, kind) and shape[0] == 3
+    if len(shape) > 2 and not coloured:
+        planes, what = sample_figures.layers(vectors.double().reshape(-1, *shape))
+        title = ", ".join(filter(None, (title, what)))
+        gap, high = max(1, planes[0].shape[2] // 16), max(plane.shape[1] for plane in planes)
+        padded = [np.pad(p.numpy(), ((0, 0), (0, high - p.shape[1]), (0, gap)), constant_values=np.nan) for p in planes]
+        pictures = np.concatenate(padded, 2)[..., :-gap]
     figure.suptitle(f"{title} (grey 0, full colour ±{top:.2g})" if coloured else title, fontsize="medium")
     style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}
-    if not is_image(shape):
+    if kind_of(shape, kind) == "table":
         axes = figure.add_subplot()
         figure.colorbar(axes.imshow(rows, aspect="auto", **style), ax=axes)
         axes.set_yticks(range(len(rows)), labels)
@@ -426,12 +272,13 @@ def panels(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("coordinate")
         return
-    cells = figure.subplots(1 if len(rows) <= 4 else 2, min(len(rows), 4), squeeze=False).ravel()
+    wide = 4 if coloured or pictures.shape[2] < 2 * pictures.shape[1] else 2
+    cells = figure.subplots(math.ceil(len(rows) / wide), min(len(rows), wide), squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, row, label in zip(cells, rows.reshape(-1, *shape), labels, strict=False):
+    for i, (axes, label) in enumerate(zip(cells, labels, strict=False)):
         # Colours have no sign to map, so grey stands for 0.
-        image = 0.5 + 0.5 * row.transpose(1, 2, 0) / top if coloured else row[0]
+        image = 0.5 + 0.5 * rows[i].reshape(shape).transpose(1, 2, 0) / top if coloured else pictures[i]
         drawn = axes.imshow(image, **style)
         axes.set_title(label, fontsize="small", pad=2)
     if not coloured:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "choices errors files hostread machine rest _native",
     "ops data networks",
-    "covariance",
+    "covariance sample_figures",
     "levels figures distributed",
     "noise skips region_figures",
     "denoiser",

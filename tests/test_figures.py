@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ansn
-from ansn import figures
+from ansn import figures, sample_figures
+from ansn.data.units import Column
 from ansn.evaluation import everything
 from ansn.region_figures import regions_figure, save_regions
 
@@ -104,35 +105,96 @@ def test_lines_are_curves_in_cells_on_one_scale(tmp_path: Path) -> None:
     x = torch.linspace(0, 1, 8)[:, None, None].repeat(1, 2, 50) * torch.tensor([1.0, -1.0])[:, None]
     x[0] = math.nan  # nothing to draw
     figures.save_samples(x, tmp_path / "x.png", columns=4)
-    drawn = pixels(tmp_path / "x.png").astype(int)
-    first = (drawn[..., 2] - drawn[..., 0] > 100) & (drawn[..., 2] > 150)  # C0 is blue
-    second = (drawn[..., 0] - drawn[..., 2] > 100) & (drawn[..., 0] > 200)  # C1 is orange
-    middle, width = drawn.shape[0] // 2, drawn.shape[1] // 4
-    heights = {}
-    for name, mask in (("first", first), ("second", second)):
-        for i in range(8):
-            top = 0 if i < 4 else middle
-            cell = mask[top : top + middle, i % 4 * width : (i % 4 + 1) * width]
-            heights[name, i] = np.argwhere(cell)[:, 0].mean() if cell.any() else None
-    assert heights["first", 0] is None
-    assert heights["second", 0] is None
-    for i in (1, 2, 4, 5, 6):
-        assert heights["first", i + 1] < heights["first", i]
-        assert heights["second", i + 1] > heights["second", i]
+    pixels(tmp_path / "x.png")
+    lines = sample_figures.curves_figure(x.double().numpy(), 4).axes[0].get_lines()
+    assert len(lines) == 16
+    up = np.array([line.get_ydata() for line in lines]).reshape(2, 8, 50)
+    row = np.repeat([1, 0], 4)  # the first cells are the upper ones
+    height = up - row[:, None]
+    assert np.isnan(height[:, 0]).all()
+    assert ((height[:, 1:] > 0) & (height[:, 1:] < 1)).all()
+    np.testing.assert_allclose(np.diff(height[0, 1:, 0]), 0.06, rtol=1e-5)
+    np.testing.assert_allclose(np.diff(height[1, 1:, 0]), -0.06, rtol=1e-5)
+    across = np.array([line.get_xdata() for line in lines[:8]])
+    assert (np.floor(across) == np.tile(np.arange(4), 2)[:, None]).all()
 
 
-def test_volumes_are_middle_slices_on_one_scale(tmp_path: Path) -> None:
+def test_volumes_are_the_middle_slices_of_three_axes_on_one_scale() -> None:
     x = torch.full((4, 2, 5, 3, 6), 1e9)
-    x[:, 0, 2] = torch.linspace(-4, 6, 4 * 3 * 6).view(4, 3, 6)
-    x[3, 0, 2, 0, 0] = math.inf
-    shown, line = figures.middle_slices(x)
-    assert line == "slice 2 of 5 of the first channel, black -4 to white 6"
-    torch.testing.assert_close(shown[:3, 0], (x[:3, 0, 2] + 4) / 10)
-    figures.save_samples(x, tmp_path / "x.png")
-    drawn = pixels(tmp_path / "x.png")
-    grid = figures.image_grid(shown, None, None)
-    assert np.array_equal(drawn[drawn.shape[0] - grid.shape[0] :], grid)
-    assert (grid == np.array([255, 0, 255])).all(-1).any()  # what is not finite
+    x[:, 0] = torch.linspace(-4, 6, 4 * 5 * 3 * 6).view(4, 5, 3, 6)
+    planes, what = sample_figures.layers(x)
+    assert what == "middle slices across the three axes (2 of 5, 1 of 3, 3 of 6) of channel 0"
+    expected = [x[:, 0, 2], x[:, 0, :, 1], x[:, 0, :, :, 3]]
+    assert all(torch.equal(a, b) for a, b in zip(planes, expected, strict=True))
+    scale = sample_figures.limits(x)
+    assert len(set(scale)) == 1
+    assert scale[0] == (float(min(p.min() for p in planes)), float(max(p.max() for p in planes)))
+    assert sample_figures.tiles(x).shape == (4, 3, 5, 6 + 1 + 6 + 1 + 3)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(280.0, 1.0), (0.0, 1e-17)])
+def test_maps_are_in_colours_on_the_datas_scale_in_any_unit(offset: float, scale: float) -> None:
+    data = offset + scale * torch.rand(9, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    samples = data.flip(0).clone()
+    samples[0], samples[1, 0, 0, 0] = offset + 5 * scale, math.nan
+    scales = sample_figures.limits(data, "field")
+    assert scales == [(float(data.min()), float(data.max()))]
+    a, b = (sample_figures.tiles(x, "field", scales) for x in (data, samples))
+    assert torch.equal(a.flip(0)[2:], b[2:])
+    at = ((data - data.min()) / (data.max() - data.min())).numpy()[:, 0]
+    np.testing.assert_allclose(a.movedim(1, -1), matplotlib.colormaps["viridis"](at)[..., :3], atol=1e-6)
+    assert torch.equal(b[1, :, 0, 0], torch.tensor([1.0, 0.0, 1.0]))
+    assert "of the values lay outside the data's range" in sample_figures.clipping(samples, scales)
+    assert "1 values are not finite" in sample_figures.clipping(samples, scales)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_images_of_other_channels_lie_side_by_side_in_grey(channels: int, tmp_path: Path) -> None:
+    x = torch.rand(4, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    shown = sample_figures.tiles(x)
+    for c in range(min(channels, 4)):
+        torch.testing.assert_close(shown[..., 6 * c : 6 * c + 5], x[:, c : c + 1].expand(4, 3, 6, 5))
+    figures.save_samples(x, tmp_path / "x.png", reference=x)
+    pixels(tmp_path / "x.png")
+
+
+SHAPES: list[tuple[str, tuple[int, ...]]] = [
+    ("image", (1, 8, 8)), ("image", (3, 8, 8)), ("image", (4, 8, 8)), ("field", (1, 8, 8)), ("field", (3, 8, 6)),
+    ("field", (2, 40)), ("field", (1, 4, 6, 8)), ("table", (1,)), ("table", (2,)), ("table", (3,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "shape"), SHAPES)
+def test_every_kind_is_drawn_beside_the_data(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Also where the data has fewer rows; the data's part of the picture is the same for other samples."""
+    g = torch.Generator().manual_seed(0)
+    x, data = torch.rand(9, *shape, generator=g), torch.rand(5, *shape, generator=g)
+    for name, rows in (("a", x), ("b", 0.5 * x.flip(0))):
+        figures.save_samples(rows, tmp_path / f"{name}.png", kind=kind, reference=data)
+    a, b = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
+    assert not np.array_equal(a, b)
+    if len(shape) > 1:  # on the left
+        left = slice(0, a.shape[1] // 2 - 20)
+        assert np.array_equal(a[40:, left], b[40:, left])  # below the lines on what was clipped
+        assert a[:, left].std() > 1
+
+
+def test_words_and_times_mark_the_axes() -> None:
+    columns = [Column("sort", "category", words=("cat", "$dog")), Column("when", "time", form="%Y-%m-%d")]
+    x = np.stack((np.arange(40) % 2, 1.6e9 + 1e6 * np.arange(40)), 1)
+    figure = sample_figures.scatter_figure(x, None, ["sort", "when"], cells=columns)
+    axes = figure.axes[0]
+    figures.rasterised(figure, 50)
+    words = [label.get_text() for label in axes.get_xticklabels()]
+    assert {"cat", r"\$dog"} <= set(words) <= {"cat", r"\$dog", ""}
+    assert all(label.get_text().startswith("202") for label in axes.get_yticklabels())
+
+
+def test_channels_of_other_spreads_have_their_scales() -> None:
+    x = np.random.default_rng(0).normal(size=(8, 2, 30))
+    same, other = sample_figures.line_scales(x), sample_figures.line_scales(x * np.array([[1.0], [1e5]]))
+    assert same[0] == same[1]
+    assert other[1][1] > 1e4 * other[0][1]
 
 
 @pytest.mark.parametrize("d", [1, 2, 6])
@@ -152,7 +214,7 @@ def test_vectors_are_plotted_against_the_data(d: int, tmp_path: Path) -> None:
 )
 def test_any_name_can_be_drawn(name: str, tmp_path: Path) -> None:
     """Column names come from files."""
-    shown = figures.drawable(name)
+    shown = sample_figures.drawable(name)
     assert 1 <= len(shown.replace(r"\$", "$")) <= 24
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nor is a missing letter worth a warning
@@ -302,7 +364,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [
-        (torch.zeros(3, 2, 8, 8), {}, r"x: got shape \[3, 2, 8, 8\], expected"),
+        (torch.zeros(3, 1, 2, 2, 2, 2), {}, r"x: got shape \[3, 1, 2, 2, 2, 2\], expected"),
         (torch.zeros(8), {}, r"x: got shape \[8\]"),
         (torch.zeros(0, 1, 8, 8), {}, "n at least 1"),
         (torch.zeros(2, 1, 8, 8), {"columns": 0}, "columns: got 0"),

@@ -9,10 +9,14 @@ import torch
 
 from ansn import levels, sampling
 from ansn.config import SamplingConfig
+from ansn.data import Dataset, streams
+from ansn.data.units import Table
 from ansn.distributed import choose_device
 from ansn.sampling.stream import to_disk
 from ansn.training.progress import read_metrics
 from ansn.training.runs import Run, load_run
+
+_BEHIND = 2000  # rows of a table that are drawn behind the samples
 
 
 def sampler_options(config: SamplingConfig) -> dict[str, Any]:
@@ -32,10 +36,22 @@ def sampler_options(config: SamplingConfig) -> dict[str, Any]:
     return options
 
 
+def labels(run: Run, n: int, seed: int) -> torch.Tensor | None:
+    """Classes of n samples, int64 ``[n]``, of a class-conditional run; None of another. The classes in turn, of a table
+    by their shares among its rows, drawn: a function of the seed and the sample's place."""
+    if not run.config.network.class_conditional:
+        return None
+    if run.info.kind != "table":
+        return torch.arange(n) % run.info.num_classes
+    shares = torch.tensor(run.info.counts, dtype=torch.float64).cumsum(0)
+    u = torch.from_numpy(streams.uniforms(seed % 2**64, streams.LABELS, n))
+    return torch.searchsorted(shares / shares[-1], u, right=True)
+
+
 def draw(run: Run, n: int, seed: int = 0, *, progress: bool = False, **options: Any) -> torch.Tensor:
-    """``n`` samples; a class-conditional model draws the classes in turn, regions that were found by their shares."""
-    if run.config.network.class_conditional and "y" not in options:
-        options["y"] = torch.arange(n) % run.info.num_classes
+    """``n`` samples, of the classes that :func:`labels` gives; regions that were found are drawn by their shares."""
+    if "y" not in options:
+        options["y"] = labels(run, n, seed)
     return sampling.sample(run.model, n, seed=seed, progress=progress, **options)
 
 
@@ -46,28 +62,38 @@ def draw_to_disk(
     """:func:`ansn.sampling.stream.to_disk` of a run, in the data's units; classes and regions as of :func:`draw` unless
     ``y`` says which. ``options``: of :class:`ansn.sampling.Draw`."""
     drawer = sampling.Draw(run.model, seed=seed, **options)
-    in_turn = torch.arange(n) % run.info.num_classes if run.config.network.class_conditional else None
     return to_disk(
-        drawer, n, out, batch_size=batch_size, y=in_turn if y is None else y, store=store, units=run.to_data_units,
-        columns=run.info.columns, resume=resume, progress=progress,
+        drawer, n, out, batch_size=batch_size, y=labels(run, n, seed) if y is None else y, store=store, units=run.units,
+        classes=run.info.classes, resume=resume, progress=progress,
     )  # fmt: skip
 
 
-def write_pictures(folder: Path, device: str = "auto", *, progress: bool = False) -> list[Path]:
+def write_pictures(
+    folder: Path, device: str = "auto", *, progress: bool = False, data: Dataset | None = None
+) -> list[Path]:
     """Draw what the run's settings ask for from its newest checkpoint; returns the files written. ``device``: as of
-    :func:`ansn.distributed.choose_device`."""
+    :func:`ansn.distributed.choose_device`; ``data``: the training data, to draw the samples beside."""
     from ansn import figures, region_figures  # Matplotlib is slow to import: only when used
 
     run = load_run(folder, device=choose_device(device))
+    kind, table = run.info.kind, run.units if isinstance(run.units, Table) else None
+    names = None if table is None else table.coordinates
     written = [folder / "covariance.png", folder / "loss.png"]
-    figures.save_covariance(run.model.noise.covariance, written[0], names=run.info.columns)
+    figures.save_covariance(run.model.noise.covariance, written[0], names=names, kind=kind)
     figures.save_loss(read_metrics(folder / "metrics.jsonl"), written[1])
     if run.regions is not None:
         written.insert(1, folder / "regions.png")
-        region_figures.save_regions(run.regions, written[1], names=run.info.columns)
+        region_figures.save_regions(run.regions, written[1], names=names, kind=kind)
     count = run.config.sampling.samples
     if count:
         x = draw(run, count, run.config.run.seed, progress=progress, **sampler_options(run.config.sampling))
+        reference = None
+        if data is not None:
+            index = data.order(run.config.run.seed, 0)[: _BEHIND if table is not None else count]
+            reference = run.to_data_units(data.batch(index)[0].cpu())
         written.insert(0, folder / "samples.png")
-        figures.save_samples(run.to_data_units(x), written[0], names=run.info.columns)
+        figures.save_samples(
+            run.to_data_units(x), written[0], kind=kind, reference=reference, names=run.info.columns,
+            cells=None if table is None else table.columns,
+        )  # fmt: skip
     return written

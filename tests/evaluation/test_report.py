@@ -32,10 +32,12 @@ from tests.evaluation.pages import (
     picture,
 )
 
-SECTIONS = [
-    "samples", "measurements", "cost", "neighbours", "trajectory", "shares", "loss", "covariance", "levels",
-    "reproduce", "settings", "environment",
+_REST = [
+    "cost", "neighbours", "trajectory", "shares", "loss", "covariance", "levels", "reproduce", "settings",
+    "environment",
 ]  # fmt: skip
+SECTIONS = ["samples", "measurements", "space", *_REST]
+OF_TABLES = ["samples", "measurements", "columns", "correlations", *_REST]
 
 
 @pytest.fixture(scope="module", params=["digits_report", "table_report"])
@@ -47,7 +49,7 @@ def either(request: pytest.FixtureRequest) -> tuple[Page, list[Path]]:
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that do not look at pictures, which take most of the time."""
-    drawn = draw.rendered_grid(torch.zeros(1, 1, 2, 2))
+    drawn = draw.rendered_sheet(torch.zeros(1, 1, 2, 2))
     monkeypatch.setattr("ansn.evaluation.report.page.rendered", lambda *_, **__: drawn)
 
 
@@ -57,14 +59,15 @@ def fresh(page: Page) -> Run:
 
 def test_every_section_is_there_and_is_linked(either: tuple[Page, list[Path]]) -> None:
     page, _ = either
-    assert [given["id"] for given in page.all("section")] == SECTIONS
+    sections = OF_TABLES if "columns" in page.text else SECTIONS
+    assert [given["id"] for given in page.all("section")] == sections
     links = [given["href"] for given in page.all("a")]
-    assert links == [f"#{name}" for name in SECTIONS]
+    assert links == [f"#{name}" for name in sections]
     assert [tag for tag, _ in page.tags].count("h1") == 1
     assert page.all("html")[0]["lang"] == "en"
     assert "width=device-width" in [given.get("content", "") for given in page.all("meta")][1]
     # One sentence alone tells of something that is missing: the floor's in the footer is none of a section.
-    assert all("could not be drawn" not in page.text[name] for name in SECTIONS)
+    assert all("could not be drawn" not in page.text[name] for name in sections)
 
 
 def test_nothing_is_fetched(either: tuple[Page, list[Path]]) -> None:
@@ -99,12 +102,13 @@ def test_pictures_decode_have_words_and_lie_beside_the_page(either: tuple[Page, 
 def test_a_dark_page_has_dark_pictures_of_the_same_size(digits_report: tuple[Page, list[Path]]) -> None:
     page, written = digits_report
     dark, light = ([given for given in page.all("img") if given.get("class") == name] for name in ("dark", "light"))
-    assert len(dark) == len(written) - 2  # the grid of samples is the same on both
+    assert len(dark) == len(light) == len(written) - 1
     for night, day in zip(dark, light, strict=True):
         assert night["alt"] == day["alt"]
         a, b = picture(decoded(night["src"])), picture(decoded(day["src"]))
         assert a.shape == b.shape
-        assert (a[:3].max(), b[:3].min()) == (28, 255)  # the margins: of the page's colour
+        corner = a[:3, :2], b[:3, :2]  # of the page's colour
+        assert (corner[0].max(), corner[1].min()) == (28, 255)
 
 
 def test_names_from_files_stay_text(table_report: tuple[Page, list[Path]]) -> None:
@@ -240,7 +244,7 @@ def test_other_models_have_a_page(regions: str, tmp_path: Path) -> None:
     samples = torch.rand(6, *run.info.shape)
     found = evaluation(measured("energy distance", 1.5, baseline=7.25))
     page = Page(write_report(run.path, run, found, samples=samples, train=data_of(run))[0])
-    assert all("could not be drawn" not in page.text[name] for name in SECTIONS)
+    assert all("could not be drawn" not in said for said in page.text.values())
     assert ("figure-regions" in page.text) == (regions != "none")
     count = {"none": "one Gaussian", "labels": "10 regions"}.get(regions, "3 regions")
     assert all(words in page.text["measurements"] for words in ("7.25", "The baseline is as many samples of", count))

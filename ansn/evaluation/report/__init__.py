@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ansn.data import Dataset
 from ansn.evaluation.measurement import Evaluation
-from ansn.evaluation.report import data, numbers, words
+from ansn.evaluation.report import data, fields, numbers, tables, words
 from ansn.evaluation.report.page import NAMES, Material, Section, Shares
 from ansn.evaluation.trajectory import Trajectory
 from ansn.files import write_atomic
@@ -26,9 +26,10 @@ __all__ = ["Shares", "write_report"]
 
 NAME = "report.html"
 PICTURES = "report"
-_SECTIONS: tuple[Callable[[Material], Section], ...] = (
-    data.samples, numbers.measurements, numbers.cost, data.neighbours, data.trajectory, numbers.shares, numbers.loss,
-    data.covariance, data.levels, numbers.reproduce, numbers.settings, numbers.environment,
+_SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
+    data.samples, numbers.measurements, tables.marginals, tables.correlations, fields.space, numbers.cost,
+    data.neighbours, data.trajectory, numbers.shares, numbers.loss, data.covariance, data.levels, numbers.reproduce,
+    numbers.settings, numbers.environment,
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def write_report(
     *,
     samples: Tensor,
     train: Dataset | None = None,
+    test: Dataset | None = None,
     trajectory: Trajectory | None = None,
     shares: Shares | None = None,
     commands: Sequence[tuple[str, str]] = (),
@@ -50,8 +52,9 @@ def write_report(
         run: what was evaluated; its metrics.jsonl is read if it is there.
         evaluation: what was found, and the command that finds it again; the first measurement that is a number goes
             into the summary.
-        samples: ``[n, *shape]``, as the model made them (a table's are standardised); the first are shown.
-        train: the training data: shown behind vectors, beside images, and perturbed. Without it a sentence says so.
+        samples: ``[n, *shape]``, as the model made them (in its numbers); the first are shown.
+        train: the training data: shown behind tables, beside all else, and perturbed. Without it a sentence says so.
+        test: held-out rows, for the floors of columns, correlations and statistics over space.
         trajectory: of :func:`ansn.evaluation.trajectory.record`.
         shares: of the classes, among samples and data. commands: further ``(what it does, command)``.
 
@@ -62,8 +65,8 @@ def write_report(
     if samples.ndim != 1 + len(shape) or tuple(samples.shape[1:]) != tuple(shape) or len(samples) < 1:
         expected = ", ".join(map(str, shape))
         raise ValueError(f"samples: got shape {list(samples.shape)}, expected [n, {expected}] with n at least 1")
-    material = Material(run, evaluation, samples.detach().cpu(), train, trajectory, shares, tuple(commands))
-    made = [section(material) for section in _SECTIONS]
+    material = Material(run, evaluation, samples.detach().cpu(), train, trajectory, shares, tuple(commands), test)
+    made = [section for make in _SECTIONS if (section := make(material)) is not None]
     page = _render(words.title(material), words.summary(material), made, words.footer())
     target = Path(folder)
     pictures = target / PICTURES

@@ -7,53 +7,72 @@ import math
 import torch
 from torch import Tensor
 
-from ansn import figures, ops
+from ansn import figures, ops, sample_figures
+from ansn.data.units import Column
+from ansn.data.units import Table as Units
 from ansn.evaluation.report import figures as draw
 from ansn.evaluation.report.page import BROKEN, Material, Picture, Section, Table, sentence
 from ansn.evaluation.trajectory import at_data_scale
 from ansn.region_figures import MOST, regions_figure
 
-_SHOWN = 64  # images of the grid of samples
+_SHOWN = 64  # samples of the grid
 _ROWS = 8  # samples beside their neighbours
 _WAYS = 3  # samples whose way is shown
 _LEVELS = 8
-_COLUMNS = 6  # of a table that shows rows of vectors
+_PAIRED = 5  # columns that are drawn against each other
+_ROOM = 1000  # pixels a side of a grid of samples
+_KINDS = ("number", "time", "whole", "binary", "category", "constant")  # the best for a cloud of points first
 
 
 def samples(m: Material) -> Section:
-    """Images as a grid, vectors over the data."""
+    """Samples beside rows of the data, those of a table over them."""
     s = Section("samples", "Samples")
     finite = torch.isfinite(m.samples.flatten(1)).all(1)
     if not bool(finite.all()):
         s.missing.append(f"{int((~finite).sum())} of {len(finite)} samples hold values that are not finite.")
-    count = len(m.samples)
-    if m.pictorial:
-        shown = min(_SHOWN, count)
-        s.text.append(f"The first {shown} of {count:,} samples, none picked.")
-        low, high = _range(m.samples)
-        if low < -0.02 or high > 1.02:
-            s.text.append(f"Values lie in {low:.2g} to {high:.2g}; what is outside [0, 1] is clipped.")
-        columns = 8 if shown >= 8 else shown
-        alt = f"{shown} samples in a grid of {columns} columns"
-        image = draw.rendered_grid(m.samples[:shown], columns)
-        s.pictures.append(Picture("samples", alt, "Samples, in the order they were drawn.", image, pixels=True))
-        return s
-    x, behind = m.vectors(m.samples), _behind(m)
-    if behind is None:
+    if m.train is None:
         s.missing.append("The training data was not at hand, so the samples are shown alone.")
-    most = draw.points_shown(len(m.columns))
+    x, behind = m.values(m.samples), None if m.train is None else torch.from_numpy(m.data)
+    if m.table is not None:
+        _pairs(m, s, x, behind)
+        return s
+    shown = min(len(x), _SHOWN if x.ndim > 3 else _SHOWN // 2)
+    if x.ndim > 3:
+        height, width = sample_figures.tiles(x[:1], m.run.info.kind).shape[2:]
+        shown = min(shown, max(4, (_ROOM // width) * (_ROOM // height)))
+    beside = "" if behind is None else f", beside {min(shown, len(behind))} rows of the data drawn at random"
+    s.text.append(f"The first {shown} of {len(x):,} samples{beside}, none picked.")
+    low, high = _range(m.samples)
+    if m.run.info.kind == "image" and (low < -0.02 or high > 1.02):
+        s.text.append(f"Values lie in {low:.2g} to {high:.2g}; what is outside [0, 1] is clipped.")
+    alt, caption = f"{shown} samples{beside}", "Samples, in the order they were drawn."
+    if x.ndim == 3:
+        s.draw("samples", alt, caption, lambda: draw.lines(x[:shown], behind), wide=True)
+        return s
+    image = draw.rendered_sheet(x[:shown], behind, m.run.info.kind)
+    s.pictures.append(Picture("samples", alt, caption, image, wide=True))
+    return s
+
+
+def _pairs(m: Material, s: Section, x: Tensor, behind: Tensor | None) -> None:
+    """The columns that differ most, against each other."""
+    assert m.table is not None
+    worst = m.worst[:_PAIRED]
+    columns = [m.table.columns[j] for j in worst]
+    most = draw.points_shown(len(columns))
     shown = min(len(x), most)
     over = "" if behind is None else f" over {min(len(behind), most):,} rows of the training data"
     s.text.append(f"{shown:,} samples{over}, in the units of the data.")
-    names = m.columns
-    count = min(5, len(names))
-    kind = "Histogram" if count == 1 else "Scatter plot"
+    which = f"the {len(worst)} of {len(m.table.columns)} columns that differ most" if m.marginals else ""
+    note = which if len(worst) < len(m.table.columns) else ""
+    kind = "Histogram" if len(worst) == 1 else "Scatter plot"
     s.draw(
-        "samples", f"{kind} of {shown} samples{over}: columns {', '.join(names[:count])}",
-        f"{kind} of the columns against each other; the data is grey." if count > 1 else "The data is grey.",
-        lambda: draw.scatter(x, behind, names), wide=count > 2,
+        "samples", f"{kind} of {shown} samples{over}: columns {', '.join(c.name for c in columns)}",
+        f"{kind} of {note or 'the columns'} against each other; the data is grey." if len(worst) > 1 else
+        "The data is grey.",
+        lambda: draw.scatter(x[:, worst], None if behind is None else behind[:, worst], columns, note),
+        wide=len(worst) > 2,
     )  # fmt: skip
-    return s
 
 
 def neighbours(m: Material) -> Section:
@@ -74,16 +93,18 @@ def neighbours(m: Material) -> Section:
     )
     k = min(5, index.shape[1])
     rows = m.rows(index[picked, :k].flatten())
-    if not m.pictorial:
-        s.tables.append(_beside(m, picked, rows[::k], index[:, 0], distance[:, 0]))
+    if m.table is not None:
+        s.tables.append(_beside(m, m.table, picked, rows[::k], index[:, 0], distance[:, 0]))
         return s
     cells = torch.cat((m.samples[picked].unsqueeze(1), rows.reshape(len(picked), k, *rows.shape[1:])), 1)
+    pictures = m.pictures(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
     below = [["", *(f"{float(d):#.3g}" for d in distance[i, :k])] for i in picked]
     nearest = ", ".join(f"sample {i} at {float(distance[i, 0]):.3g}" for i in picked)
     s.draw(
-        "neighbours", f"{len(picked)} samples, each beside its {k} nearest training images: {nearest}",
-        f"Each row: a sample, then its {k} nearest training images with their distance.",
-        lambda: draw.strip(cells, ["sample", *map(_ordinal, range(1, k + 1))], [f"#{i}" for i in picked], below),
+        "neighbours", f"{len(picked)} samples, each beside its {k} nearest training rows: {nearest}",
+        f"Each row: a sample, then its {k} nearest training rows with their distance.",
+        lambda: draw.strip(pictures, ["sample", *map(_ordinal, range(1, k + 1))], [f"#{i}" for i in picked], below,
+                           scales=m.scales),
     )  # fmt: skip
     return s
 
@@ -103,27 +124,30 @@ def trajectory(m: Material) -> Section:
     x, d = at_data_scale(way.x, tau, _mean(m)), way.denoised
     titles = [*(f"τ {t:.3g}" for t in way.tau), "sample"]
     alt = f"State and denoised state of {way.method} at the levels {', '.join(f'{t:.3g}' for t in way.tau)}"
-    if m.pictorial:
+    if m.table is None:
         ways = min(_WAYS, x.shape[1])
         cells = torch.stack((torch.cat((x, way.samples[None])), torch.cat((d, way.samples[None]))))[:, :, :ways]
         cells = cells.permute(2, 0, 1, *range(3, cells.ndim)).flatten(0, 1)  # [way and kind, level, ...]
+        pictures = m.pictures(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
         s.draw(
             "trajectory", alt, f"{ways} samples: x above, D(x, τ) below.",
-            lambda: draw.strip(cells, titles, ["x", "D"] * ways, together=2, inches=draw.WIDE), wide=True,
+            lambda: draw.strip(pictures, titles, ["x", "D"] * ways, scales=m.scales, together=2, inches=draw.WIDE),
+            wide=True,
         )  # fmt: skip
         return s
     few = torch.linspace(0, len(tau) - 1, min(4, len(tau))).round().long().tolist()
     titles = [*(titles[i] for i in few), "sample"]
-    panels = [[m.vectors(v) for v in (*side[few], way.samples)] for side in (x, d)]
+    two, names = _two(m)
+    panels = [[m.values(v)[:, two] for v in (*side[few], way.samples)] for side in (x, d)]
     s.draw("trajectory", alt, f"{x.shape[1]} samples: x above, D(x, τ) below; the data is grey.",
-           lambda: draw.clouds(panels, titles, ["x", "D"], m.columns, _behind(m)), wide=True)  # fmt: skip
+           lambda: draw.clouds(panels, titles, ["x", "D"], names, _behind(m, two)), wide=True)  # fmt: skip
     return s
 
 
 def covariance(m: Material) -> Section:
     """Spectra of S and R, leading eigenvectors, draws of the noise."""
     s = Section("covariance", "Covariance of the noise")
-    c, shape, names = m.run.model.noise.covariance, m.run.info.shape, m.run.info.columns
+    c, shape, names, kind = m.run.model.noise.covariance, m.run.info.shape, m.coordinates, m.run.info.kind
     try:
         values, noise, rows, what, told = figures.leading(c, 0)
         condition, rank = float(c.condition_number()[0]), float(c.effective_rank()[0])
@@ -147,16 +171,16 @@ def covariance(m: Material) -> Section:
         "Spectra of the data's covariance S and the noise shape R.", lambda: draw.spectrum(values, noise),
     )  # fmt: skip
     s.draw("directions", f"{what}, {len(rows)} pictures", f"{what.capitalize()}.",
-           lambda: draw.directions(rows, shape, "", told, names))  # fmt: skip
+           lambda: draw.directions(rows, shape, told, names, kind))  # fmt: skip
     s.draw("draws", f"{len(draws)} draws of the noise", "Draws of the noise, L z, at τ = 1.",
-           lambda: draw.directions(draws, shape, "", [str(i + 1) for i in range(len(draws))], names))  # fmt: skip
+           lambda: draw.directions(draws, shape, [str(i + 1) for i in range(len(draws))], names, kind))  # fmt: skip
     mixture = m.run.regions
     if mixture is not None:
         shown = min(MOST, mixture.regions)
         shares = ", ".join(f"{share:.1%}" for share in mixture.weights.sort(descending=True).values[:shown].tolist())
         s.draw("regions", f"{shown} of {mixture.regions} regions, with shares {shares}",
                "Regions of the data, the largest first: share and mean, variances of S, two draws of its Gaussian.",
-               lambda: regions_figure(mixture, names, draw.WIDE), wide=True)  # fmt: skip
+               lambda: regions_figure(mixture, names, draw.WIDE, kind), wide=True)  # fmt: skip
     return s
 
 
@@ -168,11 +192,11 @@ def levels(m: Material) -> Section:
         return s
     noise = m.run.model.noise
     top, bottom = noise.levels.maximum, noise.levels.minimum
-    count = _LEVELS if m.pictorial else 5
+    count = _LEVELS if m.table is None else 5
     # Below a tenth nothing is seen.
     tau = torch.logspace(math.log10(top), math.log10(max(bottom, min(0.1, top))), count, dtype=torch.float64)
     tau = tau if top > 1.01 * max(bottom, 0.1) else tau[:1]
-    n = 1 if m.pictorial else min(500, len(m.train))
+    n = 1 if m.table is None else min(500, len(m.train))
     x, labels = m.train.batch(torch.arange(n))
     x = x.cpu()
     device = noise.tau.device
@@ -188,41 +212,54 @@ def levels(m: Material) -> Section:
         s.missing.append("The noise cannot be shown: it holds values that are not finite.")
         return s
     s.text.append(
-        f"{'One training image' if m.pictorial else f'{n} training rows'} under the noise of this run and, below, under"
-        " isotropic noise of the same total variance, from the same random numbers; shrunk to the spread of the data."
-        f" The ladder goes from τ = {top:.3g} to {bottom:.3g}."
+        f"{'One training row' if m.table is None else f'{n} training rows'} under the noise of this run and, below,"
+        " under isotropic noise of the same total variance, from the same random numbers; shrunk to the spread of the"
+        f" data. The ladder goes from τ = {top:.3g} to {bottom:.3g}."
     )
     both = torch.stack([at_data_scale(torch.stack(v), tau, _mean(m)) for v in (shown, plain)])
     titles, kinds = [f"τ {t:.3g}" for t in tau.tolist()], ["run", "isotropic"]
     at = ", ".join(f"{t:.3g}" for t in tau.tolist())
     alt = f"Perturbed data at the levels {at}, by the run's noise and by isotropic noise"
-    if m.pictorial:
+    if m.table is None:
+        pictures = m.pictures(both[:, :, 0].flatten(0, 1)).unflatten(0, both.shape[:2])
         s.draw("levels", alt, "Noise of the run above, isotropic noise below.",
-               lambda: draw.strip(both[:, :, 0], titles, kinds, inches=draw.WIDE), wide=True)  # fmt: skip
+               lambda: draw.strip(pictures, titles, kinds, scales=m.scales, inches=draw.WIDE), wide=True)  # fmt: skip
     else:
-        panels = [[m.vectors(v) for v in side] for side in both]
+        two, names = _two(m)
+        panels = [[m.values(v)[:, two] for v in side] for side in both]
         s.draw("levels", alt, "Noise of the run above, isotropic noise below; the data is grey.",
-               lambda: draw.clouds(panels, titles, kinds, m.columns, _behind(m)), wide=True)  # fmt: skip
+               lambda: draw.clouds(panels, titles, kinds, names, _behind(m, two)), wide=True)  # fmt: skip
     return s
 
 
-def _beside(m: Material, picked: list[int], rows: Tensor, index: Tensor, distance: Tensor) -> Table:
-    """Vectors and the nearest training row of each, a line each."""
-    names = m.columns[:_COLUMNS]
-    x, near = m.vectors(m.samples[picked]), m.vectors(rows)
+def _beside(m: Material, table: Units, picked: list[int], rows: Tensor, index: Tensor, distance: Tensor) -> Table:
+    """Rows of a table and the training row nearest to each, a line each, as the file has them."""
+    x, near = m.values(m.samples[picked]), m.values(rows)
     lines = []
     for j, i in enumerate(picked):
-        lines.append([f"sample {i}", "", *(f"{v:.4g}" for v in x[j, :_COLUMNS].tolist())])
-        told = [f"{v:.4g}" for v in near[j, :_COLUMNS].tolist()]
-        lines.append([f"training row {int(index[i])}", f"{float(distance[i]):.3g}", *told])
-    of = f" (the first {_COLUMNS} of {len(m.columns)} columns)" if len(m.columns) > _COLUMNS else ""
-    return Table(f"Samples and the training row nearest to each{of}", ["row", "distance", *names], lines, "numbers")
+        for what, at, values in (
+            (f"sample {i}", "", x[j]), (f"training row {int(index[i])}", f"{float(distance[i]):.3g}", near[j])
+        ):  # fmt: skip
+            lines.append([what, at, *map(_cell, table.columns, values.tolist())])
+    header = ["row", "distance", *(c.name for c in table.columns)]
+    return Table("Samples and the training row nearest to each", header, lines, "numbers")
 
 
-def _behind(m: Material) -> Tensor | None:
-    if m.train is None:
-        return None
-    return m.vectors(m.rows(torch.arange(min(len(m.train), draw.MOST_POINTS))))
+def _cell(column: Column, value: float) -> str:
+    """As the file has it; numbers without a fixed number of digits with six."""
+    return f"{value:.6g}" if column.kind == "number" and column.digits is None else column.cell(value)
+
+
+def _two(m: Material) -> tuple[list[int], list[str]]:
+    """Columns of a cloud of points: the first two, of those that are continuous if there are some."""
+    assert m.table is not None
+    order = sorted(range(len(m.table.columns)), key=lambda j: _KINDS.index(m.table.columns[j].kind) if m.table else 0)
+    two = [j for j in order if m.table.columns[j].kind != "constant"][:2]
+    return two, [m.table.columns[j].name for j in two]
+
+
+def _behind(m: Material, columns: list[int]) -> Tensor | None:
+    return None if m.train is None else torch.from_numpy(m.data[: draw.MOST_POINTS, columns])
 
 
 def _mean(m: Material) -> Tensor:

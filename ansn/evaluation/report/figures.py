@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ansn import figures
+from ansn import figures, sample_figures
+from ansn.data.units import Column
 
 WIDTH = 5.4  # inches: letters of 9 points are still read when the page is 375 pixels wide
 WIDE = 7.6  # of what scrolls there
@@ -59,10 +60,14 @@ def rendered(draw: Callable[[], Figure], *, flat: bool = True) -> Rendered:
     return Rendered(small[0], small[1], light.width, light.height)
 
 
-def rendered_grid(x: Tensor, columns: int | None = None) -> Rendered:
-    """Images ``[n, 1 or 3, H, W]`` as the grid of samples.png, the same on every page."""
-    image = Image.fromarray(figures.image_grid(x.detach().float().cpu(), columns, None))
-    return Rendered(_png(image), None, image.width, image.height)
+def rendered_sheet(x: Tensor, reference: Tensor | None = None, kind: str | None = None) -> Rendered:
+    """Images, maps or volumes as the sheet of samples.png."""
+    made = []
+    for colours in (_BOTH, _BOTH | DARK):
+        with matplotlib.rc_context(colours):
+            page = Image.fromarray(sample_figures.sheet(x, reference, kind=kind))
+        made.append(page if x.shape[1] == 3 else page.quantize(256, dither=Image.Dither.NONE))  # photographs have more
+    return Rendered(_png(made[0]), _png(made[1]), made[0].width, made[0].height)
 
 
 # -- data --------------------------------------------------------------------------------------------------------
@@ -74,18 +79,23 @@ def strip(
     rows: Sequence[str],
     below: Sequence[Sequence[str]] | None = None,
     *,
+    scales: Sequence[sample_figures.Scale] = (),
     together: int = 1,
     inches: float = WIDTH,
 ) -> Figure:
-    """Images ``[rows, columns, 1 or 3, H, W]`` in [0, 1] as a table with headings.
+    """Coloured pictures ``[rows, columns, 3, H, W]`` in [0, 1], or lines ``[rows, columns, C, L]`` on their
+    ``scales``, as a table with headings.
 
-    ``below``: a line under each image; ``together``: rows that stand close, with a wider gap after them.
+    ``below``: a line under each picture; ``together``: rows that stand close, with a wider gap after them.
     """
+    if x.ndim == 4:
+        return _line_strip(x, columns, rows, below, scales, inches)
     high, wide = x.shape[:2]
     left, room = 12 + 12 * max(map(len, rows), default=0), inches * _DPI
     # Whole numbers of pixels, so that nothing is smoothed and the file is small.
     shrink = max(1, math.ceil(wide * (x.shape[-1] + 1) / room))
-    cells = functional.avg_pool2d(figures.colours(x.flatten(0, 1)), shrink, ceil_mode=True).permute(0, 2, 3, 1).numpy()
+    pictures = sample_figures.colours(x.flatten(0, 1))
+    cells = functional.avg_pool2d(pictures, shrink, ceil_mode=True).permute(0, 2, 3, 1).numpy()
     height, width = cells.shape[1:3]
     gap = max(1, width // 16)
     scale = max(1, round((room - left) / (wide * (width + gap))))
@@ -112,6 +122,23 @@ def strip(
     return figure
 
 
+def _line_strip(
+    x: Tensor, columns: Sequence[str], rows: Sequence[str], below: Sequence[Sequence[str]] | None,
+    scales: Sequence[sample_figures.Scale], inches: float,
+) -> Figure:  # fmt: skip
+    high, wide = x.shape[:2]
+    figure = Figure(figsize=(inches, 0.4 + high * inches / wide * 0.6), layout="constrained")
+    axes = figure.add_subplot()
+    sample_figures.curves(axes, x.flatten(0, 1).double().numpy(), wide, scales)
+    for j, text in enumerate(columns):
+        axes.text(j + 0.5, high * 1.01, text, ha="center", va="bottom", fontsize=8)
+    for i, text in enumerate(rows):
+        axes.text(-0.02 * wide, high - i - 0.5, text, ha="right", va="center", fontsize=8)
+        for j, under in enumerate(below[i] if below else ()):
+            axes.text(j + 0.97, high - i - 0.97, under, ha="right", va="bottom", fontsize=6)
+    return figure
+
+
 def clouds(
     panels: Sequence[Sequence[Tensor]],
     columns: Sequence[str],
@@ -124,26 +151,26 @@ def clouds(
     lines = math.ceil(len(columns) / wide)
     figure = Figure(figsize=(WIDE, 0.4 + 1.55 * lines * len(rows)), layout="constrained")
     axes = figure.subplots(lines * len(rows), wide, sharex=True, sharey=True, squeeze=False)
-    data = None if behind is None else behind[:_IN_MANY].float().numpy()
+    data = None if behind is None else behind[:_IN_MANY].double().numpy()
     for cell in axes.ravel():
         cell.set_axis_off()
     for i, row in enumerate(panels):
         for j, x in enumerate(row):
             cell = axes[(j // wide) * len(rows) + i][j % wide]
             cell.set_axis_on()
-            points = x[:_IN_MANY].float().numpy()
+            points = x[:_IN_MANY].double().numpy()
             if points.shape[1] == 1:
-                figures.histogram(cell, points[:, 0], None if data is None else data[:, 0])
+                sample_figures.histogram(cell, points[:, 0], None if data is None else data[:, 0])
                 cell.set_yticks([])
             else:
-                figures.points(cell, points, data, 0, 1)
+                sample_figures.points(cell, points, data, 0, 1)
             cell.tick_params(labelsize=6)
             cell.xaxis.set_major_locator(MaxNLocator(4))
             if i == 0:
                 cell.set_title(columns[j], fontsize=8, pad=3)
             if j % wide == 0:
                 cell.set_ylabel(rows[i], fontsize=8)
-    told = [figures.drawable(name) for name in names[:2]]
+    told = [sample_figures.drawable(name) for name in names[:2]]
     if behind is not None and len(told) > 1:
         low, high = (behind[:, :2].double().quantile(torch.tensor([0.0, 1.0]).double(), dim=0)).tolist()
         margin = [0.35 * (b - a) + 1e-6 for a, b in zip(low, high, strict=True)]
@@ -158,11 +185,18 @@ def points_shown(columns: int) -> int:
     return MOST_POINTS if columns < 3 else _IN_MANY
 
 
-def scatter(x: Tensor, reference: Tensor | None, names: Sequence[str]) -> Figure:
-    """Samples over data, the picture of samples.png."""
-    shown, side = points_shown(len(names)), WIDTH if len(names) < 3 else WIDE
-    behind = None if reference is None else reference[:shown].float().numpy()
-    return figures.scatter_figure(x[:shown].float().numpy(), behind, names, side=side)
+def lines(x: Tensor, reference: Tensor | None) -> Figure:
+    """Samples beside data, the picture of samples.png."""
+    behind = None if reference is None else reference.double().numpy()
+    return sample_figures.curves_figure(x.double().numpy(), None, behind, WIDE)
+
+
+def scatter(x: Tensor, reference: Tensor | None, columns: Sequence[Column], note: str) -> Figure:
+    """Samples over data, the picture of samples.png, of these columns."""
+    shown, side = points_shown(len(columns)), WIDTH if len(columns) < 3 else WIDE
+    behind = None if reference is None else reference[:shown].double().numpy()
+    names = [column.name for column in columns]
+    return sample_figures.scatter_figure(x[:shown].double().numpy(), behind, names, side=side, cells=columns, note=note)
 
 
 # -- covariance --------------------------------------------------------------------------------------------------
@@ -175,10 +209,12 @@ def spectrum(values: Tensor, noise: Tensor) -> Figure:
     return figure
 
 
-def directions(rows: Tensor, shape: tuple[int, ...], title: str, labels: Sequence[str], names: Any = None) -> Figure:
+def directions(
+    rows: Tensor, shape: tuple[int, ...], labels: Sequence[str], names: Sequence[str] | None, kind: str
+) -> Figure:
     """Eigenvectors or draws, ``[n, d]``, as pictures of the data's shape."""
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    figures.panels(figure, rows, shape, title, labels, names)
+    figures.panels(figure, rows, shape, "", labels, names, kind)
     return figure
 
 
@@ -209,7 +245,7 @@ def curves(lines: Sequence[Curve], xlabel: str, ylabel: str, floor: float | None
         x, y, low, high = (np.array(v, dtype=np.float64) for v in (line.x, line.y, line.low, line.high))
         order = np.argsort(x)
         style: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osD^vP*X"[i % 8], "markersize": 4}
-        axes.plot(x[order], y[order], label=figures.drawable(line.name), linewidth=1.3, **style)
+        axes.plot(x[order], y[order], label=sample_figures.drawable(line.name), linewidth=1.3, **style)
         bars = np.stack((y - low, high - y)).clip(0)
         if np.isfinite(bars).any():
             axes.errorbar(x, y, np.nan_to_num(bars), fmt="none", color=style["color"], alpha=0.5, linewidth=1)
@@ -237,9 +273,9 @@ def shares(names: Sequence[str], samples: Sequence[float], data: Sequence[float]
     at = np.arange(len(order))
     figure = Figure(figsize=(WIDTH, 1.0 + 0.3 * len(order)), layout="constrained")
     axes = figure.add_subplot()
-    axes.barh(at - 0.2, [100 * data[i] for i in order], 0.38, color=figures.DATA, label="data")
-    axes.barh(at + 0.2, [100 * samples[i] for i in order], 0.38, color=figures.MODEL, label="samples")
-    axes.set_yticks(at, [figures.drawable(names[i], 18) for i in order])
+    axes.barh(at - 0.2, [100 * data[i] for i in order], 0.38, color=sample_figures.DATA, label="data")
+    axes.barh(at + 0.2, [100 * samples[i] for i in order], 0.38, color=sample_figures.MODEL, label="samples")
+    axes.set_yticks(at, [sample_figures.drawable(names[i], 18) for i in order])
     axes.invert_yaxis()
     axes.set_xlabel("share, per cent")
     axes.grid(axis="x", alpha=0.3)

@@ -42,7 +42,8 @@ def measurements(m: Material) -> Section:
     if any(v.baseline is not None for v in made):
         s.text.append(f"The baseline is as many samples of {_gaussians(m.run)}, which needs no network.")
     for features in dict.fromkeys(v.features for v in made):
-        s.tables.append(_measured(features, [v for v in made if v.features == features]))
+        caption = f"In the features {features}" if features else "Without features"
+        s.tables.append(measured(caption, [v for v in made if v.features == features]))
     for name in dict.fromkeys(v.name for v in made):
         told = meaning(name)
         if told:
@@ -55,8 +56,8 @@ def _gaussians(run: Run) -> str:
     return "one Gaussian of the learned covariance" if count == 1 else f"the mixture of the {count} regions' Gaussians"
 
 
-def _measured(features: str | None, made: Sequence[Measurement]) -> Table:
-    """The measurements of one feature space; columns that would be empty are left out."""
+def measured(caption: str, made: Sequence[Measurement]) -> Table:
+    """Measurements as a table; columns that would be empty are left out."""
     header = ["measurement", "value", "95 % interval", "floor", "baseline", "n", "reference", "better", "note"]
     rows = []
     for v in made:
@@ -66,7 +67,6 @@ def _measured(features: str | None, made: Sequence[Measurement]) -> Table:
         known = [number(v.value), interval, floor, number(v.baseline)]
         rows.append([v.name, *known, f"{v.n:,}", reference, v.better, v.note])
     keep = [0, *(j for j in range(1, len(header)) if any(row[j] for row in rows))]
-    caption = f"In the features {features}" if features else "Without features"
     return Table(caption, [header[j] for j in keep], [[row[j] for j in keep] for row in rows], style="cards")
 
 
@@ -77,27 +77,36 @@ def cost(m: Material) -> Section:
     if not rows:
         s.missing.append("No sampler was tried at several numbers of evaluations; ansn-evaluate --sweep does it.")
         return s
-    floor = next((_value(row, "floor") for row in rows if math.isfinite(_value(row, "floor"))), None)
+    counts = sorted({int(_value(row, "n")) for row in rows if math.isfinite(_value(row, "n"))})
+    usual = max(counts, key=lambda n: sum(row.get("n") == n for row in rows), default=None)
+    if len(counts) > 1:
+        told = " and ".join(f"{n:,}" for n in counts)
+        s.text.append(
+            f"The rows are of n = {told} samples. Distances fall with n, so only those of one n compare; the floor that"
+            f" is drawn is that of n = {usual:,}. The row of the run's sampler is the measurement above."
+        )
+    floor = next((_value(row, "floor") for row in rows if row.get("n") == usual and row.get("floor") is not None), None)
     what = str(rows[0].get("name", "distance"))
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    # A line for each sampler and n.
+    named = [(f"{row['method']}, n = {row['n']:,}" if len(counts) > 1 else str(row["method"]), row) for row in rows]
     for key, label in (("evaluations", "network evaluations a sample"), ("seconds", "seconds")):
-        known = [row for row in rows if math.isfinite(_value(row, key))]
+        known = [(name, row) for name, row in named if math.isfinite(_value(row, key))]
         if not known:
             s.missing.append(f"The {key} of the draws are not known.")
             continue
-        lines = [_curve(name, key, [row for row in known if row["method"] == name]) for name in methods]
-        lines = [line for line in lines if line.x]
-        best = min(known, key=lambda row: _value(row, "value"))
+        names = list(dict.fromkeys(name for name, _ in known))
+        lines = [_curve(name, key, [row for other, row in known if other == name]) for name in names]
+        best = min((row for _, row in known), key=lambda row: _value(row, "value"))
         alt = (
-            f"{what} against {label} for {', '.join(methods)}; the smallest, {number(_value(best, 'value'))}, is that"
+            f"{what} against {label} for {', '.join(names)}; the smallest, {number(_value(best, 'value'))}, is that"
             f" of {best['method']} at {number(_value(best, key))}"
         )
         alt += "" if floor is None else f"; floor {number(floor)}"
         s.draw(f"quality-{key}", alt, f"{what} against {label}.",
                partial(draw.curves, lines, label, what, floor))  # fmt: skip
-    header = ["sampler", "evaluations", "value", "seconds"]
-    told = [[str(r["method"]), *(number(_value(r, k)) for k in ("evaluations", "value", "seconds"))] for r in rows]
-    s.tables.append(Table("The rows of these pictures", header, told, "numbers", folded=True))
+    header = ["sampler", "evaluations", "n", "value", "floor", "seconds"]
+    cells = [[str(r["method"]), *("" if r.get(k) is None else number(_value(r, k)) for k in header[1:])] for r in rows]
+    s.tables.append(Table("The rows of these pictures", header, cells, "numbers", folded=True))
     return s
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ansn import figures
+from ansn import sample_figures
 from ansn.data import Dataset
-from ansn.evaluation.measurement import Evaluation
+from ansn.data.units import Table as Units
+from ansn.evaluation import columns
+from ansn.evaluation.compare import LEAST, Resampling
+from ansn.evaluation.features import Array
+from ansn.evaluation.measurement import Evaluation, Measurement
 from ansn.evaluation.report.figures import Rendered, rendered
 from ansn.evaluation.trajectory import Trajectory
 from ansn.training.runs import Run
+
+_ROWS, _LEAST_ROWS, _VALUES = 20_000, 64, 20_000_000  # most and least rows of the data, and numbers in them
 
 BROKEN = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 """What drawing or decomposing numbers that are not finite may raise."""
@@ -23,7 +30,8 @@ BROKEN = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 
 NAMES = frozenset({
     "samples", "neighbours", "trajectory", "quality-evaluations", "quality-seconds", "shares", "loss", "spectrum",
-    "directions", "draws", "regions", "levels",
+    "directions", "draws", "regions", "levels", "marginals", "correlations", "power-spectrum", "autocorrelation",
+    "one-point-distribution",
 })  # fmt: skip
 """Names of the pictures that a page may have."""
 
@@ -49,36 +57,101 @@ class Material:
     trajectory: Trajectory | None
     shares: Shares | None
     commands: tuple[tuple[str, str], ...]
+    test: Dataset | None = None
 
     @property
-    def pictorial(self) -> bool:
-        return figures.is_image(self.run.info.shape)
+    def table(self) -> Units | None:
+        """The columns of a table; None for other data."""
+        units = self.run.units
+        return units if isinstance(units, Units) else None
 
     @property
-    def columns(self) -> list[str]:
-        count = math.prod(self.run.info.shape)
-        return list(self.run.info.columns or (f"x{j}" for j in range(count)))
+    def coordinates(self) -> tuple[str, ...] | None:
+        """Names of a table's numbers as the model sees them."""
+        return None if self.table is None else self.table.coordinates
 
     def rows(self, index: Tensor) -> Tensor:
         """Training rows as the model sees them, on the CPU."""
         assert self.train is not None
         return self.train.batch(index)[0].cpu()
 
-    def vectors(self, x: Tensor) -> Tensor:
-        """Rows ``[n, d]`` in the units of the data."""
-        return self.run.to_data_units(x.detach().cpu()).flatten(1)
+    def values(self, x: Tensor) -> Tensor:
+        """Rows in the units of the data, float64, on the CPU."""
+        return self.run.to_data_units(x.detach().cpu()).double()
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """Rows of the model's numbers as pictures ``[n, 3, h, w]``, fields in the colours of the data's values; lines
+        ``[n, C, L]`` in the units of the data."""
+        values = self.values(x)
+        return values if values.ndim < 4 else sample_figures.tiles(values, self.run.info.kind, self.scales)
+
+    @cached_property
+    def scales(self) -> list[sample_figures.Scale]:
+        """Ends of the data's values, of each channel that is shown; of the samples' where there is no data."""
+        x = self.values(self.samples) if self.train is None else torch.from_numpy(self.data)
+        return sample_figures.line_scales(x.numpy()) if x.ndim == 3 else sample_figures.limits(x, self.run.info.kind)
+
+    @cached_property
+    def data(self) -> Array:
+        """Rows of the training data in its units, drawn at random, NaN where a table's cell is not known."""
+        assert self.train is not None
+        return self._some(self.train)
+
+    @cached_property
+    def held_out(self) -> Array | None:
+        """Held-out rows, as :attr:`data`; None where there are too few for a floor."""
+        return None if self.test is None or len(self.test) < LEAST else self._some(self.test)
+
+    @cached_property
+    def finite(self) -> Array:
+        """Samples in the units of the data, without those that hold values that are not finite."""
+        x = self.values(self.samples).numpy()
+        return np.asarray(x[np.isfinite(x.reshape(len(x), -1)).all(1)])
+
+    @property
+    def resampling(self) -> Resampling:
+        """As the measurements were made."""
+        given = self.evaluation.settings
+        return Resampling(int(given.get("halves", 40)), int(given.get("seed", 0)))
+
+    @cached_property
+    def marginals(self) -> dict[int, Measurement]:
+        """Of a table's columns that are not constant; empty without data or with too few samples."""
+        if self.table is None or self.train is None or len(self.finite) < LEAST:
+            return {}
+        keep = [j for j, c in enumerate(self.table.columns) if c.kind != "constant"]
+        chosen, held = [self.table.columns[j] for j in keep], self.held_out
+        made = columns.marginals(
+            chosen, self.data[:, keep], self.finite[:, keep], None if held is None else held[:, keep], self.resampling
+        )
+        return dict(zip(keep, made, strict=True))
+
+    @property
+    def worst(self) -> list[int]:
+        """A table's columns, the furthest from the data first; as they are in the file where that is not known."""
+        count = 0 if self.table is None else len(self.table.columns)
+        return sorted(self.marginals, key=lambda j: -np.nan_to_num(self.marginals[j].value)) or list(range(count))
+
+    def _some(self, rows: Dataset) -> Array:
+        size = int(np.prod(rows.shape))
+        index = rows.order(0, 0)[: max(_LEAST_ROWS, min(_ROWS, _VALUES // size))].clone()
+        x, known = self.values(rows.batch(index)[0]), rows.known(index)
+        if known is not None and self.table is not None:
+            widths = [c.width for c in self.table.columns]
+            whole = [part.all(1) for part in known.cpu().split(widths, 1)]
+            x[~torch.stack(whole, 1)] = torch.nan
+        return np.asarray(x.numpy())
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page. ``wide``: too wide for a phone, where it scrolls; ``pixels``: a grid that stays sharp."""
+    """A figure of the page. ``wide``: too wide for a phone, where it scrolls."""
 
     name: str
     alt: str
     caption: str
     image: Rendered
     wide: bool = False
-    pixels: bool = False
 
 
 @dataclass(frozen=True)
