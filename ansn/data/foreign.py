@@ -177,7 +177,8 @@ def _by_name(path: Path, plain: str) -> tuple[str, str] | None:
         return _cifar("cifar-10")
     if plain in ("train", "test", "meta") and (path.parent / "meta").exists():
         return _cifar("cifar-100")
-    if re.fullmatch(r"(data_batch_[1-5]|test_batch|train|test|(train|test|unlabeled)_[xy])\.bin", plain):
+    cifar100 = plain in ("train.bin", "test.bin") and (path.parent / "fine_label_names.txt").exists()
+    if cifar100 or re.fullmatch(r"(data_batch_[1-5]|test_batch|(train|test|unlabeled)_[xy])\.bin", plain):
         return "one file of a data set in binary files", f"the folder of all of them: {path.parent}"
     if match := re.fullmatch(r"(k49|kmnist)-(?:train|test)-(?:imgs|labels)\.npz", plain):
         arrays = ", ".join(
