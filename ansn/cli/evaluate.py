@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from ansn.choices import choice, suggestion
 from ansn.cli.common import guarded, parsed
@@ -23,6 +21,7 @@ from ansn.errors import InputError
 from ansn.evaluation import spaces
 from ansn.evaluation.evaluate import METRICS, Evaluated, Settings, evaluate
 from ansn.evaluation.measurement import Evaluation
+from ansn.evaluation.samples import read_samples
 from ansn.evaluation.sweep import ALL, EVALUATIONS
 from ansn.files import write_atomic
 from ansn.sampling import METHODS
@@ -59,14 +58,15 @@ class Arguments:
     steps: int | None = None
     """Levels of the solvers, or Langevin steps a level."""
     samples: Path | None = None
-    """A .npy file of ansn-sample to measure in place of drawing, [n, ...] in data units."""
+    """A file to measure in place of drawing: .npy of ansn-sample, [n, ...] in the data's units or uint8 images, or a
+    table such as .csv."""
     sweep: Annotated[tuple[str, ...], choice(METHODS, ALL, "none", many=True)] = ()
     """Samplers, all or none: also quality against evaluations and seconds, of as many samples. By default the sampler
     of the samples, with at most 1000; with --quick and --samples none."""
     evaluations: tuple[int, ...] = EVALUATIONS
     """Network evaluations a sample of the sweep."""
     quick: bool = False
-    """At most 500 samples, 10 halves for the intervals, no likelihood."""
+    """At most 500 samples, 10 halves for the intervals, no likelihood; written into the folder quick of the run's."""
     pairs: int = 5000
     """Most rows on either side of what compares all pairs: kernel, energy, manifold, memorisation."""
     halves: int = 40
@@ -80,7 +80,7 @@ class Arguments:
     cache: Path | None = None
     """Folder of trained classifiers; by default $ANSN_CACHE, or ansn in the user's cache folder."""
     out: Path | None = None
-    """Folder for evaluation.json and report.html; by default the run's."""
+    """Folder for evaluation.json and report.html; by default the run's, or quick in it."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
@@ -113,7 +113,7 @@ def _evaluate(arguments: Arguments) -> None:
     if arguments.quick:
         n = min(settings.n or 500, 500)
         settings = dataclasses.replace(settings, n=n, halves=min(settings.halves, 10), likelihood=0)
-    samples = None if arguments.samples is None else _read(arguments.samples, run)
+    samples = None if arguments.samples is None else read_samples(arguments.samples, run, arguments.seed)
     say_device(device)
     try:
         found = evaluate(
@@ -125,7 +125,7 @@ def _evaluate(arguments: Arguments) -> None:
     print(table(found.evaluation))
     for line in found.evaluation.left_out:
         print(f"left out: {line}")
-    folder = arguments.out or run.path
+    folder = arguments.out or (run.path / "quick" if arguments.quick else run.path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "evaluation.json", found.evaluation.to_json())
@@ -178,7 +178,8 @@ def _report(folder: Path, run: Run, found: Evaluated, way: dict[str, Any] | None
     shown = 8 if run.info.kind == "image" else 200  # vectors are a cloud of points
     trajectory = None if way is None else record(run, min(shown, len(found.samples)), **way)
     return write_report(
-        folder, run, found.evaluation, samples=found.samples, train=found.train, trajectory=trajectory, shares=shares
+        folder, run, found.evaluation, samples=found.samples, train=found.train, test=found.test, trajectory=trajectory,
+        shares=shares,
     )[:1]
 
 
@@ -199,24 +200,6 @@ def _sweep(arguments: Arguments, own: str) -> tuple[tuple[str, ...], int | None]
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _read(path: Path, run: Run) -> Tensor:
-    """Samples of a file in the model's own units."""
-    wanted = f"float [n, {', '.join(map(str, run.info.shape))}]"
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else "no .npy file of numbers"
-        raise InputError(f"--samples: got {told}, {path}, expected {wanted}") from None
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape[1:] != tuple(run.info.shape):
-        got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
-        raise InputError(f"--samples: got {got} in {path}, expected {wanted}")
-    x = torch.from_numpy(values.astype(np.float64))
-    if run.info.offset is not None and run.info.scale is not None:
-        offset, scale = (torch.tensor(v, dtype=torch.float64) for v in (run.info.offset, run.info.scale))
-        x = (x - offset) / scale
-    return x.float()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from ansn.errors import InputError
 
 _MAX_CLASSES = 65536
 _SHOWN = 6  # names in a note
+_CHUNK = 16384  # rows that are text at a time
 
 
 def load(
@@ -166,16 +167,29 @@ def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) ->
 
 
 def write(
-    path: Path, units: Table, values: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None
+    path: Path,
+    units: Table,
+    values: Tensor,
+    labels: Tensor | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """A CSV of rows float64 ``[n, columns]`` in the data's units, with the header, the kinds and the digits of the file
     that they were learned from; NaN is an empty cell. ``labels``: int64 ``[n]``, for the column of the class."""
+    label = None if labels is None or classes is None else units.label
     names = list(units.names)
-    written = [[column.cell(v) for v in t.tolist()] for column, t in zip(units.columns, values.unbind(1), strict=True)]
-    if units.label is not None and labels is not None and classes is not None:
-        names.insert(units.label[1], units.label[0])
-        written.insert(units.label[1], [classes[k] if k >= 0 else "" for k in labels.tolist()])
-    files.write(path, names, zip(*written, strict=True))
+    if label is not None:
+        names.insert(label[1], label[0])
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for start in range(0, len(values), _CHUNK):
+            part = values[start : start + _CHUNK]
+            cells = [[c.cell(v) for v in t.tolist()] for c, t in zip(units.columns, part.unbind(1), strict=True)]
+            if label is not None and labels is not None and classes is not None:
+                given = labels[start : start + _CHUNK].tolist()
+                cells.insert(label[1], [classes[k] if k >= 0 else "" for k in given])
+            yield from zip(*cells, strict=True)
+
+    files.write(path, names, rows())
 
 
 def _values(found: Cells, j: int, column: Column, path: Path) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ SPREAD = 0.5
 """Width of the noise of categories and of one of two values, in their distance: below 1, so that the largest coordinate
 of a category is always the word's."""
 
+_WIDE = 1e4  # deviations from 0, a thousandth of what float32 can tell apart
 _EPOCH = datetime(1970, 1, 1)
 
 
@@ -60,6 +61,11 @@ class Affine:
     scale: Tensor
     shape: tuple[int, ...]
     grain: None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether float32 cannot tell the data's values apart."""
+        return bool((self.offset.abs() / self.scale).max() > _WIDE)
 
     def decode(self, x: Tensor) -> Tensor:
         check_shape(x, self.shape)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ansn.config import SamplingConfig, to_dict
 from ansn.data import Dataset
+from ansn.data.units import Table
 from ansn.errors import InputError
 from ansn.evaluation import classes, spaces
 from ansn.evaluation.compare import KINDS, LEAST, Resampling, compare, modes, obedience, repetition
@@ -28,7 +29,7 @@ from ansn.evaluation.sweep import EVALUATIONS, chosen, sweep
 from ansn.likelihood import bits_per_dim
 from ansn.machine import cpu_name
 from ansn.training.data import load
-from ansn.training.pictures import draw, sampler_options
+from ansn.training.pictures import draw, labels, sampler_options
 from ansn.training.runs import Run
 
 METRICS = (*KINDS, "modes", "memorisation", "likelihood")
@@ -64,12 +65,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The numbers, and what a report shows beside them: samples as the model made them, the training data, and the
-    shares of the classes among samples and data with who told the samples', where there are classes."""
+    """The numbers, and what a report shows beside them: samples as the model made them, the training and held-out
+    data, and the shares of the classes among samples and data with who told the samples', where there are classes."""
 
     evaluation: Evaluation
     samples: Tensor
     train: Dataset
+    test: Dataset | None
     shares: tuple[tuple[float, ...], tuple[float, ...], str] | None
 
 
@@ -127,8 +129,9 @@ class _Work:
                 self.run, n, self.settings.seed, progress=progress, batch_size=self.settings.batch_size, **options
             )
             seconds = time.perf_counter() - start
-            if self.run.config.network.class_conditional:
-                asked = np.arange(n) % self.run.info.num_classes
+            known = labels(self.run, n, self.settings.seed)
+            asked = None if known is None else known.numpy()
+            samples = _as_written(self.run, samples, self.settings.seed)
         elif self.settings.n is not None:
             samples = samples[: self.settings.n]
         samples, asked = self._finite(samples, asked)
@@ -146,7 +149,7 @@ class _Work:
             measurements=tuple(self.numbers), quality=tuple(quality), neighbours=neighbours,
             left_out=tuple(self.left_out),
         )  # fmt: skip
-        return Evaluated(found, samples, self.train, self.shares)
+        return Evaluated(found, samples, self.train, self.test, self.shares)
 
     def _finite(self, samples: Tensor, asked: Any) -> tuple[Tensor, Any]:
         good = torch.isfinite(samples.flatten(1)).all(1)
@@ -268,6 +271,14 @@ def provenance(run: Run, made: Sequence[Features]) -> dict[str, Any]:
         "device": str(run.model.noise.tau.device), "threads": torch.get_num_threads(),
         "features": [str(space) if type(space).__str__ is not object.__str__ else space.name for space in made],
     }  # fmt: skip
+
+
+def _as_written(run: Run, samples: Tensor, seed: int) -> Tensor:
+    """A table's samples as whoever reads their file has them, with whole numbers and words, and the noise that the
+    data's have."""
+    if not isinstance(run.units, Table) or run.units.grain is None:
+        return samples
+    return run.units.encode(run.units.decode(samples.cpu()), seed)
 
 
 def _default_n(held_out: int) -> int:

@@ -8,6 +8,7 @@ processes, in any way.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 import warnings
@@ -22,6 +23,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ansn.data import table as tables
+from ansn.data.units import Affine, Table
 from ansn.distributed import any_rank
 from ansn.errors import InputError
 from ansn.sampling.common import label_rows
@@ -32,7 +35,6 @@ SUFFIXES = (".png", ".npy", ".csv")
 STORES = ("float32", "uint8")
 COMMIT_SECONDS = 1.0
 """At most so much work is lost by a killed process, beside the batch at hand."""
-_CHUNK = 16384  # rows of a table that are text at a time
 
 
 def to_disk(
@@ -43,8 +45,9 @@ def to_disk(
     batch_size: int = 256,
     y: int | Tensor | None = None,
     store: str = "float32",
-    units: Callable[[Tensor], Tensor] | None = None,
+    units: Affine | Table | Callable[[Tensor], Tensor] | None = None,
     columns: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     resume: bool = True,
     progress: bool = False,
 ) -> Path:
@@ -56,13 +59,15 @@ def to_disk(
 
     Args:
         draw: what to draw; each process has its own.
-        out: by its ending: ``.npy``, ``[n, *shape]``; ``.csv``, a table, a row each; ``.png``, one picture of all
-            samples (drawn in memory); none: a folder of ``000000.png`` and on, images in [0, 1] of 1 or 3 channels.
+        out: by its ending: ``.npy``, ``[n, *shape]`` (a table's columns in float64); ``.csv``, written as the file
+            that the table was learned from; ``.png``, one picture of all samples (drawn in memory); none: a folder of
+            ``000000.png`` and on, images in [0, 1] of 1 or 3 channels.
         batch_size: samples at a time, of each process.
         y: labels, a number or int64 ``[n]``.
         store: of a ``.npy``: ``"float32"``, or ``"uint8"`` for images in [0, 1], clipped, times 255 and rounded.
-        units: from samples to what is stored, such as :meth:`ansn.Run.to_data_units`.
-        columns: names of a table's columns.
+        units: from samples to what is stored, of the run or any function.
+        columns: names of a table's columns, where units do not have them.
+        classes: names of the labels, for a table with a column of them.
         resume: go on with what is there; False starts over.
         progress: show a bar, on stderr, in process 0.
 
@@ -74,10 +79,13 @@ def to_disk(
     path, labels = Path(out), label_rows(y, n)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     shape = draw.source.noise.covariance.shape
-    _check(path, shape, store, columns)
+    decode = units if units is None or callable(units) else units.decode
+    stored = shape if decode is None else tuple(decode(torch.zeros(1, *shape)).shape[1:])
+    _check(path, shape, store, columns, stored)
     images = path.suffix not in SUFFIXES
-    kept = {".csv": "float64", ".npy": store}.get(path.suffix, "uint8" if images else "float32")
-    part = Part(path, n, shape, kept, images=images, rank=rank)
+    number = "float64" if len(shape) == 1 or (isinstance(units, Affine) and units.wide) else "float32"
+    kept = "uint8" if images or store == "uint8" else number
+    part = Part(path, n, stored, kept, images=images, rank=rank)
     settings = _settings(draw, n, labels, kept) if rank == 0 else {}
     with _telling(part, path):
         _agreed(draw, lambda: part.prepare(settings, resume=resume) if rank == 0 else None)
@@ -89,10 +97,11 @@ def to_disk(
         # One batch that one process draws shows its steps instead.
         steps = progress and rank == 0 and len(blocks) == 1
         with _bar(n, int(n - missing.sum()), progress and rank == 0 and not steps) as moved:
-            _draw(draw, part, blocks[rank::world], labels, units, moved, steps)
+            _draw(draw, part, blocks[rank::world], labels, decode, moved, steps)
         _wait(part)
         if rank == 0:
-            _finish(part, path, columns)
+            plain = Table.plain(columns or [f"x{j}" for j in range(math.prod(stored))])
+            _finish(part, path, units if isinstance(units, Table) else plain, labels, classes)
     return path
 
 
@@ -106,7 +115,9 @@ def cut(missing: NDArray[np.bool_], batch_size: int) -> list[tuple[int, int]]:
     ]
 
 
-def _check(path: Path, shape: Sequence[int], store: str, columns: Sequence[str] | None) -> None:
+def _check(
+    path: Path, shape: Sequence[int], store: str, columns: Sequence[str] | None, stored: Sequence[int]
+) -> None:
     """Raises InputError for an output that cannot hold such samples or is in the way."""
     image = len(shape) == 3 and shape[0] in (1, 3)
     if path.suffix == ".csv" and len(shape) != 1:
@@ -119,8 +130,8 @@ def _check(path: Path, shape: Sequence[int], store: str, columns: Sequence[str] 
         raise ValueError(f"store: got {store!r}, expected one of {', '.join(STORES)}")
     if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3):
         raise ValueError(f"store: got 'uint8' for {path}, expected a .npy of images")
-    if columns is not None and len(shape) == 1 and len(columns) != shape[0]:
-        raise ValueError(f"columns: got {len(columns)}, expected {shape[0]}")
+    if columns is not None and len(shape) == 1 and len(columns) != stored[0]:
+        raise ValueError(f"columns: got {len(columns)}, expected {stored[0]}")
 
 
 def _settings(draw: Draw, n: int, labels: Tensor | None, kept: str) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def _draw(
     part: Part,
     blocks: list[tuple[int, int]],
     labels: Tensor | None,
-    units: Callable[[Tensor], Tensor] | None,
+    decode: Callable[[Tensor], Tensor] | None,
     moved: Callable[[int, Part], None],
     steps: bool,
 ) -> None:
@@ -142,7 +153,7 @@ def _draw(
     last = time.monotonic()
     try:
         for row, x in draw.batches(blocks, labels, progress=steps):
-            part.write(row, _numbers(x if units is None else units(x), part.dtype))
+            part.write(row, _numbers(x if decode is None else decode(x), part.dtype))
             if time.monotonic() - last > COMMIT_SECONDS:
                 part.commit()
                 last = time.monotonic()
@@ -228,24 +239,21 @@ def _bar(n: int, done: int, show: bool) -> Iterator[Callable[[int, Part], None]]
 # -- the end -----------------------------------------------------------------------------------------------------
 
 
-def _finish(part: Part, out: Path, columns: Sequence[str] | None) -> None:
+def _finish(
+    part: Part, out: Path, table: Table, labels: Tensor | None, classes: Sequence[str] | None
+) -> None:
     """Put the output in its place; the part is gone after it."""
     rows, written = part.data, part.folder / f"written{out.suffix}"
     if out.suffix == ".csv":
-        _write_table(np.load(rows, mmap_mode="r"), written, columns)
+        values = torch.from_numpy(np.load(rows, mmap_mode="r+"))
+        tables.write(written, table, values, labels, classes)
         rows = written
     elif out.suffix == ".png":
         from ansn import figures  # Matplotlib is slow to import: only when used
 
-        figures.save_samples(torch.from_numpy(np.load(rows)), written, names=columns)
+        names = table.names if len(part.shape) == 1 else None
+        figures.save_samples(torch.from_numpy(np.load(rows)), written, names=names)
         rows = written
     os.replace(rows, out)
     part.remove()
 
-
-def _write_table(values: NDArray[Any], path: Path, columns: Sequence[str] | None) -> None:
-    names = columns or [f"x{j}" for j in range(values.shape[1])]
-    with path.open("w") as file:
-        file.write(",".join(names) + "\n")
-        for row in range(0, len(values), _CHUNK):
-            np.savetxt(file, values[row : row + _CHUNK], delimiter=",", fmt="%.9g")
