@@ -68,12 +68,18 @@ def probe(path: Path) -> tuple[int, int, int]:
         return (1 if image.mode in _GREY or _grey_palette(image) else 3), height, width
 
 
-def deep(path: Path) -> bool:
-    """Whether the file holds greys of more than 8 bits, from the header alone. InputError as `decode`."""
+def deep(path: Path) -> int:
+    """Bits of greys of more than 8, 16 or 32, from the header alone; 0 for other images. InputError as `decode`."""
     if path.suffix.lower() in (".bmp", ".gif", ".jpeg", ".jpg", ".webp"):
-        return False
+        return 0
     with _opened(path) as image:
-        return image.mode.startswith("I")
+        return (32 if image.mode == "I" else 16) if image.mode.startswith("I") else 0
+
+
+def deep_colour(path: Path) -> bool:
+    """Whether the file holds colours of more than 8 bits, of which Pillow reads the upper 8. InputError as `decode`."""
+    with _opened(path) as image:
+        return image.mode.startswith("RGB") and ";16" in str(getattr(image, "tile", ""))
 
 
 def brightest(path: Path) -> int:

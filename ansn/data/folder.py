@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ansn.data.dataset import Dataset
-from ansn.data.decode import brightest, decode, deep, probe
+from ansn.data.decode import brightest, decode, deep, deep_colour, probe
 from ansn.data.files import cpu_count
 from ansn.data.holdout import AUTO, check_split, held_out, origin
 from ansn.data.splits import Part, layout
@@ -169,15 +169,16 @@ def load(
     if size is not None and channels is not None:
         shape = (channels, *size)
     else:
-        shape = _common_shape(paths, size, channels)
-    white, levels, range_notes = _grey_range(whole.paths)
+        shape = _common_shape(whole.paths, size, channels)
+    white, levels, range_notes, range_doubts = _grey_range(whole.paths)
     workers = min(4, cpu_count()) if num_workers is None else num_workers
     files = ImageFiles(paths, shape, size, workers, white, levels)
     limit = int(available_memory() * _MEMORY_SHARE) if memory_limit is None else memory_limit
     rows: Tensor | ImageFiles = files
     if len(files) * int(np.prod(shape, dtype=np.int64)) <= limit:
         rows = files.take(torch.arange(len(files)))
-    for doubt in (*found.doubts, *_doubts(listed, owners)):
+    doubts = (*found.doubts, *_doubts(listed, owners), *range_doubts)
+    for doubt in doubts:
         warnings.warn(f"{folder}: {doubt}", UserWarning, stacklevel=2)
     number = {name: i for i, name in enumerate(classes or ())}
     return Dataset(
@@ -186,7 +187,7 @@ def load(
         labels=None if classes is None else torch.tensor([number[str(owner)] for owner in labelled]),
         num_classes=None if classes is None else len(classes),
         classes=classes,
-        notes=(*found.notes, *found.doubts, *whole.notes(), *range_notes),
+        notes=(*found.notes, *whole.notes(), *range_notes, *doubts),
         levels=levels,
         dequantise=dequantise,
         flip=flip,
@@ -221,31 +222,34 @@ def _doubts(listed: Mapping[str, Listing], owners: Mapping[str, list[str | None]
     if doubt := whole.doubt():
         yield doubt
     if twice := len(whole.real) - len(set(whole.real)):
-        yield f"{twice} images are in both splits, by links"
+        yield f"{twice} images are in both splits"
     known, new = (set(owners.get(split, ())) - {None} for split in ("train", "test"))
     if known and new - known:
         yield f"no image of class {', '.join(sorted(map(str, new - known))[:5])} in the train split"
 
 
-def _grey_range(paths: list[Path]) -> tuple[int, int, list[str]]:
-    """(white, levels, notes) of `decode` for images of all splits: a function of the files, not of the split."""
+def _grey_range(paths: list[Path]) -> tuple[int, int, list[str], list[str]]:
+    """(white, levels) of `decode`, notes and doubts, of images of all splits: the same whatever split is loaded."""
     count = min(len(paths), _RANGE_SAMPLE)
     sample = [paths[i * len(paths) // count] for i in range(count)]
-    is_deep = _in_threads(lambda i: deep(sample[i]), range(len(sample)))
+    bits_of = _in_threads(lambda i: deep(sample[i]), range(count))
     of = f" (from {count} of {len(paths)} images; brighter pixels are white)" if count < len(paths) else ""
     notes = []
-    white, top = 65535, _peak([path for path, d in zip(sample, is_deep, strict=True) if d], 65535)
-    if any(is_deep):
-        bits = max(8, top.bit_length())
-        white = 2**bits - 1
-        if bits != 16:
-            kind = "16-bit" if top < 2**16 else "32-bit"
-            notes.append(f"{kind} images of at most {top}: taken for {bits} bits{of}")
-    if white == 255 or not all(is_deep):
-        top = max(top, _peak([path for path, d in zip(sample, is_deep, strict=True) if not d], 128))
+    # Half of 16 bits settles it, and half of 8 below; values of 32 bits may be anything.
+    top = _peak([path for path, bits in zip(sample, bits_of, strict=True) if bits], 2 ** (max(bits_of) - 1))
+    used = max(8, top.bit_length()) if any(bits_of) else 16
+    if used != 16:
+        kind = "16-bit" if top < 2**16 else "32-bit"
+        notes.append(f"{kind} images of at most {top}: taken for {used} bits{of}")
+    if used == 8 or not all(bits_of):
+        top = max(top, _peak([path for path, bits in zip(sample, bits_of, strict=True) if not bits], 128))
     if not 0 < top < 128:
-        return white, 256, notes
-    return white, top + 1, [f"8-bit images of at most {top}: taken for {top + 1} levels, 0 black and {top} white{of}"]
+        return 2**used - 1, 256, notes, []
+    notes = [f"images of at most {top}: taken for {top + 1} levels, 0 black and {top} white{of}"]
+    doubts = []
+    if any(_in_threads(lambda i: deep_colour(sample[i]), range(count))):
+        doubts.append(f"colours of 16 bits, of which the upper 8 are read, are at most {top} of 255: convert to 8 bits")
+    return 2**used - 1, top + 1, notes, doubts
 
 
 def _peak(paths: list[Path], enough: int) -> int:

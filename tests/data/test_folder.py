@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -300,6 +302,41 @@ def test_deep_and_usual_greys_together(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path)
     assert dataset.rows[:, 0, 0, 1].tolist() == [200, 255]  # type: ignore[index]
     assert dataset.levels == 256
+
+
+def colour_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours, which Pillow does not write."""
+    height, width, _ = values.shape
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))),
+        (b"IEND", b""),
+    ]
+    packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_deep_colours_that_use_a_corner_of_their_range_warn(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (4, 5, 3))
+    (tmp_path / "a.png").write_bytes(colour_png(values))
+    with pytest.warns(UserWarning, match="colours of 16 bits, of which the upper 8 are read, are at most 15 of 255"):
+        dataset = load_dataset(tmp_path)
+    assert dataset.levels == 16
+    (tmp_path / "a.png").write_bytes(colour_png(values * 16))
+    dataset = load_dataset(tmp_path)
+    assert np.abs(dataset.rows[0].permute(1, 2, 0).numpy() - values / 16).max() <= 1  # type: ignore[index]
+    assert dataset.notes == ()
+
+
+def test_both_splits_have_the_same_number_of_channels(tmp_path: Path) -> None:
+    for i in range(6):
+        save(tmp_path / "parts" / f"{i}.png", np.full((4, 4), 200, np.uint8))
+        save(tmp_path / "own" / ("test" if i == 3 else "train") / f"{i}.png", np.full((4, 4), 200, np.uint8))
+    save(tmp_path / "parts" / "3.png", np.full((4, 4, 3), 200, np.uint8))
+    save(tmp_path / "own" / "test" / "3.png", np.full((4, 4, 3), 200, np.uint8))
+    for name, options in (("parts", {"test_fraction": 0.5}), ("own", {})):
+        shapes = {load_dataset(tmp_path / name, split=split, **options).shape for split in ("train", "test")}
+        assert shapes == {(3, 4, 4)}
 
 
 # --- files that are not read

@@ -324,4 +324,4 @@ def test_an_image_in_both_splits_by_a_link_warns(tmp_path: Path) -> None:
     grow(tmp_path, [*of("train"), *of("test")])
     (tmp_path / "test" / "cat" / "x.png").symlink_to(tmp_path / "train" / "cat" / "0.png")
     _, warned = taken(tmp_path)
-    assert "1 images are in both splits, by links" in warned[0]
+    assert "1 images are in both splits" in warned[0]
