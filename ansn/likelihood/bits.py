@@ -34,7 +34,8 @@ class BitsPerDim:
         probe_error: the part of it that the probes of the trace make; 0 for an exact trace, NaN for one probe.
         nats: mean log-likelihood of a row, ``-value d ln 2``.
         n: rows. dim: dimensions of a row.
-        dequantisation: "uniform", "noise", or "none" for continuous data. samples: importance samples a row.
+        dequantisation: "uniform" (of tables with discrete columns too), "noise", or "none" for continuous data.
+        samples: importance samples a row.
         conditional: whether the network was told the labels. trace: "hutchinson" or "exact", what was used.
         tau: level of the density, that of the data perturbed by ``N(0, tau^2 R)``.
         evaluations: of the network, a row.
@@ -83,13 +84,14 @@ def bits_per_dim(
     * ``"noise"``: q = ``N(v, tau_min^2 R)``, the model's own lowest noise, and ``P(v | y)`` the posterior of each grey
       value under it. For a density of spikes at the grey levels, which a uniform y misses; poor for a smooth one.
 
-    Both are bounds, so the smaller is the closer one.
+    Both are bounds, so the smaller is the closer one. What is discrete in a table is spread anew at each point, as in
+    the first bound; rows with missing cells have no density and are left out.
 
     Args:
         model: as it is or wrapped for training.
         dataset: gives rows, labels, levels and scaling; its flips are left out.
         index: rows, int64 ``[M]``; all of them by default.
-        dequantisation: as above, by default "uniform". Continuous data has none.
+        dequantisation: as above, of images, by default "uniform".
         samples: K points a row; the bound rises with K.
         conditional: a class-conditional network is told the labels: ``log p(x | y)``. False, with a region for each
             class: the mixture over them. Regions that were found are no labels, and always summed over.
@@ -100,17 +102,20 @@ def bits_per_dim(
     """
     model, samples, how = unwrapped(model), whole("samples", samples, 1), _chosen(dataset, dequantisation)
     index = torch.arange(len(dataset)) if index is None else index
+    complete = dataset.known(index)
+    index = index if complete is None else index[complete.all(1).to(index.device)]
     if not len(index):
-        raise ValueError("index: got no rows, expected at least one")
+        raise ValueError("index: got no complete rows, expected at least one")
     plain = copy.copy(dataset)
     plain.dequantise = plain.flip = False  # the noise that dequantises is drawn here, from the samplers' counters
     parts: list[Tensor] = []
     for start in range(0, len(index), _CHUNK):
-        x, labels = plain.batch(index[start : start + _CHUNK])
-        known = _known(model, labels, conditional)
         points = []
         for k in range(samples):
             row = k * len(index) + start
+            # What is discrete in a table the data set itself spreads.
+            x, labels = plain.batch(index[start : start + _CHUNK], seed=seed, position=row)
+            known = _known(model, labels, conditional)
             y, log_ratio = _around(model, dataset, x, known.get("y"), how, seed, row)
             told = log_likelihood(model, y, **known, seed=seed, row=row, batch_size=batch_size, **options)
             points.append(told.estimates + log_ratio.cpu())
@@ -122,7 +127,7 @@ def _chosen(dataset: Dataset, dequantisation: str | None) -> str:
     if dataset.levels is None:
         if dequantisation is not None:
             raise ValueError(f"dequantisation: got {dequantisation!r} for continuous data, expected None")
-        return "none"
+        return "none" if dataset.units is None or dataset.units.grain is None else "uniform"
     if dequantisation not in (None, *DEQUANTISATIONS):
         raise ValueError(f"dequantisation: got {dequantisation!r}, expected one of {', '.join(DEQUANTISATIONS)}")
     return dequantisation or "uniform"
@@ -146,11 +151,9 @@ def _around(
     ``x``: bare rows as the data set scales them, ``v / (levels - 1)`` for grey levels.
     """
     noise = model.noise
-    if how == "none":
-        # Densities in the units of the file: a standardised table is data = offset + scale x.
-        stretch = 0.0 if dataset.scale is None else float(dataset.scale.double().abs().log().sum())
-        return x.to(noise.tau), torch.full((len(x),), -stretch, dtype=torch.float64)
-    assert dataset.levels is not None
+    if dataset.levels is None:  # densities in the units of the file
+        stretch = torch.zeros(len(x), dtype=torch.float64) if dataset.units is None else dataset.units.log_volume(x)
+        return x.to(noise.tau), -stretch
     v = (x.to(noise.tau.device, torch.float64) * (dataset.levels - 1)).round()
     delta = 1.0 / (dataset.levels if dataset.dequantise else dataset.levels - 1)
     center = (v + 0.5) * delta if dataset.dequantise else v * delta
