@@ -10,6 +10,7 @@ import importlib.util
 import io
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ MISSING = frozenset(
 )
 """Cells that say that nothing is known."""
 
+IsHeader = Callable[[Sequence[tuple[int, list[str]]], list[str]], bool]
+"""Whether the first of two lines (their numbers and cells) names the columns; adds to the notes."""
+
 _LOOKED_AT = 200  # lines that delimiter and header are found by
 
 
@@ -38,6 +42,7 @@ class Cells:
     Attributes:
         names: of the columns. notes: what was guessed. place: the line (of a CSV) or row of a data row, for messages.
         first_named: whether the first column has a name, or there is no header.
+        written: column j as the file has it, where ``columns`` has numbers.
     """
 
     names: list[str]
@@ -45,6 +50,7 @@ class Cells:
     notes: list[str] = field(default_factory=list)
     place: Callable[[int], str] = lambda row: f"row {row + 1}"
     first_named: bool = True
+    written: Callable[[int], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.columns[0]) if self.columns else 0
@@ -70,6 +76,8 @@ class Cells:
     def text(self, j: int) -> list[str | None]:
         """Column j as text."""
         column = self.columns[j]
+        if isinstance(column, np.ndarray) and self.written is not None:
+            column = self.written(j)
         if isinstance(column, np.ndarray):
             return [None if math.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in column.tolist()]
         return column.to_pylist() if hasattr(column, "to_pylist") else column  # type: ignore[no-any-return]
@@ -85,16 +93,23 @@ def number(cell: str | None) -> float | None:
         return None
 
 
-def read(path: Path, header: bool | None = None) -> Cells:
+def read(path: Path, header: bool | None = None, names: Sequence[str] = ()) -> Cells:
     """The cells of a file, by its ending (.gz and .xz aside): .parquet, .xlsx, else text.
 
-    ``header``: whether the first line names the columns; None: it does where no cell of it is a number, or where its
-    numbers count on by equal steps and those of the next line do not (said in a warning).
+    ``header``: whether the first line names the columns; None: it does where it has one of the ``names``, where no cell
+    of it is a number, or where its numbers count on by equal steps and those of the next line do not (said in a
+    warning).
     InputError naming the line: no UTF-8 or Windows-1252 text, ragged lines, names that come twice, no rows.
     """
     ending = Path(path.name.lower().removesuffix(".gz").removesuffix(".xz")).suffix
+
+    def is_header(first: Sequence[tuple[int, list[str]]], notes: list[str]) -> bool:
+        if header is None and {cell.strip() for cell in first[0][1]} & set(names):
+            return True
+        return _is_header(first, path, notes) if header is None else header
+
     try:
-        found = {".parquet": _parquet, ".xlsx": _excel}.get(ending, _text)(path, header)
+        found = {".parquet": _parquet, ".xlsx": _excel}.get(ending, _text)(path, is_header)
     except InputError:
         raise
     except ImportError as error:
@@ -111,46 +126,61 @@ def read(path: Path, header: bool | None = None) -> Cells:
 # -- text --------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path, header: bool | None) -> Cells:
-    with opened(path) as stream:
-        data = stream.read()
-        require_memory(4 * len(data), path)
+def _text(path: Path, is_header: IsHeader) -> Cells:
     notes: list[str] = []
-    try:
-        data.decode("utf-8")
-        encoding = "utf-8-sig"
-    except UnicodeDecodeError as error:
-        encoding = "cp1252"
-        try:
-            if b"\0" in data or error.start < 4:
-                raise ValueError
-            data.decode(encoding)
-        except ValueError:
-            raise InputError(f"{path}: got no UTF-8 text at byte {error.start}, expected a CSV of numbers") from None
-        notes.append(f"no UTF-8 text at byte {error.start}: read as Windows-1252")
-        warnings.warn(f"{path}: {notes[-1]}", stacklevel=4)
-    text = data.decode(encoding)
-    skipped = next((i for i, line in enumerate(io.StringIO(text)) if not line.startswith("#")), 0)
-    if skipped:
-        notes.append(f"{skipped} lines that begin with # left out")
-        text = text.split("\n", skipped)[-1]
+    text = _decoded(path, notes)
+    comments = list(itertools.takewhile(lambda line: line.startswith("#"), _split(text)))
+    if comments:
+        notes.append(f"{len(comments)} lines that begin with # left out")
+        text = text[sum(map(len, comments)) :]
     delimiter = _delimiter(text, path)
-    first = list(itertools.islice(_records(text, delimiter, path), 2))
+    if delimiter == " ":
+        notes.append("cells separated by spaces")
+        text, delimiter = _tabbed(text, path), "\t"
+    first = list(itertools.islice(_lines(text, delimiter, path), 2))
     if not first:
         raise InputError(f"{path}: got no lines, expected rows of numbers")
-    named = _is_header(first, path, notes) if header is None else header
+    if len(first) == 2 and len(first[0][1]) + 1 == len(first[1][1]) and not _numbers(first[0][1]):
+        notes.append("the header has no name for the first column")
+        text = delimiter + text.lstrip()
+        first[0][1].insert(0, "")
+    named = is_header(first, notes)
     names = _names(first[0][1], named)
 
-    def place(row: int) -> str:
-        records = itertools.islice(_records(text, delimiter, path), row + named, None)
-        return f"line {skipped + next(records)[0]}"
+    data = text.encode()
+    del text  # as large as the file
 
-    columns = _by_arrow(text, delimiter, len(names), named) or _by_csv(text, delimiter, named, path)
-    found = Cells(names, columns, notes, place)
-    found.first_named = not named or bool(first[0][1][0].strip())
+    def records() -> Iterator[tuple[int, list[str]]]:
+        return itertools.islice(_records(data.decode(), delimiter, path), int(named), None)
+
+    def place(row: int) -> str:
+        return f"line {len(comments) + next(itertools.islice(records(), row, None))[0]}"
+
+    found = Cells(names, [], notes, place, not named or bool(first[0][1][0].strip()))
+    if not _by_arrow(found, data, delimiter, named):
+        found.columns = [list(map(_known, column)) for column in zip(*(row for _, row in records()), strict=True)]
     if delimiter == ";":
         _decimal_commas(found)
     return found
+
+
+def _decoded(path: Path, notes: list[str]) -> str:
+    with opened(path) as stream:
+        data = stream.read()
+        require_memory(4 * len(data), path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = error.start + 3 * data.startswith(b"\xef\xbb\xbf")
+    try:
+        if b"\0" in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError
+        text = data.decode("cp1252")
+    except ValueError:
+        raise InputError(f"{path}: got no UTF-8 text at byte {start}, expected a CSV of numbers") from None
+    notes.append(f"no UTF-8 text at byte {start}: read as Windows-1252")
+    warnings.warn(f"{path}: {notes[-1]}", stacklevel=5)
+    return text
 
 
 def _names(first: Sequence[str], named: bool) -> list[str]:
@@ -160,37 +190,67 @@ def _names(first: Sequence[str], named: bool) -> list[str]:
 def _delimiter(text: str, path: Path) -> str:
     if ".tsv" in path.name.lower():
         return "\t"
-    first = text[: text.find("\n")] if "\n" in text else text
-    outside = "".join(first.split('"')[::2])
-    return max(",;\t|", key=lambda mark: (outside.count(mark) > 0, -",;\t|".index(mark)))
+    lines = [line for line in itertools.islice(_split(text), _LOOKED_AT) if line.strip()]
+    outside = "".join("".join(lines[:1]).split('"')[::2])
+    found = next((mark for mark in ",;\t|" if mark in outside), None)
+    if found is None and len(lines) > 1:  # of runs of spaces, as Fortran and R write them
+        counts = [len(_spaced(line)) for line in lines]
+        if counts[1] > 1 and set(counts[1:]) == {counts[1]} and 0 <= counts[1] - counts[0] <= 1:
+            return " " if _numbers(_spaced(lines[-1])) else ","
+    return found or ","
 
 
-def _records(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of each record that is not blank; all as wide as the first."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    width = line = 0
+def _spaced(line: str) -> list[str]:
+    return next(csv.reader([line.strip()], delimiter=" ", skipinitialspace=True), [])
+
+
+def _tabbed(text: str, path: Path) -> str:
+    """Cells separated by runs of spaces, separated by tabs: a line for each."""
+    out = io.StringIO()
+    csv.writer(out, delimiter="\t", lineterminator="\n").writerows(map(_spaced, _split(text)))
+    return out.getvalue()
+
+
+def _split(text: str) -> Iterator[str]:
+    """Lines with their ends, of any system, one at a time."""
+    return (found.group() for found in re.finditer(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+\Z", text))
+
+
+def _lines(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each record that is not blank."""
+    reader = csv.reader(_split(text), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if len(row) > 1 or (row and row[0].strip()):  # blank lines say nothing
-                if width and len(row) != width:
-                    got = f"{len(row)} cells in line {reader.line_num}"
-                    raise InputError(f"{path}: got {got}, expected {width} as in line {line}")
-                if not width:
-                    width, line = len(row), reader.line_num
                 yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{path}: got no CSV ({error}), expected one of numbers") from None
 
 
+def _records(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each record that is not blank; all as wide as the first."""
+    width = first = 0
+    for line, row in _lines(text, delimiter, path):
+        width, first = width or len(row), first or line
+        if len(row) != width:
+            raise InputError(f"{path}: got {len(row)} cells in line {line}, expected {width} as in line {first}")
+        yield line, row
+
+
+def _numbers(cells: Iterable[str]) -> list[str]:
+    """Those cells that are numbers."""
+    return [cell for cell in map(_known, cells) if cell is not None and number(cell) is not None]
+
+
 def _is_header(first: Sequence[tuple[int, list[str]]], path: Path, notes: list[str]) -> bool:
-    line = first[0][1]
-    places = [j for j, cell in enumerate(line) if number(_known(cell)) is not None and _known(cell) is not None]
-    if not places:
+    line, numbers = first[0][1], _numbers(first[0][1])
+    if not numbers:
         return any(cell.strip() for cell in line)
-    if len(first) < 2 or not _counts_on([line[j] for j in places]) or _counts_on([first[1][1][j] for j in places]):
+    below = [first[1][1][j] for j, cell in enumerate(line) if cell.strip() in numbers] if len(first) > 1 else []
+    if not below or not _counts_on(numbers) or _counts_on(below):
         return False
-    told = ", ".join(line[:4]) + (", ..." if len(line) > 4 else "")
-    notes.append(f"line {first[0][0]} ({told}) was taken for the header (header says otherwise: --no-header)")
+    shown = ", ".join(line[:4]) + (", ..." if len(line) > 4 else "")
+    notes.append(f"line {first[0][0]} ({shown}) was taken for the header (header says otherwise: --no-header)")
     warnings.warn(f"{path}: {notes[-1]}", stacklevel=5)
     return True
 
@@ -198,7 +258,7 @@ def _is_header(first: Sequence[tuple[int, list[str]]], path: Path, notes: list[s
 def _counts_on(cells: Sequence[str]) -> bool:
     """Whole numbers by equal steps, as years or places are."""
     values = [number(cell) for cell in cells]
-    if any(value is None or not float(value).is_integer() for value in values):
+    if any(value is None or not value.is_integer() for value in values):
         return False
     steps = set(np.diff(np.array(values, dtype=np.float64)).tolist())
     return len(steps) <= 1 and 0.0 not in steps
@@ -209,37 +269,54 @@ def _known(cell: str) -> str | None:
     return None if cell in MISSING else cell
 
 
-def _by_csv(text: str, delimiter: str, named: bool, path: Path) -> list[Any]:
-    rows = itertools.islice((row for _, row in _records(text, delimiter, path)), int(named), None)
-    return [list(map(_known, column)) for column in zip(*rows, strict=True)]
-
-
-def _by_arrow(text: str, delimiter: str, width: int, named: bool) -> list[Any] | None:
-    """Columns of strings; None where pyarrow is missing or refuses, which the csv module then says better."""
-    if importlib.util.find_spec("pyarrow") is None:
-        return None
+def _by_arrow(found: Cells, data: bytes, delimiter: str, named: bool) -> bool:
+    """Fills the columns: numbers with a point or exponent as such, others as text. False where pyarrow is missing or
+    refuses, which the csv module then says better."""
+    quoted = named and data.count(b'"', 0, data.find(b"\n")) % 2
+    if importlib.util.find_spec("pyarrow") is None or quoted or data.startswith((b"\n", b"\r", b" ")):
+        return False  # what the header is would have to be found twice
     import pyarrow as pa
     from pyarrow import compute
     from pyarrow import csv as arrow
 
-    names = [str(j) for j in range(width)]
-    skip = text.startswith(("\n", "\r", " ")) or (named and text.count('"', 0, text.find("\n")) % 2)
-    if skip:  # what the header is would have to be found twice
-        return None
-    try:
-        table = arrow.read_csv(
-            pa.BufferReader(text.encode()),
+    names, nothing = [str(j) for j in range(len(found.names))], sorted(MISSING)
+
+    def read(columns: Sequence[str], **convert: Any) -> Any:
+        return arrow.read_csv(
+            pa.BufferReader(data),
             arrow.ReadOptions(column_names=names, skip_rows=int(named)),
-            arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            arrow.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+            arrow.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in data),
+            arrow.ConvertOptions(include_columns=columns, **convert),
         )
+
+    def strings(columns: Sequence[str]) -> list[Any]:
+        cells = read(columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False).columns
+        trimmed = map(compute.utf8_trim_whitespace, cells)
+        return [compute.if_else(compute.is_in(c, pa.array(nothing)), pa.scalar(None, pa.string()), c) for c in trimmed]
+
+    try:
+        guessed = read(names, null_values=nothing)
+        others = [name for name in names if guessed[name].type != pa.float64()]
+        columns = {name: _float64(guessed[name]) for name in names if name not in others}
+        del guessed
+        columns |= dict(zip(others, strings(others), strict=True)) if others else {}
     except pa.ArrowInvalid:
-        return None
-    nothing = pa.array(sorted(MISSING))
-    out = []
-    for column in table.columns:
-        cells = compute.utf8_trim_whitespace(column)
-        out.append(compute.if_else(compute.is_in(cells, nothing), pa.scalar(None, pa.string()), cells))
+        return False
+    found.columns = [columns[name] for name in names]
+    found.written = lambda j: strings([names[j]])[0]
+    return True
+
+
+def _float64(column: Any) -> NDArray[np.float64]:
+    """A pyarrow column of numbers, NaN where it has nothing; without pandas, which ``to_numpy`` would import."""
+    import pyarrow as pa
+
+    whole = column.cast(pa.float64(), safe=False).combine_chunks()
+    known, values = whole.buffers()
+    out = np.frombuffer(values, np.float64, len(whole), 8 * whole.offset)
+    if whole.null_count:
+        bits = np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")
+        out = np.where(bits[whole.offset : whole.offset + len(whole)], out, math.nan)
     return out
 
 
@@ -248,7 +325,7 @@ def _cast(column: Any) -> NDArray[np.float64] | None:
     import pyarrow as pa
 
     try:
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)  # type: ignore[no-any-return]
+        return _float64(column.cast(pa.float64()))
     except pa.ArrowInvalid:
         return None
 
@@ -268,7 +345,7 @@ def _decimal_commas(found: Cells) -> None:
 # -- typed files -------------------------------------------------------------------------------------------------
 
 
-def _parquet(path: Path, header: bool | None) -> Cells:
+def _parquet(path: Path, is_header: IsHeader) -> Cells:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -285,13 +362,13 @@ def _arrow_column(column: Any) -> Any:
 
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+        return _float64(column)
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
     return [None if v is None else _cell(v) for v in column.to_pylist()]
 
 
-def _excel(path: Path, header: bool | None) -> Cells:
+def _excel(path: Path, is_header: IsHeader) -> Cells:
     import openpyxl
 
     try:
@@ -306,12 +383,10 @@ def _excel(path: Path, header: bool | None) -> Cells:
         raise InputError(f"{path}: got no lines, expected rows of numbers")
     text: list[list[str]] = [[cell or "" for cell in row] for row in rows]
     notes = [f"the first of {len(book.sheetnames)} sheets ({sheet.title})"] if len(book.sheetnames) > 1 else []
-    named = _is_header([(i + 1, row) for i, row in enumerate(text[:2])], path, notes) if header is None else header
+    named = is_header([(i + 1, row) for i, row in enumerate(text[:2])], notes)
     names = _names(text[0], named)
     columns = [list(map(_known, column)) for column in zip(*text[int(named) :], strict=True)] or [[] for _ in names]
-    found = Cells(names, columns, notes)
-    found.first_named = not named or bool(text[0][0].strip())
-    return found
+    return Cells(names, columns, notes, first_named=not named or bool(text[0][0].strip()))
 
 
 def _cell(value: Any) -> str | None:

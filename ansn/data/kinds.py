@@ -23,8 +23,9 @@ FORMS = (
     "%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ",
     "%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S.%f", "%Y/%m/%d", "%Y/%m/%d %H:%M",
     "%Y/%m/%d %H:%M:%S", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M",
-    "%d/%m/%Y %H:%M", "%b %d %Y", "%b %d, %Y", "%d %b %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%b %Y", "%Y-%m",
-    "%H:%M", "%H:%M:%S", "%d %b %Y %H:%M:%S", "%a, %d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M:%S%z",
+    "%d/%m/%Y %H:%M", "%b %d %Y", "%b %d, %Y", "%d %b %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%b-%d-%Y", "%b %Y",
+    "%b-%y", "%Y-%m", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M %p", "%d.%m.%Y %H:%M:%S", "%H:%M",
+    "%H:%M:%S", "%d %b %Y %H:%M:%S", "%a, %d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M:%S%z",
 )  # fmt: skip
 """Of dates and times, as of `datetime.strptime`."""
 
@@ -44,34 +45,41 @@ def column(cells: Cells, j: int, path: Path | str, kind: str | None = None) -> t
     """Column j, its scale not yet known, and its values ``[n]`` as of :class:`Column`, NaN where missing; or why it is
     left out.
 
-    ``kind``: one of `units.KINDS` that the user names. InputError for a cell that is no number among numbers, and for a
-    column whose cells are mostly missing.
+    ``kind``: one of `units.KINDS` that the user names. InputError for a cell that is no number among numbers.
     """
-    name = cells.names[j]
     numbers = None if kind == "category" else cells.numbers(j)
-    missing = np.isnan(numbers) if numbers is not None else np.array([cell is None for cell in cells.text(j)])
+    if numbers is not None and kind is None and _counts_rows(cells, j, numbers):
+        return "it counts the rows", numbers
+    if numbers is not None and kind in (None, "time") and _compact_dates(numbers):
+        return _of_times(cells, j, path, "%Y%m%d")
+    text = numbers is None or (kind is None and _leading_zeros(cells, j, numbers))
+    missing = np.array([cell is None for cell in cells.text(j)]) if numbers is None else np.isnan(numbers)
     if missing.all():
         return "all its cells are empty", np.full(len(missing), math.nan)
-    if 2 * missing.sum() > len(missing):
-        raise InputError(
-            f"{path}: got {missing.mean():.0%} empty cells in column {name!r}, expected at most half; leave it out:"
-            f" ignore_columns (--ignore-columns {name!r})"
-        )
-    if numbers is None or (kind is None and _leading_zeros(cells, j)):
+    if numbers is None and kind is None and 2 * missing.sum() > len(missing):
+        return f"text, {missing.mean():.0%} of its cells empty", np.full(len(missing), math.nan)
+    if text or numbers is None:
         return _of_text(cells, j, path, kind)
     if np.isinf(numbers).any():
-        row = int(np.argmax(np.isinf(numbers)))
-        raise bad_cell(path, cells, j, row)
+        raise bad_cell(path, cells, j, int(np.argmax(np.isinf(numbers))))
     return _of_numbers(cells, j, numbers, kind)
 
 
-def counter(cells: Cells, j: int, numbers: Values) -> bool:
-    """Whether a column numbers the rows: without a name, or named so, 0, 1, 2, ... or from 1."""
-    unnamed = j == 0 and not cells.first_named
-    named = cells.names[j].strip().lower()
-    if not (unnamed or named in _COUNTERS or named.startswith("unnamed: ")) or len(numbers) < 2:
+def _counts_rows(cells: Cells, j: int, numbers: Values) -> bool:
+    """Whether a column without a name, or of a counter's name, goes 0, 1, 2, ... or from 1."""
+    named = cells.names[j].strip(" '").lower()
+    if not ((j == 0 and not cells.first_named) or named in _COUNTERS or named.startswith("unnamed: ")):
         return False
-    return bool((np.diff(numbers) == 1).all()) and float(numbers[0]) in (0.0, 1.0)
+    return len(numbers) > 1 and bool((np.diff(numbers) == 1).all()) and float(numbers[0]) in (0.0, 1.0)
+
+
+def _compact_dates(numbers: Values) -> bool:
+    """Whether the numbers are days such as 20240229, of the years 1800 to 2199."""
+    seen = numbers[~np.isnan(numbers)]
+    if not len(seen) or seen.min() < 1.8e7 or seen.max() > 2.2e7 or (seen % 1 > 0).any():
+        return False
+    days = np.unique(seen)
+    return len(days) > 2 and all(_fits(f"{day:.0f}", "%Y%m%d") for day in days)
 
 
 def standardised(found: Column, values: Values, path: Path | str, rows: NDArray[np.int64]) -> Column:
@@ -147,15 +155,11 @@ def _of_text(cells: Cells, j: int, path: Path | str, kind: str | None) -> tuple[
         row = next(i for i, cell in enumerate(text) if cell is not None and number(cell) is None)
         raise bad_cell(path, cells, j, row)
     distinct = sorted(set(words))
-    if len(distinct) > 2 or kind == "time":
-        form = _form(distinct, path, name)
-        if form:
-            times = np.array([math.nan if cell is None else seconds_of(cell, form) for cell in text])
-            points = np.unique(times[~np.isnan(times)])
-            step = float(np.gcd.reduce(np.diff(points).round().astype(np.int64))) if len(points) > 1 else 0.0
-            return Column(name, "time", step=step, anchor=float(points[0]), form=form), times
-        if kind == "time":
-            raise InputError(f"{path}: got {words[0]!r} in column {name!r}, expected a date or time of one known form")
+    form = _form(distinct, path, name) if len(distinct) > 2 or kind == "time" else ""
+    if form:
+        return _of_times(cells, j, path, form)
+    if kind == "time":
+        raise InputError(f"{path}: got {words[0]!r} in column {name!r}, expected a date or time of one known form")
     if len(distinct) > MOST_WORDS or (len(distinct) > 2 and 2 * len(distinct) > len(words) and kind is None):
         if kind is not None:
             raise InputError(
@@ -173,15 +177,29 @@ def _of_text(cells: Cells, j: int, path: Path | str, kind: str | None) -> tuple[
     return Column(name, "category", words=tuple(distinct), shares=(1 / len(distinct),) * len(distinct)), values
 
 
-def _leading_zeros(cells: Cells, j: int) -> bool:
-    """``007`` is a code, not the number 7."""
-    if isinstance(cells.columns[j], np.ndarray):
+def _of_times(cells: Cells, j: int, path: Path | str, form: str) -> tuple[Column | str, Values]:
+    text = cells.text(j)
+    known = {cell: seconds_of(cell, form) for cell in set(text) if cell is not None}
+    times = np.array([math.nan if cell is None else known[cell] for cell in text])
+    points = np.unique(list(known.values()))
+    if len(points) == 1:
+        return Column(cells.names[j], "constant", offset=float(points[0]), form=form), times
+    step = float(np.gcd.reduce(np.diff(points).round().astype(np.int64)))
+    return Column(cells.names[j], "time", step=step, anchor=float(points[0]), form=form), times
+
+
+def _leading_zeros(cells: Cells, j: int, numbers: Values) -> bool:
+    """``007`` is a code, not the number 7: whether whole numbers have such a cell."""
+    if isinstance(cells.columns[j], np.ndarray) or (numbers % 1 > 0).any():
         return False
-    return any(len(cell) > 1 and cell[0] == "0" and cell.isdigit() for cell in cells.text(j) if cell is not None)
+    return any(cell[0] == "0" and len(cell) > 1 and cell.isdigit() for cell in cells.text(j) if cell is not None)
 
 
 def _decimals(distinct: Values) -> int | None:
     """Decimals that the values are written with, at most 12; None where they have more."""
+    some = distinct[:: len(distinct) // 100 + 1]  # most columns have more, which these tell
+    if not np.array_equal(np.round(some, _DECIMALS), some):
+        return None
     for digits in range(_DECIMALS + 1):
         if np.array_equal(np.round(distinct, digits), distinct):
             return digits

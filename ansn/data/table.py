@@ -84,10 +84,6 @@ def from_cells(
     for j in range(len(names)):
         if j in ignored:
             continue
-        numbers = found.numbers(j) if j == 0 or names[j] not in wanted else None
-        if names[j] not in wanted and numbers is not None and kinds.counter(found, j, numbers):
-            notes.append(f"column {names[j]!r} left out: it counts the rows")
-            continue
         column, t = kinds.column(found, j, path, wanted.get(names[j]))
         if isinstance(column, str):
             notes.append(f"column {names[j]!r} left out: {column}")
@@ -99,7 +95,13 @@ def from_cells(
             f"{path}: got no column of numbers or few words left of {len(names)}, expected at least one that varies"
             + (f" ({'; '.join(notes[:_SHOWN])})" if notes else "")
         )
-    matrix = np.stack(values, 1)
+    matrix = np.stack(values).T  # a column's values lie together
+    empty = [repr(c.name) for c, share in zip(columns, np.isnan(matrix).mean(0), strict=True) if share > 0.5]
+    if empty:
+        raise InputError(
+            f"{path}: got mostly empty columns {', '.join(empty)}, expected at most half of the cells empty; leave them"
+            " out: ignore_columns (--ignore-columns)"
+        )
     kept = np.flatnonzero(~np.isnan(matrix[:, [c.kind != "constant" for c in columns]]).all(1))
     if len(kept) < len(matrix):
         notes.append(f"{len(matrix) - len(kept)} rows left out: all their cells are empty")
@@ -145,7 +147,7 @@ def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) ->
     Columns are found by name, in any order; without a header by position. InputError for a column that is missing and a
     cell that the training data's columns cannot hold.
     """
-    found = files.read(path)
+    found = files.read(path, names=units.names)
     names = found.names
     if not set(units.names) & set(names) and len(names) == len(units.names):
         found = files.read(path, header=False)

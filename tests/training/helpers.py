@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ansn.config import TrainConfig
 from ansn.presets import PRESETS
-from ansn.training import Run, checkpoint, train
-from ansn.training.trainer import Trainer, _dataset
+from ansn.training import Run, checkpoint, data, train
+from ansn.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "width": 16, "blocks": 1, "batch_size": 32, "steps": 40, "warmup": 10, "log_every": 5, "checkpoint_every": 10,
@@ -53,7 +53,7 @@ def small(out: Path, preset: str = "digits", **settings: Any) -> TrainConfig:
 
 def trainer(config: TrainConfig) -> Trainer:
     """One process's trainer, built as :func:`ansn.training.train` builds it."""
-    return Trainer(config, _dataset(config), 0, 1, torch.device("cpu"))
+    return Trainer(config, data.load(config), 0, 1, torch.device("cpu"))
 
 
 def tensors(run: Path, step: int | None = None) -> dict[str, Tensor]:
