@@ -105,7 +105,7 @@ def bits_per_dim(
     complete = dataset.known(index)
     index = index if complete is None else index[complete.all(1).to(index.device)]
     if not len(index):
-        raise ValueError("index: got no complete rows, expected at least one")
+        raise ValueError("index: got no rows without missing cells, expected at least one")
     plain = copy.copy(dataset)
     plain.dequantise = plain.flip = False  # the noise that dequantises is drawn here, from the samplers' counters
     parts: list[Tensor] = []

@@ -1,0 +1,135 @@
+"""`ansn-score RUN TABLE`: how likely each row is, the anomaly score."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from ansn.choices import choice
+from ansn.cli.common import guarded, parsed
+from ansn.data import arrays, cells, files, table
+from ansn.data.units import Table
+from ansn.distributed import choose_device
+from ansn.errors import InputError
+from ansn.likelihood import score_rows
+from ansn.training import Run, load_run
+
+_DESCRIPTION = (
+    "Log-likelihood of each row of a file under a run of ansn-train, in nats and in the data's own units, with its"
+    " standard error: low where a row is unlike the data. Of whole numbers and categories it is their probability; of"
+    " images the density of their numbers 0..1; of a class-conditional model without labels the mean over the classes."
+    " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
+)
+_LOWEST = 5
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to score and how."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that ansn-train wrote."""
+    rows: tyro.conf.Positional[Path]
+    """Table with the run's columns (.csv, .tsv, .parquet, .xlsx), or .npy of arrays of the run's shape."""
+    out: Path = Path("scores.csv")
+    """CSV with columns row (from 0), log_likelihood and standard_error."""
+    draws: int | None = None
+    """Draws that average over the step of what is discrete; by default 8."""
+    steps: int = 16
+    """Steps of the probability flow: more are more exact."""
+    trace: Annotated[str, choice(("auto", "exact", "hutchinson"))] = "auto"
+    """exact costs a gradient a dimension; hutchinson some probes; auto is exact up to 32 dimensions."""
+    seed: int = 0
+    """Fixes the draws."""
+    batch_size: int = 1024
+    """Rows at a time."""
+    threads: int | None = None
+    """CPU threads; by default torch's."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+
+
+def main() -> int:
+    """Entry point."""
+    arguments = parsed("ansn-score", lambda: tyro.cli(Arguments, prog="ansn-score", description=_DESCRIPTION))
+    return guarded("ansn-score", lambda: _score(arguments))
+
+
+def _score(arguments: Arguments) -> None:
+    positive(arguments, "steps", "draws", "batch_size", "threads")
+    if arguments.out.suffix != ".csv":
+        raise InputError(f"--out: got {arguments.out}, expected a name that ends in .csv")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    run = load_run(arguments.run, device=choose_device(arguments.device))
+    values, labels = read(run, arguments.rows)
+    missing = values.isnan().flatten(1).any(1)
+    if bool(missing.all()):
+        raise InputError(f"{arguments.rows}: got missing cells in every row, expected complete rows (see ansn-impute)")
+    classes = run.model.num_classes if run.config.network.class_conditional else 0
+    shares = torch.tensor(run.info.counts, dtype=torch.float64) / sum(run.info.counts) if classes else None
+    told = labels is not None and bool((labels >= 0).all())
+    try:
+        found = score_rows(
+            run.model, values, run.units, y=labels if classes and told else None, shares=shares, draws=arguments.draws,
+            steps=arguments.steps, trace=arguments.trace, seed=arguments.seed, batch_size=arguments.batch_size,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    pairs = zip(found.value.tolist(), found.error.tolist(), strict=True)
+    lines = ((str(i), *("" if v != v else f"{v:.6g}" for v in pair)) for i, pair in enumerate(pairs))
+    cells.write(arguments.out, ("row", "log_likelihood", "standard_error"), lines)
+    lowest = found.value.nan_to_num(torch.inf).argsort()[: min(_LOWEST, int((~missing).sum()))].tolist()
+    scored = found.value[~missing]
+    print(f"{len(scored)} rows, mean {scored.mean():.4g} nats; lowest: rows {', '.join(map(str, lowest))}")
+    if bool(missing.any()):
+        print(f"{int(missing.sum())} rows with missing cells have no score; ansn-impute fills them")
+    print(arguments.out)
+
+
+def read(run: Run, path: Path) -> tuple[Tensor, Tensor | None]:
+    """Rows of a file in the run's units, float64 ``[N, columns]`` or ``[N, *shape]``, NaN where a number is missing,
+    and labels int64 ``[N]`` (-1: none) where the table has them. InputError for one that does not fit the run."""
+    if isinstance(run.units, Table) and path.suffix != ".npy":
+        return table.read_rows(path, run.units, run.info.classes)
+    if path.suffix != ".npy":
+        raise InputError(f"{path}: got {path.suffix or 'no ending'} for a run of {run.info.kind}s, expected .npy")
+    with files.opened(path) as stream:
+        found = arrays.read_npy(stream, path)
+    shape = (len(run.units.columns),) if isinstance(run.units, Table) else run.info.shape
+    if run.info.kind == "image" and found.ndim == 4 and found.shape[1:] == (*shape[1:], shape[0]) != shape:
+        found = np.moveaxis(found, -1, 1)
+    if shape[0] == 1 and found.shape[1:] == shape[1:]:
+        found = found[:, None]
+    if found.shape[1:] != shape or not len(found):
+        wanted = ", ".join(map(str, shape))
+        raise InputError(f"{path}: got shape {list(found.shape)}, expected [N, {wanted}]")
+    integers = found.dtype.kind in "bui"
+    values = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float64))
+    if run.info.kind == "image":
+        values = values / ((run.info.levels or 256) - 1) if integers else values
+        known = values[~values.isnan()]
+        if len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1:
+            raise InputError(f"{path}: got values from {known.min():g} to {known.max():g}, expected 0 to 1, or uint8")
+    if bool(values.isinf().any()):
+        raise InputError(f"{path}: got infinite values, expected finite ones, or NaN where one is missing")
+    return values, None
+
+
+def positive(arguments: object, *names: str) -> None:
+    """InputError unless each of these options is at least 1, or not given."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}: got {value}, expected at least 1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
