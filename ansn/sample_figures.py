@@ -175,8 +175,11 @@ def clipping(x: Tensor, scales: Sequence[Scale] | None = None) -> str:
 
 def written(low: float, high: float, count: int = 3) -> list[str]:
     """``count`` numbers from ``low`` to ``high``, with digits enough to tell them apart."""
-    digits = 3 + max(0, math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))))
-    return [f"{v:.{digits}g}" for v in np.linspace(low, high, count)]
+    most = max(abs(low), abs(high))
+    digits = 3 + max(0, math.ceil(math.log10(most / (high - low))))
+    plain = 1e-3 <= most < 1e7
+    form = f".{max(0, digits - 1 - math.floor(math.log10(most)))}f" if plain else f".{digits}g"
+    return [f"{v:{form}}" for v in np.linspace(low, high, count)]
 
 
 def _line(text: str, width: int) -> NDArray[np.uint8]:
@@ -228,7 +231,7 @@ def curves_figure(
     width, rows = width or (8 if reference is None else 13), math.ceil(len(x) / columns)
     figure = Figure(figsize=(width, 1.0 + rows * width / len(blocks) / columns / 2), layout="constrained")
     cells: Any = figure.subplots(1, len(blocks), squeeze=False)[0]
-    scales = line_scales(blocks[0][1])
+    scales = line_scales(x if reference is None else reference)
     for axes, (title, lines) in zip(cells, blocks, strict=True):
         curves(axes, lines, columns, scales, rows)
         axes.set_title(title if reference is not None else "", fontsize="medium")
@@ -323,7 +326,7 @@ def scatter_figure(
         write_ticks(axes.xaxis, cells[0] if cells else None)
         write_ticks(axes.yaxis, cells[1] if cells and count == 2 else None)
         if reference is not None:
-            axes.legend(markerscale=4, loc="upper right")
+            axes.legend(markerscale=2, loc="upper right")
         if note:
             figure.suptitle(note, x=0.01, ha="left", fontsize="medium")
         return figure
@@ -347,7 +350,7 @@ def scatter_figure(
                 axes.set_ylabel(names[i])
     if reference is not None:
         handles, labels = panels[0][1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2, markerscale=4)
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, markerscale=2)
     if note:
         figure.suptitle(note, x=0.01, ha="left", fontsize="medium")
     return figure
@@ -372,7 +375,8 @@ def write_ticks(axis: Any, column: Column | None, most: int = 5) -> None:
 def points(axes: Any, x: Array, reference: Array | None, i: int, j: int) -> None:
     if reference is not None:
         axes.scatter(*_apart(reference, i, j), s=3, color=DATA, linewidths=0, label="data")
-    axes.scatter(*_apart(x, i, j), s=3, color=MODEL, linewidths=0, alpha=0.6, label="samples")
+    size = min(14.0, max(3.0, 3.0 * (1000 / len(x)) ** 0.5))  # a few must be seen among many
+    axes.scatter(*_apart(x, i, j), s=size, color=MODEL, linewidths=0, alpha=0.6, label="samples")
 
 
 def _apart(x: Array, *columns: int) -> list[Array]:
@@ -399,8 +403,9 @@ def edges(x: Array, bins: int) -> Array:
 
 
 def histogram(axes: Any, x: Array, reference: Array | None, floor: Array | None = None) -> None:
-    """Densities of samples, of the data behind them and of held-out rows."""
+    """Densities of samples, of the data behind them and of held-out rows, of what is finite."""
     x = x[np.isfinite(x)]
+    reference, floor = (None if v is None else v[np.isfinite(v)] for v in (reference, floor))
     bins = min(40, max(8, round(3 * len(x) ** (1 / 3))))
     ends = edges(x if reference is None else np.concatenate((x, reference)), bins)
     style: dict[str, Any] = {"density": True, "histtype": "step"}

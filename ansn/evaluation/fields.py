@@ -48,7 +48,7 @@ def profiles(
     edges = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low) + 1e-9 * spread, _BINS + 1)
     size = data.shape[1:]
     ways: dict[str, tuple[Array, Callable[[Array], Array], Callable[[Array, Array], float]]] = {
-        POWER: (np.arange(1, max(size) // 2 + 1) / max(size), power, _log_ratio),
+        POWER: (np.arange(1, max(size) // 2 + 1) / max(size), lambda x: power(x) * spread**2, _log_ratio),
         AUTOCORRELATION: (np.arange(max(size) // 2 + 1.0), autocovariance, _correlation_apart),
         VALUES: (
             (edges[1:] + edges[:-1]) / 2,

@@ -90,7 +90,10 @@ def write_pictures(
         reference = None
         if data is not None:
             index = data.order(run.config.run.seed, 0)[: _BEHIND if table is not None else count]
-            reference = run.to_data_units(data.batch(index)[0].cpu())
+            # A table's rows as they are stored: a batch has draws in place of what is not known.
+            stored = data.rows if table is not None else None
+            x_data = stored[index] if isinstance(stored, torch.Tensor) else data.batch(index)[0]
+            reference = run.to_data_units(x_data.cpu())
         written.insert(0, folder / "samples.png")
         figures.save_samples(
             run.to_data_units(x), written[0], kind=kind, reference=reference, names=run.info.columns,

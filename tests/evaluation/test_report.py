@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import ansn
 from ansn.evaluation.report import figures as draw
 from ansn.evaluation.report import write_report
 from ansn.evaluation.report.numbers import environment
@@ -30,6 +31,7 @@ from tests.evaluation.pages import (
     evaluation,
     measured,
     picture,
+    split_of,
 )
 
 _REST = [
@@ -158,6 +160,51 @@ def test_the_gpu_is_that_of_the_run(device: str, said: str, monkeypatch: pytest.
     tau = Fake(device=torch.device(device))
     material: Any = Fake(run=Fake(model=Fake(noise=Fake(tau=tau))), evaluation=Fake(provenance={}))
     assert ["GPU", said] in environment(material).tables[0].rows
+
+
+def test_every_column_is_there_beside_its_floor(table_report: tuple[Page, list[Path]]) -> None:
+    page, written = table_report
+    for name in COLUMNS:
+        assert all(name in page.text[section] for section in ("columns", "neighbours"))
+    assert "of 40 samples, of 40 held-out rows" in page.text["columns"]
+    assert "held-out rows" in page.text["correlations"]
+    assert {"marginals", "correlations", "samples"} <= {path.stem for path in written[1:]}
+
+
+def test_images_have_a_power_spectrum_beside_its_floor(digits_report: tuple[Page, list[Path]]) -> None:
+    page, written = digits_report
+    assert "power spectrum" in page.text["space"]
+    assert "power-spectrum" in {path.stem for path in written[1:]}
+    assert "autocorrelation" not in page.text["space"]
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("shape", [(2, 24), (1, 8, 10), (1, 4, 6, 5)])
+def test_fields_have_all_statistics_over_space(shape: tuple[int, ...], tmp_path: Path) -> None:
+    rows = 280 + 5 * np.random.default_rng(0).normal(size=(120, *shape))
+    np.save(tmp_path / "x.npy", rows.astype(np.float32))
+    axes = {2: "NCL", 3: "NCHW", 4: "NCDHW"}[len(shape)]
+    run = digits_run(tmp_path / "run", dataset=str(tmp_path / "x.npy"), kind="field", axes=axes)
+    train, test = split_of(ansn.load_dataset(run.config.data.dataset, kind="field", axes=axes))
+    page = Page(write_report(run.path, run, evaluation(), samples=torch.randn(30, *shape), train=train, test=test)[0])
+    for name in ("power spectrum", "autocorrelation", "one-point distribution"):
+        assert name in page.text["space"]
+        assert f"figure-{name.replace(' ', '-')}" in page.text
+    assert "floor" in page.text["space"]
+    assert "columns" not in page.text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_values_of_different_n_are_told_apart(tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    rows = [{"name": "d", "method": "heun", "evaluations": k, "seconds": 1.0, "value": 2.0 - k / 40, "floor": n / 1e4,
+             "n": n} for k, n in ((4, 100), (8, 100), (20, 450))]  # fmt: skip
+    page = Page(write_report(run.path, run, evaluation(quality=tuple(rows)), samples=torch.rand(4, 1, 8, 8))[0])
+    assert "n = 100 and 450" in page.text["cost"]
+    assert "the floor that is drawn is that of n = 100" in page.text["cost"]
+    same = tuple(row | {"n": 100} for row in rows)
+    page = Page(write_report(run.path, run, evaluation(quality=same), samples=torch.rand(4, 1, 8, 8))[0])
+    assert "Distances fall with n" not in page.text["cost"]
 
 
 @pytest.mark.usefixtures("no_drawing")

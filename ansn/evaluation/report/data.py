@@ -247,7 +247,8 @@ def _beside(m: Material, table: Units, picked: list[int], rows: Tensor, index: T
 
 def _cell(column: Column, value: float) -> str:
     """As the file has it; numbers without a fixed number of digits with six."""
-    return f"{value:.6g}" if column.kind == "number" and column.digits is None else column.cell(value)
+    plain = column.kind == "number" and column.digits is None and math.isfinite(value)
+    return f"{value:.6g}" if plain else column.cell(value)
 
 
 def _two(m: Material) -> tuple[list[int], list[str]]:

@@ -14,7 +14,7 @@ from ansn.evaluation import fields
 from ansn.evaluation.compare import LEAST
 from ansn.evaluation.features import Array
 from ansn.evaluation.fields import AUTOCORRELATION, POWER, VALUES, Profile
-from ansn.evaluation.report.figures import WIDE, WIDTH
+from ansn.evaluation.report.figures import WIDE, WIDTH, logarithmic
 from ansn.evaluation.report.numbers import measured
 from ansn.evaluation.report.page import Material, Section
 from ansn.sample_figures import DATA, MODEL
@@ -22,7 +22,7 @@ from ansn.sample_figures import DATA, MODEL
 _CHANNELS = 3
 _VALUES, _LEAST_ROWS = 4_000_000, 64  # numbers of a channel that are transformed; rows of it, if there are as many
 _AXES = {
-    POWER: ("wave number, cycles a position", "power"),
+    POWER: ("wave number, cycles a position", "power, squared units of the data"),
     AUTOCORRELATION: ("distance, positions", "autocorrelation"),
     VALUES: ("value, units of the data", "density"),
 }
@@ -80,7 +80,7 @@ def _curves(name: str, made: Sequence[Profile]) -> Figure:
         _band(axes, p, p.samples, "samples", MODEL, 1.3)
         if name == POWER:
             axes.set_yscale("log")
-            axes.set_xscale("log")
+            logarithmic(axes.xaxis, axes.set_xscale, p.at.tolist(), 3)
             top = max(float(p.data.mean(0).max()), float(p.samples.mean(0).max()))
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-9 * top))
         if name == AUTOCORRELATION:

@@ -253,11 +253,11 @@ def curves(lines: Sequence[Curve], xlabel: str, ylabel: str, floor: float | None
         axes.axhline(floor, color=matplotlib.rcParams["text.color"], linestyle="--", linewidth=1, label="floor")
     everything = [v for line in lines for v in line.y] + ([] if floor is None else [floor])
     at = [v for line in lines for v in line.x]
-    _logarithmic(axes.xaxis, axes.set_xscale, at, 3)
+    logarithmic(axes.xaxis, axes.set_xscale, at, 3)
     if len(set(at)) <= 9:  # a few whole numbers, shared by the samplers
         axes.set_xticks(sorted(set(at)), [f"{v:g}" for v in sorted(set(at))])
         axes.set_xticks([], minor=True)
-    _logarithmic(axes.yaxis, axes.set_yscale, everything, 5)
+    logarithmic(axes.yaxis, axes.set_yscale, everything, 5)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("\n".join(textwrap.wrap(ylabel, 42)))
     axes.grid(alpha=0.3)
@@ -283,7 +283,7 @@ def shares(names: Sequence[str], samples: Sequence[float], data: Sequence[float]
     return figure
 
 
-def _logarithmic(axis: Any, set_scale: Callable[[str], None], values: Sequence[float], above: float) -> None:
+def logarithmic(axis: Any, set_scale: Callable[[str], None], values: Sequence[float], above: float) -> None:
     """A logarithmic axis with plain numbers, where values are positive and span more than a factor ``above``."""
     finite = [v for v in values if math.isfinite(v)]
     if finite and min(finite) > 0 and max(finite) > above * min(finite):

@@ -70,10 +70,13 @@ class Material:
         """Names of a table's numbers as the model sees them."""
         return None if self.table is None else self.table.coordinates
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Training rows as the model sees them, on the CPU."""
-        assert self.train is not None
-        return self.train.batch(index)[0].cpu()
+    def rows(self, index: Tensor, split: Dataset | None = None) -> Tensor:
+        """Rows of the training data, or of another split, as the model sees them, on the CPU; NaN where a table's cell
+        is not known, which a batch has a draw of."""
+        split = split or self.train
+        assert split is not None
+        stored = split.rows if self.table is not None else None
+        return (stored[index] if isinstance(stored, Tensor) else split.batch(index)[0]).cpu()
 
     def values(self, x: Tensor) -> Tensor:
         """Rows in the units of the data, float64, on the CPU."""
@@ -135,12 +138,7 @@ class Material:
     def _some(self, rows: Dataset) -> Array:
         size = int(np.prod(rows.shape))
         index = rows.order(0, 0)[: max(_LEAST_ROWS, min(_ROWS, _VALUES // size))].clone()
-        x, known = self.values(rows.batch(index)[0]), rows.known(index)
-        if known is not None and self.table is not None:
-            widths = [c.width for c in self.table.columns]
-            whole = [part.all(1) for part in known.cpu().split(widths, 1)]
-            x[~torch.stack(whole, 1)] = torch.nan
-        return np.asarray(x.numpy())
+        return np.asarray(self.values(self.rows(index, rows)).numpy())
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def correlations(m: Material) -> Section | None:
     differ = np.abs(found.samples - found.data)
     worst = found.worst(_PAIRS)
     s.text.append(
-        "Pearson's correlations of the columns of numbers. "
+        "Pearson's correlations of the columns of numbers, categories left out. "
         + "; ".join(f"{v.name.removeprefix('correlations, ')} {number(v.value)} ({number(v.low)} to {number(v.high)})"
                     + ("" if v.floor is None else f", floor {number(v.floor)}") for v in found.measured) + "."
     )  # fmt: skip
@@ -115,9 +115,7 @@ def _histograms(shown: Sequence[Column], data: Array, x: Array, held_out: Array 
     for axes in cells.ravel()[len(shown) :]:
         axes.set_axis_off()
     for j, (axes, c) in enumerate(zip(cells.ravel(), shown, strict=False)):
-        parts = [None if v is None else v[:, j][np.isfinite(v[:, j])] for v in (x, data, held_out)]
-        assert parts[0] is not None
-        sample_figures.histogram(axes, parts[0], parts[1], parts[2])
+        sample_figures.histogram(axes, x[:, j], data[:, j], None if held_out is None else held_out[:, j])
         axes.set_title(sample_figures.drawable(c.name, 30), fontsize=8, pad=3)
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
