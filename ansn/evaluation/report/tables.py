@@ -40,8 +40,6 @@ def marginals(m: Material) -> Section | None:
     )
     if m.held_out is None:
         s.missing.append("There are too few held-out rows for a floor, or none.")
-    if m.run.config.network.class_conditional:
-        s.text.append("The classes were drawn in turn, so where their shares in the data differ, columns do too.")
     rows, data, x = [], m.data, m.finite
     for j in order:
         v, c = made[j], m.table.columns[j]
