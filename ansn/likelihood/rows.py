@@ -81,31 +81,31 @@ def score_rows(
     if y is None and shares is not None:
         known = [(k, math.log(share)) for k, share in enumerate(shares.tolist()) if share > 0]
     values, errors = [], []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        given = None if labels is None else labels[start : start + _CHUNK]
-        found, wrong = [], []
-        for k in range(draws):
-            place = k * len(rows) + start
-            z = part.to(model.noise.tau.dtype) if units is None else units.encode(part)
-            if grain is not None:
-                z = z + spread(grain, len(z), seed, place)
-            each = [
-                log_likelihood(
-                    model, z, y=given if c is None else torch.full((len(z),), c), probes=probes, seed=seed, row=place,
-                    batch_size=batch_size, **options,
-                )
-                for c, _ in known
-            ]  # fmt: skip
-            value, error = _mixed(each, [weight for _, weight in known])
-            found.append(value if units is None else value - units.log_volume(z))
-            wrong.append(error)
-        ratios = torch.stack(found)
-        values.append(ratios.logsumexp(0) - math.log(draws))
+    step = max(1, _CHUNK // draws)
+    for start in range(0, len(rows), step):
+        # The draws of a row come one after the other, so that few rows make large batches too.
+        part = rows[start : start + step].repeat_interleave(draws, 0)
+        given = None if labels is None else labels[start : start + step].repeat_interleave(draws)
+        place = start * draws
+        z = part.to(model.noise.tau.dtype) if units is None else units.encode(part)
+        if grain is not None:
+            z = z + spread(grain, len(z), seed, place)
+        each = [
+            log_likelihood(
+                model, z, y=given if c is None else torch.full((len(z),), c), probes=probes, seed=seed, row=place,
+                batch_size=batch_size, **options,
+            )
+            for c, _ in known
+        ]  # fmt: skip
+        value, error = _mixed(each, [weight for _, weight in known])
+        value = value if units is None else value - units.log_volume(z)
+        value, error = value.reshape(-1, draws), error.reshape(-1, draws)
+        values.append(value.logsumexp(1) - math.log(draws))
         # The probes of each draw are its own: their part of the error is in the spread of the draws.
-        relative = ratios.softmax(0) * draws
-        alone = grain is None and draws == 1
-        errors.append(wrong[0] if alone else relative.std(0) / math.sqrt(draws))
+        if draws > 1:
+            errors.append((value.softmax(1) * draws).std(1) / math.sqrt(draws))
+        else:
+            errors.append(error[:, 0] if grain is None else torch.full_like(error[:, 0], math.nan))
     out = torch.full((2, len(x)), math.nan, dtype=torch.float64)
     out[:, complete] = torch.stack((torch.cat(values), torch.cat(errors)))
     return RowScores(out[0], out[1], draws, each[0].trace, each[0].tau)

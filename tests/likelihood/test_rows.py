@@ -65,6 +65,8 @@ def test_the_error_is_that_of_other_seeds():
     spread = torch.stack([f.value for f in found]).std()
     said = torch.stack([f.error for f in found]).square().mean().sqrt()
     assert 0.5 < spread / said < 1.6
+    one = score_rows(exact(torch.eye(1).double()), values, Table((column,)), draws=1, steps=1)
+    assert one.error.isnan().all(), "one draw cannot tell"
 
 
 def test_a_row_with_a_missing_number_has_no_score():
