@@ -20,7 +20,7 @@ NAMES = [f.name for _, f in FIELDS]
 
 # How long, how fast, where to and what is drawn; everything else is what is trained.
 MAY_CHANGE = {
-    "steps", "data",
+    "steps", "data", "dataset",
     "method", "sample_steps", "step_eps", "sampler_levels", "start", "samples",
     "convention", "isotropic", "denoise",
     "out", "device", "autocast", "compile", "shard", "resume", "log_every", "checkpoint_every", "threads",
@@ -34,7 +34,8 @@ def another(name: str) -> Any:
         "training_levels": "ladder", "prediction": "whitened", "skip": "wiener", "metric": "paper",
         "schedule": "cosine", "start": "uniform", "convention": "ncsn",
         "inputs": ("estimate",), "method": "paper", "blocks": 4, "multipliers": (1, 5), "sampler_levels": (2.0, 1.0, 3),
-        "freeze_after": 77,
+        "freeze_after": 77, "kind": "field", "standardise": "point", "header": True, "axes": "NHWC",
+        "split_folders": ("train=a",), "ignore_columns": ("id",), "column_kinds": ("age=whole",),
     }  # fmt: skip
     if name in given:
         return given[name]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ansn.data import Dataset, iterate, streams
+from ansn.data.units import Table
 from tests.data.writers import some_images
 
 # Five standard errors of the statistic each is used for.
@@ -220,11 +221,11 @@ def test_quantisation_is_in_returned_units() -> None:
     assert Dataset(torch.randn(3, 2)).quantisation == 0
 
 
-def test_vectors_have_identity_units_by_default() -> None:
+def test_tables_have_identity_units_by_default() -> None:
     rows = torch.randn(5, 3)
     dataset = Dataset(rows)
     assert (dataset.kind, dataset.shape, dataset.columns, dataset.num_classes) == (
-        "vector",
+        "table",
         (3,),
         ("x0", "x1", "x2"),
         0,
@@ -233,7 +234,7 @@ def test_vectors_have_identity_units_by_default() -> None:
     x, labels = dataset.batch(torch.tensor([2]))
     assert torch.equal(x, rows[2:3])
     assert labels is None
-    with pytest.raises(ValueError, match=r"x: got shape \[5, 2\], expected \[\.\.\., 3\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[5, 2\], expected \[n, 3\]"):
         dataset.to_data_units(rows[:, :2])
 
 
@@ -281,14 +282,18 @@ def test_select_keeps_options_and_classes() -> None:
         ({"rows": torch.zeros(3)}, r"rows: got torch.float32 of shape \[3\], expected"),
         ({"rows": torch.zeros(3, 2, dtype=torch.float64)}, "rows: got torch.float64"),
         ({"rows": torch.zeros(0, 2)}, "rows: got none of data, expected at least one"),
-        ({"rows": torch.tensor([[1.0, float("nan")]])}, "rows: got NaN or infinite values"),
+        ({"rows": torch.tensor([[1.0, float("inf")]])}, "rows: got NaN or infinite values"),
+        ({"rows": torch.tensor([[[1.0, float("nan")]]])}, "rows: got NaN or infinite values"),
+        ({"rows": torch.tensor([[1.0, float("nan")]])}, "x: got no known number in column 1, expected at least one"),
+        ({"rows": torch.rand(3, 2), "kind": "vector"}, "kind: got 'vector', expected image, table or field"),
+        ({"rows": torch.rand(3, 2), "kind": "field"}, r"rows: got shape \[3, 2\] for fields, expected another"),
         ({"rows": torch.full((1, 1, 2, 2), 3.0)}, r"image values from 3 to 3, expected \[0, 1\]"),
         (
             {"rows": torch.full((1, 1, 2, 2), 17, dtype=torch.uint8), "levels": 17},
             "the value 17, expected less",
         ),
         ({"rows": torch.rand(1, 1, 2, 2), "dequantise": True}, "dequantise: got True for data, which is continuous"),
-        ({"rows": torch.rand(3, 2), "flip": True}, "flip: got True for data, which holds vectors, expected"),
+        ({"rows": torch.rand(3, 2), "flip": True}, "flip: got True for data, which holds tables, expected images"),
         (
             {"rows": torch.rand(3, 2), "labels": torch.zeros(2, dtype=torch.int64)},
             r"labels: got .*expected int64 \[3\]",
@@ -302,8 +307,8 @@ def test_select_keeps_options_and_classes() -> None:
             "classes: got 1 names, expected",
         ),
         (
-            {"rows": torch.rand(2, 2), "columns": ["a"]},
-            "columns: got 1 entries, expected one for each of 2 columns",
+            {"rows": torch.rand(2, 2), "units": Table.plain(["a"])},
+            r"units: got those of rows \[1\], expected \[2\]",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 import ansn
 from ansn.errors import InputError
+from ansn.data.units import Table
 from ansn.training import checkpoint, load_run, train
 from tests.training.helpers import assert_same_run, small, tensors, trained
 
@@ -311,7 +312,8 @@ def test_a_run_of_format_2_is_what_it_was(tmp_path: Path, settings: dict[str, An
     torch.testing.assert_close(*both, rtol=0, atol=1e-6)
     torch.testing.assert_close(*(run.model.noise.covariance.color(x, region) for run in (found, new)))
     assert found.structure.structure == settings["structure"]
-    train(small(new.path, steps=25, **(settings | {"structure": "auto", "root": None})))  # and it is gone on with
+    # and it is gone on with; it held out nothing
+    train(small(new.path, steps=25, test_fraction=0.0, **(settings | {"structure": "auto", "root": None})))
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:
@@ -329,3 +331,24 @@ def test_load_run_of_an_earlier_step(run: Path) -> None:
     assert (early.step, late.step) == (30, 40)
     assert not late.model.training
     assert early.model.noise.covariance.seen == 30 * 32
+
+
+def test_the_data_of_formats_before_4(tmp_path: Path) -> None:
+    """Offset and scale of each column, and the number of classes; no names, no content."""
+    (tmp_path / "t.csv").write_text("a,b\n" + "\n".join(f"{i % 7}.5,{i * i}.25" for i in range(40)))
+    new = load_run(trained(tmp_path / "run", dataset=str(tmp_path / "t.csv"), steps=4, test_fraction=0.0, skip="none"))
+    folder = new.path / "checkpoints" / "step-00000004"
+    state = json.loads((folder / "state.json").read_text())
+    assert isinstance(new.info.numbers, Table)
+    columns = new.info.numbers.columns
+    state["data"] = {
+        "name": "t.csv", "kind": "vector", "shape": [2], "num_classes": 3, "quantisation": 0.0, "columns": ["a", "b"],
+        "offset": [c.offset for c in columns], "scale": [c.scale for c in columns], "rows": 40, "fewest": 9,
+    }  # fmt: skip
+    (folder / "state.json").write_text(json.dumps(state | {"format": 3}))
+    old = load_run(new.path)
+    assert (old.info.kind, old.info.columns, old.info.rows, old.info.content) == ("table", ("a", "b"), 40, "")
+    assert (old.info.classes, old.info.fewest, old.info.num_classes) == (("0", "1", "2"), 9, 3)
+    x = torch.randn(5, 2)
+    shifted = torch.tensor([c.offset for c in columns]) + torch.tensor([c.scale for c in columns]) * x
+    torch.testing.assert_close(old.to_data_units(x).float(), shifted)

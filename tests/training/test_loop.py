@@ -16,8 +16,9 @@ from ansn.data import iterate, load_dataset
 from ansn.errors import InputError
 from ansn.training import build, checkpoint, load_run, train
 from ansn.training import trainer as trainer_module
+from ansn.training.data import load
 from ansn.training.progress import Reporter, read_metrics
-from ansn.training.trainer import Trainer, _dataset
+from ansn.training.trainer import Trainer
 from tests.tolerances import EXACT
 from tests.training.helpers import assert_same_tensors, metrics, small, tensors, trained, trainer
 
@@ -49,7 +50,7 @@ class Watched(Trainer):
 
 def watch(out: Path, **settings: Any) -> Watched:
     config = small(out, **settings)
-    watched = Watched(config, _dataset(config), 0, 1, torch.device("cpu"))
+    watched = Watched(config, load(config), 0, 1, torch.device("cpu"))
     watched.run()
     return watched
 
@@ -328,9 +329,9 @@ def test_the_network_is_not_told_withheld_labels_and_the_region_stays(
     told: list[tuple[Tensor, Tensor]] = []
     loss_of = Trainer._loss
 
-    def hook(self: Trainer, x: Tensor, perturbed: Tensor, level: Any, y: Tensor) -> Tensor:
+    def hook(self: Trainer, x: Tensor, perturbed: Tensor, level: Any, y: Tensor, known: Tensor | None) -> Tensor:
         told.append((level.region, y))
-        return loss_of(self, x, perturbed, level, y)
+        return loss_of(self, x, perturbed, level, y, known)
 
     monkeypatch.setattr(Trainer, "_loss", hook)
     trained(tmp_path, class_conditional=True, regions="labels", label_dropout=0.25)

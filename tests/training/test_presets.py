@@ -36,6 +36,16 @@ def files(folder: Path, preset: str) -> Path:
     return folder
 
 
+def some_data(
+    name: str, kind: str, shape: tuple[int, ...], rows: int, quantisation: float = 0.0, classes: int = 0
+) -> DataInfo:
+    """What a model must know of such data, its classes alike large."""
+    counts = (rows // max(classes, 1),) * classes
+    return DataInfo(
+        name, kind, shape, quantisation, None, rows, tuple(map(str, range(classes))), counts, None, "", ()
+    )
+
+
 # At d = 3072 the eigenvalues of R, for the condition number, take seconds.
 LARGE = ("cifar10", "paper-cifar10")
 
@@ -57,10 +67,10 @@ def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
     assert any(not torch.equal(v, last[k]) for k, v in first.items() if k.startswith("network/"))
 
 
-@pytest.mark.parametrize(("preset", "kind"), [("digits", "image"), ("toy2d", "vector")])
+@pytest.mark.parametrize(("preset", "kind"), [("digits", "image"), ("toy2d", "table")])
 def test_the_anisotropy_is_one_half_unless_it_is_given(tmp_path: Path, preset: str, kind: str) -> None:
     config = change(small(tmp_path / "run", preset), rho=None)
-    info = DataInfo(preset, kind, SHAPES[preset], 0, 0.0, None, None, None, 1000, 1000)
+    info = some_data(preset, kind, SHAPES[preset], 1000)
     for structure in STRUCTURES:
         assert build.covariance(config, info, structure).rules.rho == 0.5
         assert build.covariance(change(config, rho=0.0), info, structure).rules.rho == 0.0
@@ -78,11 +88,11 @@ def test_the_wiener_skip_needs_as_many_examples_as_the_structure(
     points = STRUCTURES[structure]((1, 8, 8)).points()
     assert structure != "dense" or points == 142
     config, ladder = small(tmp_path / "run", skip=given), levels.karras(5.0, 0.01)
-    info = DataInfo("digits", "image", (1, 8, 8), 0, 0.0, None, None, None, points - missing, points - missing)
+    info = some_data("digits", "image", (1, 8, 8), points - missing)
     assert build.denoiser(config, info, structure, ladder).skip == skip
     classes = change(config, class_conditional=True, regions="labels")
     for fewest, expected in ((points - 1, given or "scalar"), (points, given or "wiener")):
-        many = replace(info, num_classes=2, rows=1000, fewest=fewest)
+        many = replace(info, classes=("a", "b"), counts=(1000 - fewest, fewest), rows=1000)
         assert build.denoiser(classes, many, structure, ladder).skip == expected
 
 
@@ -91,7 +101,7 @@ def test_the_wiener_skip_needs_as_many_examples_as_the_structure(
 @pytest.mark.parametrize(("preset", "shape"), [("paper-mnist", (1, 28, 28)), ("paper-cifar10", (3, 32, 32))])
 def test_the_papers_settings(preset: str, shape: tuple[int, ...]) -> None:
     config = PRESETS[preset][1]
-    info = DataInfo(preset, "image", shape, 10, 1 / (12 * 255**2), None, None, None, 60_000, 6000)
+    info = some_data(preset, "image", shape, 60_000, 1 / (12 * 255**2), 10)
     levels = build.ladder(config, info, "dense", None, None)  # type: ignore[arg-type]
     assert levels.tau == pytest.approx((2.4 / torch.Size(shape).numel() ** 0.5,))
     with torch.device("meta"):

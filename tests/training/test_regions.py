@@ -148,12 +148,12 @@ def test_a_row_of_a_region_has_its_noise_and_the_network_is_told(
     told: list[tuple[Tensor, Tensor]] = []
     loss_of = Trainer._loss
 
-    def hook(self: Trainer, x: Tensor, perturbed: Tensor, level: Any, y: Tensor) -> Tensor:
+    def hook(self: Trainer, x: Tensor, perturbed: Tensor, level: Any, y: Tensor, known: Tensor | None) -> Tensor:
         assert self.regions is not None
         likely = self.regions.responsibilities(x)[torch.arange(len(x)), level.region]
         assert float(likely.min()) > 1e-6
         told.append((level.region, y))
-        return loss_of(self, x, perturbed, level, y)
+        return loss_of(self, x, perturbed, level, y, known)
 
     monkeypatch.setattr(Trainer, "_loss", hook)
     run = load_run(trained(tmp_path, label_dropout=0.25, **NOISE))

@@ -188,7 +188,7 @@ def test_a_finished_run_stays_as_it_is(run: Path, capsys: pytest.CaptureFixture[
 CHANGES: dict[str, Any] = {
     "width": 17, "batch_size": 31, "lr": 2e-3, "ema": 0.9, "rho": 0.25, "seed": 1, "dropout": 0.1, "schedule": "cosine",
     "dequantise": True, "regions": 4, "inputs": ("estimate",), "freeze_after": 77, "tau_min": 0.02,
-    "metric": "whitened", "dataset": "toy2d",
+    "metric": "whitened",
 }  # fmt: skip
 
 
@@ -223,9 +223,21 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     np.savetxt(table, rng.normal(size=(50, 3)), delimiter=",", header="a,b,c", comments="")
     run = trained(tmp_path / "run", dataset=str(table), steps=2)
     np.savetxt(table, rng.normal(size=(50, 3)), delimiter=",", header="a,b,d", comments="")
-    with pytest.raises(InputError, match=r"run: got other data .*, expected that of the run in it \(points\.csv\)"):
+    with pytest.raises(InputError, match=r"run: got other data \(points\.csv, 45 rows\), expected that of the run in"):
         trained(run, dataset=str(table), steps=4)
+    with pytest.raises(InputError, match=r"run: got other data \(digits, 1,347 rows\), expected that of the run in it"):
+        trained(run, steps=4)
     assert load_run(run).step == 2
+
+
+def test_the_same_data_at_another_place_is_gone_on_with(tmp_path: Path) -> None:
+    table, moved = tmp_path / "points.csv", tmp_path / "elsewhere" / "points.csv"
+    np.savetxt(table, np.random.default_rng(0).normal(size=(50, 3)), delimiter=",", header="a,b,c", comments="")
+    run = trained(tmp_path / "run", dataset=str(table), steps=2)
+    moved.parent.mkdir()
+    table.rename(moved)
+    trained(run, dataset=str(moved), steps=4)
+    assert load_run(run).step == 4
 
 
 def test_no_resume_starts_over(run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from ansn import load_run
 from ansn.covariance import STRUCTURES
 from ansn.presets import PRESETS
-from ansn.training.trainer import Trainer, _dataset
+from ansn.training.data import load
+from ansn.training.trainer import Trainer
 from tests.training.helpers import assert_same_run, change, small, trained, trainer
 
 
@@ -30,7 +31,7 @@ def test_five_hundred_colour_images_have_the_skip(tmp_path: Path) -> None:
     built: Trainer = trainer(config)
     assert built.model.skip == "wiener"
     assert built.structure.structure in ("separable", "cosine")
-    assert built.structure.skipped["dense"] == "needs 6,158 rows (375 fitted)"
+    assert built.structure.skipped["dense"] == "needs 6,158 rows (337 fitted)"
 
 
 def test_auto_decides_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,5 +66,5 @@ def test_the_paper_s_presets_are_dense_with_a_cholesky_root(tmp_path: Path, pres
     noise = PRESETS[preset][1].noise
     assert (noise.structure, noise.root) == ("dense", "cholesky")
     config = change(PRESETS[preset][1], dataset="digits", network="mlp", width=8, out=str(tmp_path / "run"))
-    built = Trainer(config, _dataset(config), 0, 1, torch.device("cpu"))
+    built = Trainer(config, load(config), 0, 1, torch.device("cpu"))
     assert (built.covariance.root, built.structure.scores) == ("cholesky", {})
