@@ -29,6 +29,7 @@ _DESCRIPTION = (
     " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
 )
 _SUMMARISED = 32
+_FEW = 200  # rows: see the table of ansn.sampling.impute
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,16 @@ class Arguments:
     """One line for each missing cell: mean and deviation of its draws, of words and numbers of two values the
     likeliest one and its share; of .npy mean and deviation, [2, N, ...]."""
     method: Annotated[str | None, choice(IMPUTATIONS, None)] = None
-    """By default particles up to 256 dimensions, else jacobian."""
-    steps: int | None = None
-    """Levels of the sampler; by default 40 for particles."""
+    """By default particles; adapted for a run on a table of fewer than 200 rows, whose conditional is too narrow where
+    it has learned them by heart; jacobian above 256 dimensions."""
+    steps: int = 40
+    """Levels of the sampler."""
     particles: int = 16
     """Particles of a row; 4 times the draws at least."""
     seed: int = 0
     """Fixes the draws."""
-    batch_size: int = 4096
-    """Particles at a time."""
+    batch_size: int | None = None
+    """Particles, or samples, at a time; by default 4096, above 256 dimensions 256."""
     threads: int | None = None
     """CPU threads; by default torch's."""
     device: str = "auto"
@@ -103,10 +105,12 @@ def _filled(arguments: Arguments, run: Run, values: Tensor, labels: Tensor | Non
         shares = torch.tensor(run.info.counts, dtype=torch.float64)
         y = torch.multinomial(shares, len(values), replacement=True, generator=generator)
         y = y if labels is None else torch.where(labels >= 0, labels, y)
+    few = run.info.kind == "table" and run.info.rows < _FEW
+    method = arguments.method or ("adapted" if few else None)
     x = values.float() if run.units is None else run.units.encode(values)
     try:
         drawn = impute(
-            run.model, x, draws, method=arguments.method, y=y, particles=arguments.particles, steps=arguments.steps,
+            run.model, x, draws, method=method, y=y, particles=arguments.particles, steps=arguments.steps,
             seed=arguments.seed, batch_size=arguments.batch_size,
         )  # fmt: skip
     except ValueError as error:

@@ -31,9 +31,9 @@ def impute(
     method: str | None = None,
     y: int | Tensor | None = None,
     particles: int = 16,
-    steps: int | None = None,
+    steps: int = 40,
     seed: int = 0,
-    batch_size: int = 4096,
+    batch_size: int | None = None,
     **options: Any,
 ) -> Tensor:
     r"""Draws of the missing numbers of each row given its known ones; the known ones come back as they are.
@@ -49,6 +49,19 @@ def impute(
     likely values they get their shares wrong. With the exact denoiser of 8 Gaussians on a circle, x known, y missing,
     the shares' total variation from the truth is 0.27 for ``"adapted"`` and ``"replacement"``, 0.24 for PiGDM, 0.11 for
     ``"jacobian"`` (``dpmpp_2m_sde``, 60 levels), and 0.03 for 8 particles or more, which is what 800 draws scatter by.
+    Of trained models, with 40 % of the cells of held-out rows missing, the mean CRPS in deviations is, in that order:
+
+    ================================== ========= ======= ======== =========== ========
+    table (rows learned x columns)     particles adapted jacobian replacement Gaussian
+    ================================== ========= ======= ======== =========== ========
+    curves with two branches, 4200 x 6 0.305     0.369   0.321    0.383       0.510
+    the same, 350 x 6                  0.356     0.395   0.355    0.402       0.562
+    iris, 105 x 4                      0.304     0.264   0.253    0.273       0.266
+    wine, 124 x 13                     0.490     0.387   0.410    0.401       0.441
+    ================================== ========= ======= ======== =========== ========
+
+    Gaussian: :func:`ansn.data.missing.fitted`. A model that has learned a few rows by heart has a conditional that is
+    too narrow, and particles follow it; ``"jacobian"`` now and then ends far away.
 
     Args:
         model: the denoiser, as it is or wrapped for training.
@@ -58,16 +71,17 @@ def impute(
             the noise, else ``"jacobian"``.
         y: labels, a number or int64 ``[N]``, of a class-conditional network.
         particles: P of a row; at least ``4 draws`` are taken.
-        steps: levels, 40 by default for particles.
+        steps: levels.
         seed: draws are functions of it and of the row's place among those with holes.
-        batch_size: particles, or samples, at a time.
+        batch_size: particles, or samples, at a time; by default 4096, above 256 dimensions 256.
         options: for the other methods, to :func:`ansn.sample`; ``sampler`` is its ``method``.
 
     Returns float32 ``[draws, N, *shape]`` on the CPU. Raises TypeError or ValueError naming the argument.
     """
     model, draws, particles = unwrapped(model), whole("draws", draws, 1), whole("particles", particles, 2)
-    seed, batch_size = whole("seed", seed, 0), whole("batch_size", batch_size, 1)
-    covariance = model.noise.covariance
+    seed, steps, covariance = whole("seed", seed, 0), whole("steps", steps, 1), model.noise.covariance
+    usual = 4096 if covariance.dim <= _LARGEST else 256
+    batch_size = usual if batch_size is None else whole("batch_size", batch_size, 1)
     if not x.is_floating_point():
         raise TypeError(f"x: got {x.dtype}, expected floats with NaN where a number is missing")
     if tuple(x.shape[1:]) != covariance.shape or x.ndim < 2 or bool(x.isinf().any()):
@@ -90,7 +104,7 @@ def impute(
         if options:
             raise TypeError(f"{next(iter(options))}: got an unknown option of particles, expected none")
         count = max(particles, 4 * draws)
-        filter_ = _Filter(model, count, draws, 40 if steps is None else whole("steps", steps, 1), seed)
+        filter_ = _Filter(model, count, draws, steps, seed)
         each = filter_.rows(batch_size)
         for start in range(0, len(rows), each):
             part = rows[start : start + each]
