@@ -391,22 +391,25 @@ def _apart(x: Array, *columns: int) -> list[Array]:
 
 
 def edges(x: Array, bins: int) -> Array:
-    """Ends of the bars of a histogram: whole numbers lie in the middle of theirs, a few outliers outside of all."""
+    """Ends of the bars of a histogram, a few outliers left out; each bar of whole numbers has as many of them."""
     if len(x) == 0:
         return np.linspace(0.0, 1.0, bins + 1)
-    low, high = x.min(), x.max()
-    if high - low < 60 and bool((x == np.round(x)).all()):
-        return np.arange(low - 0.5, high + 1.0)
-    inner = np.quantile(x, (0.005, 0.995))
-    reach = 0.5 * (inner[1] - inner[0])
-    return np.histogram_bin_edges(x[(x >= inner[0] - reach) & (x <= inner[1] + reach)], bins=bins)
+    inner, whole = np.quantile(x, (0.005, 0.995)), bool((x == np.round(x)).all())
+    reach = 60.0 if whole and np.ptp(x) < 60 else 0.5 * (inner[1] - inner[0])  # a rare word is no outlier
+    seen = x[(x >= inner[0] - reach) & (x <= inner[1] + reach)]
+    low, high = seen.min(), seen.max()
+    if whole:
+        width = math.ceil((high - low + 1) / max(bins, 20))
+        return np.arange(low - 0.5, high + width, width)
+    return np.histogram_bin_edges(seen, bins=bins)
 
 
 def histogram(axes: Any, x: Array, reference: Array | None, floor: Array | None = None) -> None:
     """Densities of samples, of the data behind them and of held-out rows, of what is finite."""
     x = x[np.isfinite(x)]
     reference, floor = (None if v is None else v[np.isfinite(v)] for v in (reference, floor))
-    bins = min(40, max(8, round(3 * len(x) ** (1 / 3))))
+    fewest = len(x) if floor is None else min(len(x), 4 * len(floor))
+    bins = min(40, max(8, round(3 * fewest ** (1 / 3))))
     ends = edges(x if reference is None else np.concatenate((x, reference)), bins)
     style: dict[str, Any] = {"density": True, "histtype": "step"}
     if reference is not None:

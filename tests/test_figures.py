@@ -190,6 +190,20 @@ def test_words_and_times_mark_the_axes() -> None:
     assert all(label.get_text().startswith("202") for label in axes.get_yticklabels())
 
 
+@pytest.mark.parametrize("top", [2, 30, 500])
+def test_bars_of_whole_numbers_hold_as_many_each(top: int) -> None:
+    """Else a smooth distribution would have a comb's picture."""
+    x = np.tile(np.arange(top), 400).astype(float)
+    ends = sample_figures.edges(x, 12)
+    counts = np.histogram(x, ends)[0]
+    assert counts.sum() == len(x)
+    assert len(set(counts[:-1])) == 1
+    assert len(counts) <= 31
+    assert (sample_figures.edges(np.append(x, 1e9), 12) < 1e6).all()  # one outlier
+    rare = np.append(np.zeros(1000), 3.0)  # a word of four
+    assert sample_figures.edges(rare, 12).tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+
+
 def test_channels_of_other_spreads_have_their_scales() -> None:
     x = np.random.default_rng(0).normal(size=(8, 2, 30))
     same, other = sample_figures.line_scales(x), sample_figures.line_scales(x * np.array([[1.0], [1e5]]))
