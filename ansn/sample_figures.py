@@ -411,10 +411,11 @@ def histogram(axes: Any, x: Array, reference: Array | None, floor: Array | None 
     fewest = len(x) if floor is None else min(len(x), 4 * len(floor))
     bins = min(40, max(8, round(3 * fewest ** (1 / 3))))
     ends = edges(x if reference is None else np.concatenate((x, reference)), bins)
-    style: dict[str, Any] = {"density": True, "histtype": "step"}
-    if reference is not None:
-        axes.hist(reference, ends, density=True, color=DATA, alpha=0.6, label="data")
-    if floor is not None:
-        axes.hist(floor, ends, color=rcParams["text.color"], linewidth=0.8, label="held-out data", **style)
-    axes.hist(x, ends, color=MODEL, linewidth=1.5, label="samples", **style)
-
+    step: dict[str, Any] = {"histtype": "step"}
+    for values, style in (
+        (reference, {"color": DATA, "alpha": 0.6, "label": "data"}),
+        (floor, {"color": rcParams["text.color"], "linewidth": 0.8, "label": "held-out data", **step}),
+        (x, {"color": MODEL, "linewidth": 1.5, "label": "samples", **step}),
+    ):
+        if values is not None and ((values >= ends[0]) & (values <= ends[-1])).any():  # else there is no density
+            axes.hist(values, ends, density=True, **style)

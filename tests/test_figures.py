@@ -179,6 +179,15 @@ def test_every_kind_is_drawn_beside_the_data(kind: str, shape: tuple[int, ...], 
         assert a[:, left].std() > 1
 
 
+@pytest.mark.parametrize(("kind", "shape"), SHAPES[3:])
+def test_samples_of_no_number_and_data_of_one_are_drawn(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.full((4, *shape), math.nan)
+        figures.save_samples(x, tmp_path / "x.png", kind=kind, reference=torch.zeros(3, *shape))
+    pixels(tmp_path / "x.png")
+
+
 def test_words_and_times_mark_the_axes() -> None:
     columns = [Column("sort", "category", words=("cat", "$dog")), Column("when", "time", form="%Y-%m-%d")]
     x = np.stack((np.arange(40) % 2, 1.6e9 + 1e6 * np.arange(40)), 1)
