@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 import ansn
-from ansn.errors import InputError
 from ansn.data.units import Table
+from ansn.errors import InputError
 from ansn.training import checkpoint, load_run, train
 from tests.training.helpers import assert_same_run, small, tensors, trained
 
@@ -336,7 +336,8 @@ def test_load_run_of_an_earlier_step(run: Path) -> None:
 def test_the_data_of_formats_before_4(tmp_path: Path) -> None:
     """Offset and scale of each column, and the number of classes; no names, no content."""
     (tmp_path / "t.csv").write_text("a,b\n" + "\n".join(f"{i % 7}.5,{i * i}.25" for i in range(40)))
-    new = load_run(trained(tmp_path / "run", dataset=str(tmp_path / "t.csv"), steps=4, test_fraction=0.0, skip="none"))
+    options = {"dataset": str(tmp_path / "t.csv"), "steps": 4, "test_fraction": 0.0, "skip": "scalar"}
+    new = load_run(trained(tmp_path / "run", **options))
     folder = new.path / "checkpoints" / "step-00000004"
     state = json.loads((folder / "state.json").read_text())
     assert isinstance(new.info.numbers, Table)
