@@ -9,10 +9,10 @@ from ansn.covariance import AdaptiveCovariance, Mixture
 from ansn.data import load_dataset
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
-from ansn.likelihood import bits_per_dim, log_likelihood
+from ansn.likelihood import bits_per_dim, log_likelihood, score_rows
 from ansn.loss import dsm_loss
 from ansn.noise import Level, NoiseModel
-from ansn.sampling import sample
+from ansn.sampling import impute, sample
 from ansn.training import Run, load_run
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "Run",
     "bits_per_dim",
     "dsm_loss",
+    "impute",
     "levels",
     "load_dataset",
     "load_run",
@@ -35,4 +36,5 @@ __all__ = [
     "ops",
     "sample",
     "sampling",
+    "score_rows",
 ]

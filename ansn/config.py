@@ -118,6 +118,8 @@ class NetworkConfig:
     """U-Net: channels of each stage, in widths."""
     stem_stride: int = 1
     """U-Net: 2 works at half resolution inside, about four times faster."""
+    periodic: bool = False
+    """U-Net: the data's axes are circles, such as longitude or a simulation's box."""
     dropout: float = 0.0
     """Dropout probability of the MLP and the U-Net."""
     unconditional: bool = False

@@ -57,6 +57,22 @@ _toy2d = TrainConfig(
     run=RunConfig(out="runs/toy2d"),
 )
 
+_table = TrainConfig(
+    data=DataConfig(dataset="PATH"),
+    network=NetworkConfig(network="mlp", width=256, blocks=3),
+    optim=OptimConfig(steps=3000, batch_size=256, schedule="cosine", ema=0.995),
+    sampling=SamplingConfig(samples=1000),
+    run=RunConfig(out="runs/table"),
+)
+
+_fields = TrainConfig(
+    data=DataConfig(dataset="PATH", kind="field"),
+    network=NetworkConfig(network="unet", width=32, blocks=1, multipliers=(1, 2, 2)),
+    optim=OptimConfig(steps=2000, batch_size=64, schedule="cosine", ema=0.995),
+    sampling=SamplingConfig(samples=16),
+    run=RunConfig(out="runs/fields", checkpoint_every=500),
+)
+
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "digits": ("8x8 digits, residual MLP: two minutes on two CPU cores (the default)", _digits),
     "mnist": ("MNIST, small U-Net that trains on a CPU", _mnist),
@@ -80,6 +96,8 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "toy2d": ("points of a mixture in the plane", _toy2d),
+    "table": ("a table of yours (--dataset PATH): numbers, words, dates, with holes", _table),
+    "fields": ("lines, maps or volumes of yours (--dataset PATH), in their units; --periodic for circles", _fields),
 }
 
 

@@ -149,15 +149,17 @@ def table(evaluation: Evaluation) -> str:
         rows.append([m.name, f"{m.value:.4g}", interval, floor, base, str(m.n), against, m.features or ""])
     told = _aligned(rows)
     if evaluation.quality:
-        name, n, floor = (evaluation.quality[0][key] for key in ("name", "n", "floor"))
-        lines = [["sampler", "steps", "evaluations", "seconds", "value", "95 % interval"]]
+        lines = [["sampler", "steps", "evaluations", "seconds", "n", "value", "95 % interval", "floor"]]
         for q in evaluation.quality:
             known = q["value"] is not None
             interval = f"{q['low']:.4g} to {q['high']:.4g}" if known else ""
             value = f"{q['value']:.4g}" if known else "not finite"
-            lines.append([q["method"], str(q["steps"]), str(q["evaluations"]), f"{q['seconds']:.2f}", value, interval])
-        at = "" if floor is None else f", floor {floor:.4g}"
-        told += f"\n\n{name}, n = {n}{at}\n{_aligned(lines)}"
+            floor = "" if q["floor"] is None else f"{q['floor']:.4g}"
+            cost = [q["method"], str(q["steps"]), str(q["evaluations"]), f"{q['seconds']:.2f}"]
+            lines.append([*cost, str(q["n"]), value, interval, floor])
+        several = len({q["n"] for q in evaluation.quality}) > 1
+        note = "; distances fall with n, so only rows of one n compare" if several else ""
+        told += f"\n\n{evaluation.quality[0]['name']}{note}\n{_aligned(lines)}"
     return told
 
 

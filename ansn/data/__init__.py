@@ -54,7 +54,7 @@ def load_dataset(
     Paths:
         tables: .csv, .tsv, .parquet (with pyarrow), .xlsx (with openpyxl);
         arrays: .npy, .npz, .h5, .nc and .mat (PATH:VARIABLE, with h5py), which hold a table, images or fields;
-        images: a folder, an IDX file, a folder of IDX, CIFAR-10, CIFAR-100 or STL-10 files.
+        images: a folder of them, an IDX file, a folder of IDX, CIFAR-10, CIFAR-100 or STL-10 files.
         Everything but .npz may be plain, gzip or xz; compression and formats are recognised by content.
     What was understood is in ``Dataset.understood()``; what is doubtful is a warning.
 
@@ -121,7 +121,6 @@ def _by_content(name: str | os.PathLike[str]) -> tuple[Callable[..., Dataset], d
             return partial(idx.load_folder, path), {}
         if cifar10.is_cifar10_folder(path):
             return partial(cifar10.load_folder, path), {}
-        _refuse(foreign.folder_advice(path))
         from ansn.data import folder  # slow to import: only when used
 
         return partial(folder.load, path), {}
@@ -134,20 +133,16 @@ def _by_content(name: str | os.PathLike[str]) -> tuple[Callable[..., Dataset], d
     name = path.name.removesuffix(".gz").removesuffix(".xz").lower()
     if name.endswith(cells.SUFFIXES):
         return partial(table.load, path), {}
+    error = foreign.advice(path, start)
+    if error is not None:
+        raise InputError(f"{error}")
     if start.startswith(b"\x93NUMPY") or name.endswith((".npy", ".npz")) or scientific.is_scientific(path, start):
         return partial(arrays.load, path), options
-    _refuse(foreign.advice(path, start))
     if start.startswith(b"PK\x03\x04"):
         return partial(arrays.load, path), {}
     if start.startswith(b"\0\0") or "-idx" in name or ".idx" in name or name.endswith("-ubyte"):
         return partial(idx.load_file, path), {}
     raise InputError(
         f"{path}: got an unknown format, expected .csv, .tsv, .parquet, .xlsx, .npy, .npz, .h5, .nc, .mat, IDX, or a"
-        " folder (of images, IDX or CIFAR-10)"
+        " folder (of images, IDX, CIFAR-10, CIFAR-100 or STL-10)"
     )
-
-
-def _refuse(error: str | None) -> None:
-    """InputError with the advice on a format that is known and not read, if it is one."""
-    if error is not None:
-        raise InputError(f"{error}")

@@ -27,6 +27,7 @@ _LABEL_KEYS = ("y", "labels")
 _SPLIT_KEYS = ("x_{}", "{}_x", "{}_images", "images_{}"), ("y_{}", "{}_y", "{}_labels", "labels_{}")
 _MAX_CLASSES = 65536  # more is a mistake: a continuous target, or an identifier, taken for a label
 _FULL = 128  # largest grey value from which all 256 are meant
+_PIECE = 1 << 22  # bytes converted at a time
 
 Splits = tuple[Index, Index]
 """Rows of train, by which units are found, and of the split that is asked for."""
@@ -83,7 +84,8 @@ def load(
 
 
 def read_npy(stream: IO[bytes], path: Path | str, text: bool = False) -> NDArray[Any]:
-    """One .npy array of numbers (``text``: or strings) in native byte order, exactly as long as its header says.
+    """One .npy array of numbers (``text``: or strings) in native byte order, float16 as float32, exactly as long as its
+    header says.
 
     InputError: not .npy, malformed header, object (pickled) or other non-numeric type, truncated, trailing
     bytes.
@@ -108,8 +110,19 @@ def read_npy(stream: IO[bytes], path: Path | str, text: bool = False) -> NDArray
         raise InputError(f"{path}: got values of type {dtype}, expected integers, floats or booleans")
     count = math.prod(shape) * dtype.itemsize
     data = read_exactly(stream, count, path, f"its header says {dtype} of shape {layout.by(shape)}")
-    array: NDArray[Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
-    return array.astype(dtype.newbyteorder("="), order="C", copy=False)
+    values: NDArray[Any] = _widened(data, dtype) if dtype.str[1:] == "f2" else np.frombuffer(data, dtype=dtype)
+    array = values.reshape(shape, order="F" if fortran else "C")
+    return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+
+
+def _widened(data: bytearray, dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    """Numbers of float16 as float32. From the end, and what is done is given back: the two are never there in full."""
+    out = np.empty(len(data) // 2, np.float32)
+    while data:
+        start = (len(data) - 1) // _PIECE * _PIECE
+        out[start // 2 : len(data) // 2] = np.frombuffer(data[start:], dtype)
+        del data[start:]
+    return out
 
 
 def _read_npz(
@@ -326,7 +339,7 @@ def _as_images(
             " to 1; --kind field takes any"
         )
     if not whole:
-        return rows.astype(np.float32), 256
+        return rows.astype(np.float32, copy=False), 256
     top = int(high)
     notes += ["whole numbers up to 255, taken for grey values"] if floats else []
     if top > 255:

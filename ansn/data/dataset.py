@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -350,8 +351,9 @@ def _check_rows(rows: Tensor, levels: int, kind: str) -> None:
         if int(rows.max()) >= levels:
             raise ValueError(f"rows: got the value {int(rows.max())}, expected less than levels = {levels}")
     else:
-        seen = rows[~rows.isnan()] if kind == "table" else rows  # of a table NaN is what is not known
-        low, high = (float(v) for v in torch.aminmax(seen)) if len(seen) else (0.0, 0.0)  # of NaN NaN
+        # Of a table NaN is what is not known.
+        seen = rows.nan_to_num(0.0, math.inf, -math.inf) if kind == "table" else rows
+        low, high = (float(v) for v in torch.aminmax(seen))  # of NaN NaN
         if not np.isfinite(low + high):
             raise ValueError("rows: got NaN or infinite values, expected finite ones")
         if kind == "image" and not 0 <= low <= high <= 1:

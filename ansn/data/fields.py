@@ -16,7 +16,7 @@ from ansn.data.files import require_memory
 from ansn.data.units import Affine
 from ansn.errors import InputError
 
-_CHUNK = 1 << 21  # numbers converted at a time
+_CHUNK = 1 << 19  # numbers converted at a time
 _HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
 _MOST = 64  # channels of which outliers are looked for
 
@@ -27,17 +27,20 @@ def field(
     rows: NDArray[Any], train: Index, index: Index, path: Path | str, standardise: bool | Literal["point"] = True
 ) -> tuple[torch.Tensor, Affine]:
     """Rows ``index`` of ``[N, C, ...]`` as float32 and their units: mean and deviation of each channel, or with "point"
-    each point, over the rows ``train``, in float64. In pieces, so that no further copy is made.
+    each point, over the rows ``train``, in float64. In pieces, so that no further copy is made; float32 rows are
+    overwritten (``index`` ascends).
 
     InputError for what is not finite, or is not in float32.
     """
-    require_memory(4 * len(index) * math.prod(rows.shape[1:]), path)
+    # In the place of the rows where that can be: nobody else has them.
+    reused = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
+    require_memory(0 if reused else 4 * len(index) * math.prod(rows.shape[1:]), path)
     if standardise:
         offset, scale = _moments(rows, train, path, standardise == "point")
         _robust(rows, train, offset, scale, path)
     else:
         offset, scale = (np.full((1, rows.shape[1], *(1,) * (rows.ndim - 2)), v) for v in (0.0, 1.0))
-    out, at = np.empty((len(index), *rows.shape[1:]), np.float32), 0
+    out, at = rows[: len(index)] if reused else np.empty((len(index), *rows.shape[1:]), np.float32), 0
     for piece in _pieces(rows, index):
         part = rows[piece].astype(np.float64)
         check_finite(part, path, int(piece[0]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ansn.data import streams
 from ansn.errors import whole
 
-STREAM = 16
+STREAM = streams.COMPLETE
 """Second key word of the draws: see :mod:`ansn.data.streams`."""
 
 _NUMBERS = 2**22  # float64 numbers that the systems of a chunk of rows may take, 32 MiB

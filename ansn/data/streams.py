@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Second key word: one number a purpose, so that no two purposes share words at the same seed.
-ORDER, DEQUANTISE, FLIP, HOLD_OUT, TOY, MISSING, LABELS = 1, 2, 3, 4, 5, 6, 7
+ORDER, DEQUANTISE, FLIP, HOLD_OUT, TOY, MISSING, LABELS, COMPLETE = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def words(seed: int, stream: int, count: int, *, first: int = 0, lane: int = 0) -> NDArray[np.uint64]:

@@ -22,6 +22,7 @@ from ansn.errors import InputError
 
 _MAX_CLASSES = 65536
 _SHOWN = 6  # names in a note
+_PIECE = 1 << 19  # numbers converted at a time
 _CHUNK = 16384  # rows that are text at a time
 
 
@@ -95,16 +96,18 @@ def from_cells(
             f"{path}: got no column of numbers or few words left of {len(names)}, expected at least one that varies"
             + (f" ({'; '.join(notes[:_SHOWN])})" if notes else "")
         )
-    matrix = np.stack(values).T  # a column's values lie together
-    empty = [repr(c.name) for c, share in zip(columns, np.isnan(matrix).mean(0), strict=True) if share > 0.5]
+    empty = [repr(c.name) for c, t in zip(columns, values, strict=True) if np.isnan(t).mean() > 0.5]
     if empty:
         raise InputError(
             f"{path}: got mostly empty columns {', '.join(empty)}, expected at most half of the cells empty; leave them"
             " out: ignore_columns (--ignore-columns)"
         )
-    kept = np.flatnonzero(~np.isnan(matrix[:, [c.kind != "constant" for c in columns]]).all(1))
-    if len(kept) < len(matrix):
-        notes.append(f"{len(matrix) - len(kept)} rows left out: all their cells are empty")
+    known = np.zeros(len(found), bool)
+    for column, t in zip(columns, values, strict=True):
+        known |= ~np.isnan(t) & (column.kind != "constant")
+    kept = np.flatnonzero(known)
+    if len(kept) < len(known):
+        notes.append(f"{len(known) - len(kept)} rows left out: all their cells are empty")
     if label_at is not None:
         code, classes = _classes(found.text(label_at), names[label_at], path)
         labels = torch.from_numpy(code), classes
@@ -115,19 +118,24 @@ def from_cells(
         train, rows = (np.intersect1d(part, kept) for part in splits)
     whole = [
         kinds.standardised(c, v[train], path, train) if standardise or c.kind == "category" else c
-        for c, v in zip(columns, matrix.T, strict=True)
+        for c, v in zip(columns, values, strict=True)
     ]
     place = None
     if label_at is not None:
         left = {n for n in names[:label_at] if n in {c.name for c in columns}}
         place = (names[label_at], len(left))
     units = Table(tuple(whole), place)
-    x = units.encode(torch.from_numpy(matrix[rows]))
-    if bool(x.isinf().any()):
-        row, j = (int(v) for v in x.isinf().nonzero()[0])
-        k = int(np.searchsorted(np.cumsum([c.width for c in whole]), j, side="right"))
-        got = f"{matrix[rows[row], k]:g} in row {int(rows[row])}, column {whole[k].name!r}"
-        raise InputError(f"{path}: got {got}, expected what float32 can hold")
+    x = torch.empty(len(rows), *units.shape)
+    step = max(1, _PIECE // len(values))  # in pieces: the whole matrix, in float64, would take the most
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        piece = units.encode(torch.from_numpy(np.stack([t[part] for t in values], 1)))
+        if bool(piece.isinf().any()):
+            row, j = (int(v) for v in piece.isinf().nonzero()[0])
+            k = int(np.searchsorted(np.cumsum([c.width for c in whole]), j, side="right"))
+            got = f"{values[k][part[row]]:g} in row {int(part[row])}, column {whole[k].name!r}"
+            raise InputError(f"{path}: got {got}, expected what float32 can hold")
+        x[start : start + step] = piece
     return Dataset(
         x,
         name=name,

@@ -74,7 +74,8 @@ def _range(dataset: Dataset) -> str:
     if dataset.kind == "field":
         first = dataset.to_data_units(dataset.rows[_even(len(dataset), _ROWS)].cpu())  # type: ignore[index]
         low, high = (v.item() for v in torch.aminmax(first))
-    of = "" if dataset.levels is None else f" of 0 to {dataset.levels - 1}"
+    full = (0, None if dataset.levels is None else dataset.levels - 1)
+    of = "" if dataset.levels is None or (low, high) == full else f" of 0 to {full[1]}"
     return f", {_UNITS[dataset.kind]} {low:.6g} to {high:.6g}{of}"
 
 

@@ -181,7 +181,7 @@ class Column:
             return self.words[int(value)]
         if self.form:
             try:
-                time = _EPOCH + timedelta(seconds=value)
+                time = (_EPOCH + timedelta(seconds=value)).replace(tzinfo=UTC)
             except OverflowError:
                 return ""
             # strftime pads no year, and what has microseconds may have milliseconds only

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ansn.config import SamplingConfig, to_dict
 from ansn.data import Dataset
-from ansn.data.units import Table
 from ansn.errors import InputError
 from ansn.evaluation import classes, spaces
 from ansn.evaluation.compare import KINDS, LEAST, Resampling, compare, modes, obedience, repetition
@@ -29,7 +28,7 @@ from ansn.evaluation.sweep import EVALUATIONS, chosen, sweep
 from ansn.likelihood import bits_per_dim
 from ansn.machine import cpu_name
 from ansn.training.data import load
-from ansn.training.pictures import draw, labels, sampler_options
+from ansn.training.pictures import as_written, draw, labels, sampler_options
 from ansn.training.runs import Run
 
 METRICS = (*KINDS, "modes", "memorisation", "likelihood")
@@ -131,15 +130,17 @@ class _Work:
             seconds = time.perf_counter() - start
             known = labels(self.run, n, self.settings.seed)
             asked = None if known is None else known.numpy()
-            samples = _as_written(self.run, samples, self.settings.seed)
         elif self.settings.n is not None:
             samples = samples[: self.settings.n]
         samples, asked = self._finite(samples, asked)
         held = self._held_out(len(samples))
         baseline = self._baseline(len(samples))
+        # A row of the sweep by the same sampler is of these samples: one sampler, one number.
+        alike = seconds is not None and set(options) == {"method", "steps"}
+        measured = (options["method"], options["steps"], seconds) if alike and seconds is not None else None
         quality: list[dict[str, Any]] = []
         for space in self.spaces:
-            quality += self._in_space(space, samples, asked, held, baseline)
+            quality += self._in_space(space, samples, asked, held, baseline, measured)
         neighbours = self._memorised(samples, held)
         self._likelihood()
         found = Evaluation(
@@ -163,7 +164,8 @@ class _Work:
     def _baseline(self, n: int) -> Tensor:
         """Samples of the run's Gaussians, with a seed of their own: the model starts from noise of the other."""
         mixture, size, seed = self.run.mixture, self.settings.batch_size, (self.settings.seed + 1) % 2**63
-        return torch.cat([mixture.sample(min(size, n - k), seed=seed, row=k).cpu() for k in range(0, n, size)])
+        drawn = [mixture.sample(min(size, n - k), seed=seed, row=k).cpu() for k in range(0, n, size)]
+        return as_written(self.run, torch.cat(drawn), seed)
 
     def _held_out(self, n: int) -> tuple[Tensor, Tensor | None] | None:
         """As many held-out rows as there are samples, drawn at random, and their labels."""
@@ -173,7 +175,8 @@ class _Work:
         return x.cpu(), None if labels is None else labels.cpu()
 
     def _in_space(
-        self, space: Features, samples: Tensor, asked: Any, held: tuple[Tensor, Tensor | None] | None, baseline: Tensor
+        self, space: Features, samples: Tensor, asked: Any, held: tuple[Tensor, Tensor | None] | None, baseline: Tensor,
+        measured: tuple[str, int, float] | None = None,
     ) -> list[dict[str, Any]]:
         """Numbers in one space; rows of the sweep, which is made in the first."""
         self.tell(f"measuring in {space.name}")
@@ -191,6 +194,7 @@ class _Work:
             sweep(
                 self.run, settings.sweep, settings.evaluations, space, train, h, min(len(x), settings.swept or len(x)),
                 resampling=self.resampling, seed=settings.seed, batch_size=settings.batch_size, tell=self.tell,
+                measured=None if measured is None else (measured[0], measured[1], x, measured[2]),
             )
         )  # fmt: skip
 
@@ -271,14 +275,6 @@ def provenance(run: Run, made: Sequence[Features]) -> dict[str, Any]:
         "device": str(run.model.noise.tau.device), "threads": torch.get_num_threads(),
         "features": [str(space) if type(space).__str__ is not object.__str__ else space.name for space in made],
     }  # fmt: skip
-
-
-def _as_written(run: Run, samples: Tensor, seed: int) -> Tensor:
-    """A table's samples as whoever reads their file has them, with whole numbers and words, and the noise that the
-    data's have."""
-    if not isinstance(run.units, Table) or run.units.grain is None:
-        return samples
-    return run.units.encode(run.units.decode(samples.cpu()), seed)
 
 
 def _default_n(held_out: int) -> int:

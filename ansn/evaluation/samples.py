@@ -16,7 +16,7 @@ from ansn.data.units import Table
 from ansn.errors import InputError
 from ansn.training.runs import Run
 
-_BEYOND, _SHARE = 0.1, 0.05  # grey values this far outside [0, 1], and their share from which the scale is another
+_BEYOND, _SHARE = 0.1, 0.2  # grey values this far outside [0, 1], and their share from which the scale is another
 _FAR = 10.0  # times the data's deviation
 
 
@@ -30,10 +30,10 @@ def read_samples(path: Path, run: Run, seed: int = 0) -> Tensor:
     units = run.units
     if isinstance(units, Table) and path.name.lower().removesuffix(".gz").removesuffix(".xz").endswith(cells.SUFFIXES):
         values, _ = table.read_rows(path, units)
+        if bool(values.isnan().any()):
+            raise InputError(f"--samples: got missing cells in {path}, expected whole rows; ansn-impute fills them")
     else:
         values = _array(path, (len(units.columns),) if isinstance(units, Table) else run.info.shape, run.info.kind)
-    if bool(values.isnan().any()):
-        raise InputError(f"--samples: got values that are missing or no numbers in {path}, expected whole rows")
     if run.info.kind == "image":
         share = float(((values < -_BEYOND) | (values > 1 + _BEYOND)).double().mean())
         if share > _SHARE:
@@ -41,7 +41,7 @@ def read_samples(path: Path, run: Run, seed: int = 0) -> Tensor:
             got = f"{path} with values from {low:.4g} to {high:.4g}"
             raise InputError(f"--samples: got {got}, expected grey values in [0, 1], or uint8")
     x = values.float() if units is None else units.encode(values, seed)
-    size = float(x.square().mean().sqrt())
+    size = float(x.nan_to_num().square().mean().sqrt())
     if run.info.kind != "image" and size > _FAR:
         warnings.warn(f"{path}: is {size:.3g} deviations of the data from its mean: other units?", stacklevel=2)
     return x

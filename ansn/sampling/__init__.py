@@ -6,6 +6,7 @@ from ansn.sampling.common import Callback, NoiseSampler, colored_noise_sampler
 from ansn.sampling.driver import METHODS, Draw, Method, sample
 from ansn.sampling.gaussian_flow import gaussian_2m
 from ansn.sampling.guidance import Guided
+from ansn.sampling.impute import IMPUTATIONS, impute
 from ansn.sampling.inverse import Posterior, Replacement, mmps, pigdm
 from ansn.sampling.multistep import dpmpp_2m, exponential_ab
 from ansn.sampling.ode import euler, heun
@@ -14,6 +15,7 @@ from ansn.sampling.predictor_corrector import predictor_corrector
 from ansn.sampling.stochastic import dpmpp_2m_sde, heun_churn
 
 __all__ = [
+    "IMPUTATIONS",
     "METHODS",
     "Blur",
     "Callback",
@@ -37,6 +39,7 @@ __all__ = [
     "gaussian_2m",
     "heun",
     "heun_churn",
+    "impute",
     "mmps",
     "pigdm",
     "predictor_corrector",

@@ -101,7 +101,8 @@ def to_disk(
         _wait(part)
         if rank == 0:
             plain = Table.plain(columns or [f"x{j}" for j in range(math.prod(stored))])
-            _finish(part, path, units if isinstance(units, Table) else plain, labels, classes)
+            kind = "field" if isinstance(units, Affine) else None  # a map of C channels looks like an image
+            _finish(part, path, units if isinstance(units, Table) else plain, labels, classes, kind)
     return path
 
 
@@ -240,7 +241,7 @@ def _bar(n: int, done: int, show: bool) -> Iterator[Callable[[int, Part], None]]
 
 
 def _finish(
-    part: Part, out: Path, table: Table, labels: Tensor | None, classes: Sequence[str] | None
+    part: Part, out: Path, table: Table, labels: Tensor | None, classes: Sequence[str] | None, kind: str | None
 ) -> None:
     """Put the output in its place; the part is gone after it."""
     rows, written = part.data, part.folder / f"written{out.suffix}"
@@ -251,8 +252,9 @@ def _finish(
     elif out.suffix == ".png":
         from ansn import figures  # Matplotlib is slow to import: only when used
 
-        names = table.names if len(part.shape) == 1 else None
-        figures.save_samples(torch.from_numpy(np.load(rows)), written, names=names)
+        cells = table.columns if len(part.shape) == 1 else None
+        names = None if cells is None else table.names
+        figures.save_samples(torch.from_numpy(np.load(rows)), written, kind=kind, names=names, cells=cells)
         rows = written
     os.replace(rows, out)
     part.remove()

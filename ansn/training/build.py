@@ -297,6 +297,7 @@ def _options(config: NetworkConfig, rungs: int, classes: int | None) -> dict[str
     if config.network == "unet":
         return width | blocks | {
             "multipliers": config.multipliers, "stem_stride": config.stem_stride, "dropout": config.dropout,
+            "periodic": config.periodic,
         } | common | told  # fmt: skip
     # The RefineNets map [0, 1] to [-1, 1] themselves, which preconditioned input does not want.
     published = {"rescale": not config.precondition} | ({} if config.width is None else {"ngf": config.width})

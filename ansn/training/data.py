@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from ansn.config import TrainConfig
 from ansn.data import Dataset, load_dataset
 from ansn.errors import InputError
@@ -10,8 +12,10 @@ from ansn.errors import InputError
 def load(config: TrainConfig, split: str = "train", *, root: str | None = None, flip: bool | None = None) -> Dataset:
     """The data set of a run; ``root``, ``flip``: in place of the settings' own. InputError where it cannot be read."""
     data = config.data
+    if data.dataset == "PATH":
+        raise InputError("--dataset: got none, expected the path of your data")
     point: dict[str, bool | str] = {"yes": True, "no": False, "point": "point"}
-    return load_dataset(
+    found = load_dataset(
         data.dataset, root=root or data.data, split=split, dequantise=data.dequantise or None,
         flip=(data.flip if flip is None else flip) or None,
         test_fraction="auto" if data.test_fraction is None else data.test_fraction,
@@ -22,6 +26,13 @@ def load(config: TrainConfig, split: str = "train", *, root: str | None = None, 
         image_size=data.image_size, channels=data.channels,
         split_folders={s: f for s, f in map(_pair, data.split_folders)} or None,
     )  # fmt: skip
+    if data.label_column is not None and not config.network.class_conditional and config.noise.regions != "labels":
+        warnings.warn(
+            f"{found.name}: the model does not know the column {data.label_column!r}, which samples will lack;"
+            " --class-conditional, or no --label-column, which makes it a column like the others",
+            stacklevel=2,
+        )
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

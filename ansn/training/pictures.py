@@ -49,10 +49,19 @@ def labels(run: Run, n: int, seed: int) -> torch.Tensor | None:
 
 
 def draw(run: Run, n: int, seed: int = 0, *, progress: bool = False, **options: Any) -> torch.Tensor:
-    """``n`` samples, of the classes that :func:`labels` gives; regions that were found are drawn by their shares."""
+    """``n`` samples, of the classes that :func:`labels` gives; regions that were found are drawn by their shares. Of a
+    table as :func:`as_written`."""
     if "y" not in options:
         options["y"] = labels(run, n, seed)
-    return sampling.sample(run.model, n, seed=seed, progress=progress, **options)
+    return as_written(run, sampling.sample(run.model, n, seed=seed, progress=progress, **options), seed)
+
+
+def as_written(run: Run, x: torch.Tensor, seed: int) -> torch.Tensor:
+    """A table's samples as a reader of their file has them, of whole numbers and words, and with the noise that these
+    have in the data; others as they are."""
+    if run.units is None or run.units.grain is None:
+        return x
+    return run.units.encode(run.units.decode(x.cpu()), seed)
 
 
 def draw_to_disk(

@@ -66,8 +66,6 @@ def train(config: TrainConfig) -> Path:
                 # Threads that wait for one that another program keeps from running make a step many times longer.
                 print(f"{taken:.0%} of the cores' time is taken: --threads 1 may be many times faster", file=sys.stderr)
         dataset = load(config).to(device)
-        if rank == 0:
-            print(*dataset.understood(), sep="\n", file=sys.stderr)
         trainer = Trainer(config, dataset, rank, world, device)
         try:
             return trainer.run()
@@ -92,6 +90,8 @@ class Trainer:
         else:
             with torch.device("meta"):  # what is wrong with the network is said before minutes of looking at the data
                 build.network(config, self.info, rungs=2)  # of any number
+            if rank == 0:
+                print(*self.info.understood, sep="\n", file=sys.stderr)
             x, labels = build.first_rows(config.noise, dataset, config.run.seed)
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)

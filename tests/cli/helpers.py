@@ -16,8 +16,6 @@ TINY = [
 ]  # fmt: skip
 # For runs that are about something else: to find the regions of the default skip takes seconds.
 PLAIN = ("--skip", "wiener")
-# What a training run says before it looks at its other settings.
-CHOICE = ("device: ", "choosing ", "structure: ", "finding ", "regions: ")
 
 
 class Outcome(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from ansn.ops import _dispatch, native
 from ansn.training import checkpoint
 from ansn.training.trainer import Trainer
-from tests.cli.helpers import CHOICE, PLAIN, TINY, Outcome, call, start
+from tests.cli.helpers import PLAIN, TINY, Outcome, call, start
 from tests.data.writers import some_images, write_mnist
 
 
@@ -24,7 +24,7 @@ def assert_refused(outcome: Outcome, command: str, *parts: str) -> None:
     assert outcome.code == 2, outcome
     assert outcome.out == ""
     *told, line = outcome.err.splitlines()
-    assert all(text.startswith(CHOICE if command == "train" else "device: ") for text in told), told
+    assert not any(text.startswith(("Traceback", "  File", "ansn-")) for text in told), told
     assert re.fullmatch(f"ansn-{command}: error: .+: got .+, expected .+", line), line
     for part in parts:
         assert part in line, f"{part!r} not in {line!r}"
@@ -126,7 +126,7 @@ def truncated_mnist(folder: Path) -> list[Any]:
 
 
 def not_finite(folder: Path) -> list[Any]:
-    np.save(folder / "rows.npy", np.array([[1.0, np.nan], [0.0, 1.0]], np.float32))
+    np.save(folder / "rows.npy", np.array([[1.0, np.inf], [0.0, 1.0]], np.float32))
     return ["--dataset", folder / "rows.npy"]
 
 
@@ -147,12 +147,12 @@ def tiny_images(folder: Path) -> list[Any]:
 
 def too_wide(folder: Path) -> list[Any]:
     np.save(folder / "rows.npy", np.zeros((3, 300_000), np.float32))
-    return ["--dataset", folder / "rows.npy", "--structure", "dense"]
+    return ["--dataset", folder / "rows.npy", "--structure", "dense", "--kind", "field"]
 
 
 FILES: dict[str, tuple[Callable[[Path], list[Any]], tuple[str, ...]]] = {
     "truncated": (truncated_mnist, ("train-images-idx3-ubyte.gz",)),
-    "not finite": (not_finite, ("rows.npy", "nan", "[0, 1]", "expected finite numbers")),
+    "not finite": (not_finite, ("rows.npy", "inf", "expected a finite number")),
     "pickled": (objects, ("rows.npy", "pickle")),
     "ragged": (ragged_table, ("rows.csv", "3")),
     "images too small for the network": (tiny_images, ("got 3x3", "at least 4x4 for NCSN")),
@@ -238,10 +238,10 @@ EVALUATE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "halves": (["--halves", 1], ("--halves", "got 1", "at least 2")),
     "pairs": (["--pairs", 3], ("--pairs", "got 3", "at least 16")),
     "seed": (["--seed", -1], ("--seed", "got -1")),
-    "no samples": (["--samples", "none.npy"], ("--samples", "none.npy", "No such file")),
+    "no samples": (["--samples", "none.npy"], ("--samples", "none.npy", "no such file")),
     "samples that are none": (["--samples", "config.json"], ("--samples", "config.json", ".npy")),
     "samples of another shape": (["--samples", "flat.npy"], ("--samples", "float64 [20, 64]", "[n, 1, 8, 8]")),
-    "bytes": (["--samples", "bytes.npy"], ("--samples", "uint8 [20, 1, 8, 8]")),
+    "another scale": (["--samples", "large.npy"], ("--samples", "from 0 to 255", "expected grey values in [0, 1]")),
     "samples that are not numbers": (["--samples", "nan.npy"], ("-n", "got 1 samples that are finite")),
     "cuda": (["--device", "cuda"], ("--device", "'cuda'", "no GPU")),
     "option": (["--bogus"], ("--bogus",)),
@@ -252,7 +252,7 @@ EVALUATE: dict[str, tuple[list[Any], tuple[str, ...]]] = {
 def test_evaluate(mistake: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     np.save(run / "flat.npy", np.zeros((20, 64)))
-    np.save(run / "bytes.npy", np.zeros((20, 1, 8, 8), dtype=np.uint8))
+    np.save(run / "large.npy", np.linspace(0, 255, 20 * 64).reshape(20, 1, 8, 8))
     np.save(run / "nan.npy", np.where(np.arange(20)[:, None, None, None] > 0, np.nan, np.zeros((20, 1, 8, 8))))
     monkeypatch.chdir(run)
     monkeypatch.setenv("ANSN_CACHE", str(tmp_path / "cache"))
@@ -298,7 +298,7 @@ def test_a_damaged_run(command: str, digits: Path, tmp_path: Path) -> None:
     state = run / "checkpoints" / "step-00000020" / "state.json"
     state.write_text(json.dumps({"format": 7}))
     where = ["--out", run] if command == "train" else [run]
-    assert_refused(call(command, *where), command, str(run), f"got format 7, expected 2 or {checkpoint.FORMAT}")
+    assert_refused(call(command, *where), command, str(run), f"got format 7, expected 2 to {checkpoint.FORMAT}")
 
 
 def test_sample_needs_a_run() -> None:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ansn
 from ansn.cli.evaluate import _report
+from ansn.config import SamplingConfig
+from ansn.data import table as tables
 from ansn.evaluation import Evaluation, Measurement
-from ansn.training import load_run
+from ansn.evaluation.evaluate import Settings, evaluate
+from ansn.evaluation.samples import read_samples
+from ansn.training import Run, load_run
+from ansn.training.data import load
 from tests.cli.helpers import Outcome, call, succeeded
 
 QUICK = ("--quick", "-n", 60, "--features", "pca-8")
@@ -40,6 +46,8 @@ def test_as_a_user_starts_it(digits: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("ansn.cli.evaluate._report", _report)
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     outcome = succeeded(call("evaluate", run, "--quick", "-n", 40, "--seed", 2))
+    assert not (run / "evaluation.json").exists(), "a quick look leaves the whole evaluation as it is"
+    run = run / "quick"
     found = Evaluation.from_json((run / "evaluation.json").read_text())
     assert (run / "report.html").is_file()
     assert not list(run.glob(".evaluation.json*"))
@@ -58,7 +66,7 @@ def test_as_a_user_starts_it(digits: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "fid" not in (run / "evaluation.json").read_text().lower()
     assert found.settings["seed"] == 2
     words = shlex.split(found.command)
-    assert (words[0], words[1:]) == ("ansn-evaluate", [str(run), "--quick", "-n", "40", "--seed", "2"])
+    assert (words[0], words[1:]) == ("ansn-evaluate", [str(run.parent), "--quick", "-n", "40", "--seed", "2"])
     assert found.provenance["step"] == 20
     assert found.provenance["ansn"] == ansn.__version__
     assert any("test accuracy 0.9" in line for line in found.provenance["features"])
@@ -91,20 +99,32 @@ def test_the_training_data_is_found_out(digits: Path, tmp_path: Path) -> None:
     assert [row[0] for row in evaluation.neighbours["index"]] == train.order(5, 0)[:60].tolist()
 
 
-def test_a_table_in_its_own_units(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    """Columns are standardised on both sides: the file's rows are at no distance from themselves."""
-    run, values = table
-    np.save(tmp_path / "x.npy", values)
-    options = ("--samples", tmp_path / "x.npy", "--features", "pixels", "--halves", 5)
-    found, evaluation, outcome = evaluated(run, tmp_path, *options)
+@pytest.mark.parametrize("form", ["npy", "csv"])
+def test_a_table_in_its_own_units(form: str, table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    """The training rows, in the file's units, are found out; a tenth of the file is the floor."""
+    run, _ = table
+    data = load(load_run(run).config)
+    rows = data.to_data_units(data.rows[:60])  # type: ignore[index, arg-type]
+    path = tmp_path / f"x.{form}"
+    if form == "npy":
+        np.save(path, rows.numpy())
+    else:
+        tables.write(path, data.units, rows)  # type: ignore[arg-type]
+    options = ("--samples", path, "--features", "pixels", "--halves", 5)
+    found, evaluation, _ = evaluated(run, tmp_path, *options)
     assert found["Frechet distance"].features == "data.csv-columns"
-    assert found["Frechet distance"].value < 1e-6
-    # A CSV has no test split of its own: no floor, and it is said why.
-    assert found["Frechet distance"].floor is None
-    assert "memorised share" not in found
-    (line,) = evaluation.left_out
-    assert "without a test split" in line
-    assert f"left out: {line}" in outcome.out
+    assert found["Frechet distance"].floor is not None
+    assert (found["memorised share"].value, evaluation.left_out) == (1.0, ())
+    assert found["nearest training row, ratio of distances"].value < 1e-5
+    with pytest.warns(UserWarning, match="deviations of the data from its mean: other units"):
+        read_samples_of(path, load_run(run), 1000)
+
+
+def read_samples_of(path: Path, run: Run, factor: float) -> None:
+    """Samples of a file whose values are some times too large."""
+    values, _ = tables.read_rows(path, run.units) if path.suffix == ".csv" else (torch.from_numpy(np.load(path)), None)  # type: ignore[arg-type]
+    np.save(path.with_name("large.npy"), factor * values.numpy())
+    read_samples(path.with_name("large.npy"), run)
 
 
 def test_classes_that_were_asked_for(classes: Path, tmp_path: Path) -> None:
@@ -166,7 +186,19 @@ def test_sweep(digits: Path, tmp_path: Path) -> None:
         assert q["floor"] == evaluation.measurements[0].floor
     own = evaluated(digits, tmp_path, *QUICK, "--metrics", "frechet", "--method", "heun", "--steps", 6)[0]
     assert own["Frechet distance"].value == pytest.approx(evaluation.quality[1]["value"])
-    assert "sampler  steps  evaluations  seconds  value" in outcome.out
+    assert "sampler  steps  evaluations  seconds  n   value" in outcome.out
+
+
+def test_a_sampler_has_one_number(digits: Path, tmp_path: Path) -> None:
+    """Where the sweep has fewer samples than the measurement, the row of the same sampler is the measurement."""
+    run = load_run(digits)
+    settings = Settings(n=40, features=("pca-8",), metrics=("frechet",), halves=4, sweep=("heun",), swept=20,
+                        evaluations=(5, 11))  # fmt: skip
+    found = evaluate(run, settings, sampling=SamplingConfig(method="heun", sample_steps=6)).evaluation
+    few, same = found.quality
+    assert (few["n"], same["n"]) == (20, 40)
+    assert same["value"] == found.measurements[0].value
+    assert same["floor"] == found.measurements[0].floor
 
 
 def test_the_runs_own_sampler_is_swept_unless_told_otherwise(digits: Path, tmp_path: Path) -> None:

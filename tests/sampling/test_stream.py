@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ansn import AdaptiveCovariance, Denoiser, InputError, NoiseModel, levels, networks
+from ansn.data import table as tables
 from ansn.sampling import Draw, part, stream
 from ansn.sampling.stream import cut, to_disk
 from tests.tolerances import BATCH_INVARIANCE
@@ -119,7 +120,7 @@ def test_a_folder_of_images(tmp_path: Path, channels: int) -> None:
 
 
 def test_a_table_in_its_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_CHUNK", 7)  # several pieces of text
+    monkeypatch.setattr(tables, "_CHUNK", 7)  # several pieces of text
     draw = Draw(trained((2,)), "euler", 2)
     to_disk(draw, N, tmp_path / "x.csv", units=lambda x: 100 + 3 * x.double(), columns=("a", "b"))
     header, *lines = (tmp_path / "x.csv").read_text().splitlines()

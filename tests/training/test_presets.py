@@ -21,7 +21,10 @@ from ansn.training.pictures import sampler_options
 from tests.data.writers import cifar_bytes, some_images, write, write_mnist
 from tests.training.helpers import change, metrics, small, tensors
 
-SHAPES = {"digits": (1, 8, 8), "toy2d": (2,), "cifar10": (3, 32, 32), "paper-cifar10": (3, 32, 32)}
+SHAPES = {
+    "digits": (1, 8, 8), "toy2d": (2,), "cifar10": (3, 32, 32), "paper-cifar10": (3, 32, 32), "table": (5,),
+    "fields": (1, 16, 12),
+}  # fmt: skip
 
 
 def files(folder: Path, preset: str) -> Path:
@@ -33,6 +36,11 @@ def files(folder: Path, preset: str) -> Path:
     if "cifar10" in preset:
         for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
             write(folder / name, cifar_bytes(some_images(40, 3, 32, 32), labels))
+    if preset == "table":
+        rows = [f"{i % 7},{i / 3:.2f},{'abc'[i % 3]}" for i in range(40)]
+        (folder / "data.csv").write_text("\n".join(["count,size,kind", *rows]))
+    if preset == "fields":
+        np.save(folder / "data.npy", 280 + np.random.default_rng(0).normal(size=(40, 16, 12)))
     return folder
 
 
@@ -53,8 +61,10 @@ LARGE = ("cifar10", "paper-cifar10")
 @pytest.mark.parametrize("preset", [pytest.param(p, marks=pytest.mark.slow if p in LARGE else ()) for p in PRESETS])
 def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
     full = PRESETS[preset][1].network
+    folder = files(tmp_path, preset)
+    yours = {"table": {"dataset": str(folder / "data.csv")}, "fields": {"dataset": str(folder / "data.npy")}}
     config = small(
-        tmp_path / "run", preset, data=str(files(tmp_path, preset)) if preset not in ("digits", "toy2d") else None,
+        tmp_path / "run", preset, **yours.get(preset, {"data": None if preset in ("digits", "toy2d") else str(folder)}),
         width=8, batch_size=4, steps=2, log_every=1, multipliers=full.multipliers, checkpoint_every=1,
     )  # fmt: skip
     train(config)
