@@ -130,10 +130,13 @@ def _text(path: Path, is_header: IsHeader) -> Cells:
     notes: list[str] = []
     text = _decoded(path, notes)
     comments = list(itertools.takewhile(lambda line: line.startswith("#"), _split(text)))
+    text = text[sum(map(len, comments)) :]
+    delimiter = _delimiter(text, path)
+    if comments and _is_commented_header(comments[-1], text, delimiter):
+        header = comments.pop()
+        text = (header if header.startswith("#" + delimiter) else header.lstrip("# ")) + text
     if comments:
         notes.append(f"{len(comments)} lines that begin with # left out")
-        text = text[sum(map(len, comments)) :]
-    delimiter = _delimiter(text, path)
     if delimiter == " ":
         notes.append("cells separated by spaces")
         text, delimiter = _tabbed(text, path), "\t"
@@ -209,6 +212,12 @@ def _tabbed(text: str, path: Path) -> str:
     out = io.StringIO()
     csv.writer(out, delimiter="\t", lineterminator="\n").writerows(map(_spaced, _split(text)))
     return out.getvalue()
+
+
+def _is_commented_header(comment: str, text: str, delimiter: str) -> bool:
+    """Whether a line that begins with # has as many cells as the next one, which has numbers."""
+    cells, below = (next(csv.reader([line], delimiter=delimiter), []) for line in (comment, next(_split(text), "")))
+    return 1 < len(cells) == len(below) and not _numbers(cells) and bool(_numbers(below))
 
 
 def _split(text: str) -> Iterator[str]:

@@ -188,11 +188,16 @@ def _of_times(cells: Cells, j: int, path: Path | str, form: str) -> tuple[Column
     return Column(cells.names[j], "time", step=step, anchor=float(points[0]), form=form), times
 
 
+def is_code(cell: str) -> bool:
+    """``007`` is a code, not the number 7."""
+    return len(cell) > 1 and cell[0] == "0" and cell.isdigit()
+
+
 def _leading_zeros(cells: Cells, j: int, numbers: Values) -> bool:
-    """``007`` is a code, not the number 7: whether whole numbers have such a cell."""
+    """Whether whole numbers are codes."""
     if isinstance(cells.columns[j], np.ndarray) or (numbers % 1 > 0).any():
         return False
-    return any(cell[0] == "0" and len(cell) > 1 and cell.isdigit() for cell in cells.text(j) if cell is not None)
+    return any(is_code(cell) for cell in cells.text(j) if cell is not None)
 
 
 def _decimals(distinct: Values) -> int | None:

@@ -107,7 +107,7 @@ def from_cells(
         known |= ~np.isnan(t) & (column.kind != "constant")
     kept = np.flatnonzero(known)
     if len(kept) < len(known):
-        notes.append(f"{len(known) - len(kept)} rows left out: all their cells are empty")
+        notes.append(f"rows left out, all their cells empty: {len(known) - len(kept)}")
     if label_at is not None:
         code, classes = _classes(found.text(label_at), names[label_at], path)
         labels = torch.from_numpy(code), classes
@@ -172,7 +172,7 @@ def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) ->
     if units.label is not None and units.label[0] in names and classes is not None:
         text = found.text(names.index(units.label[0]))
         place = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([-1 if cell is None else place.get(_plain(cell), -1) for cell in text])
+        labels = torch.tensor([-1 if cell is None else place.get(cell, place.get(_plain(cell), -1)) for cell in text])
     return torch.from_numpy(out), labels
 
 
@@ -265,7 +265,7 @@ def _classes(cells: list[str | None], column: str, path: Path | str) -> tuple[ND
         raise InputError(f"{path}: got an empty cell in the label column {column!r}, expected a class in every row")
     text = [cell for cell in cells if cell is not None]
     values = {cell: number(cell) for cell in set(text)}
-    numeric = all(value is not None for value in values.values())
+    numeric = all(value is not None for value in values.values()) and not any(map(kinds.is_code, text))
     if numeric:
         broken = next((cell for cell, v in values.items() if v is None or not v.is_integer()), None)
         if broken is not None:

@@ -130,6 +130,8 @@ def test_the_row_number_is_left_out(tmp_path: Path) -> None:
 def test_comments_spaces_and_a_header_without_the_first_name(tmp_path: Path) -> None:
     found = read(some(tmp_path / "t.csv", "# by hand\n# in mm\na,b\n1,2\n3,x\n"))
     assert (found.names, found.notes, found.place(1)) == (["a", "b"], ["2 lines that begin with # left out"], "line 5")
+    for text, first in (("# a,b\n1,2\n3,x\n", "a"), ("#,b\n1,2\n3,x\n", "#"), ("# by A, B\na,b\n1,2\n3,4\n", "a")):
+        assert read(some(tmp_path / "t.csv", text)).names == [first, "b"]
     found = read(some(tmp_path / "t.csv", '  a    "b c"\n 1.5  2\n 3    "4"\n'))
     assert (found.names, found.text(1), found.notes) == (["a", "b c"], ["2", "4"], ["cells separated by spaces"])
     found = read(some(tmp_path / "t.csv", '"a" "b"\n"New York" 1 2\n"Rome" 3 4\n'))
