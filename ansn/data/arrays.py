@@ -70,6 +70,11 @@ def load(
             rows = read_npy(stream, path)
     if variable is not None and not scientific.is_scientific(path, start):
         raise InputError(f"variable: got {variable!r} for {path}, expected None: the file has no named arrays")
+    at = -1 if axes is None else axes.upper().find("N")
+    if axes is not None and 0 < at < rows.ndim == len(axes):  # rows are counted, and split, along the first axis
+        if splits is not None:
+            raise InputError(f"axes: got {axes} for {path}, which has its own splits, expected N first")
+        rows, axes = np.moveaxis(rows, at, 0), axes[at] + axes[:at] + axes[at + 1 :]
     if window is not None:
         rows, splits = _windows(rows, window, split, test_fraction, path, notes)
         axes, kind = "NCL", "field"
