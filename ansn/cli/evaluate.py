@@ -177,7 +177,7 @@ def _report(folder: Path, run: Run, found: Evaluated, way: dict[str, Any] | None
         own, data, judge = found.shares
         names = found.train.classes or tuple(map(str, range(len(data))))
         shares = Shares(names, own, data, judge)
-    shown = 8 if run.info.kind == "image" else 200  # vectors are a cloud of points
+    shown = 200 if run.info.kind == "table" else 8  # rows of a table are a cloud of points
     trajectory = None if way is None else record(run, min(shown, len(found.samples)), **way)
     return write_report(
         folder, run, found.evaluation, samples=found.samples, train=found.train, test=found.test, trajectory=trajectory,

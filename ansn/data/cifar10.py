@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ansn.data.arrays import to_dataset
 from ansn.data.dataset import Dataset
 from ansn.data.files import cpu_count, find, in_folders, opened, read_up_to
-from ansn.data.holdout import check_split
+from ansn.data.holdout import TEST_FILES, check_split
 from ansn.errors import InputError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -71,7 +71,7 @@ def load_folder(folder: Path, *, split: str = "train", dequantise: bool = False,
         num_classes=len(classes),
         classes=classes,
         levels=256,
-        notes=["unlabeled_X.bin left out"] if find(folder, ("unlabeled_X.bin",)) else [],
+        notes=[TEST_FILES, *(["unlabeled_X.bin left out"] if find(folder, ("unlabeled_X.bin",)) else [])],
         dequantise=dequantise,
         flip=flip,
     )

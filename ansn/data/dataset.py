@@ -210,6 +210,11 @@ class Dataset:
             raw = self.rows.take(index)
         return self._finish(raw, index, seed, position)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every number of every row is known."""
+        return self._holes is None
+
     def known(self, index: Tensor) -> Tensor | None:
         """Which numbers of the rows ``index`` are known, bool [B, d], on `device`; None where all are."""
         if self._holes is None or not isinstance(self.rows, Tensor):

@@ -26,6 +26,7 @@ def load(*, split: str = "train", dequantise: bool = False, flip: bool = False) 
         num_classes=10,
         classes=tuple("0123456789"),
         levels=LEVELS,
+        notes=(f"{TEST_ROWS} of {len(bunch.images):,} rows held out for measurements, always the same",),
         dequantise=dequantise,
         flip=flip,
     )

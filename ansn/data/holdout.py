@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from ansn.data import streams
 from ansn.errors import InputError
 
+TEST_FILES = "held out for measurements: the test files of the data"
+"""A note."""
+
 AUTO = "auto"
 """A tenth, of 20 rows or more."""
 

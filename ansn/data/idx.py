@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ansn.data.arrays import to_dataset
 from ansn.data.dataset import Dataset
 from ansn.data.files import find, in_folders, opened, read_exactly, read_up_to
-from ansn.data.holdout import AUTO, check_split, held_out, origin
+from ansn.data.holdout import AUTO, TEST_FILES, check_split, held_out, origin
 from ansn.errors import InputError
 
 # The third byte of the file.
@@ -63,7 +63,7 @@ def load_named(
     stem = _STEMS[split][0]
     folder = in_folders(root, name, _FOLDERS[name], _file_names(stem))
     images, labels, path = _read_pair(folder, stem, (28, 28))
-    options: dict[str, Any] = {"num_classes": 10, "classes": _CLASSES[name], "levels": 256}
+    options: dict[str, Any] = {"num_classes": 10, "classes": _CLASSES[name], "levels": 256, "notes": [TEST_FILES]}
     if len(labels) and int(labels.max()) >= 10:
         row = int(np.argmax(labels >= 10))
         labels_path = find(folder, _file_names(stem)[1:])
@@ -161,6 +161,7 @@ def _load_set(folder: Path, prefix: str, stems: list[str], split: str, **options
         train, rest = np.arange(count), np.arange(count, len(images))
         index = train if split == "train" else rest
     images, notes = _upright(images, path)
+    notes += [TEST_FILES] if len(parts) == 2 else []
     name = prefix.strip("-_. ") or folder.name
     return to_dataset(images, labels, path, splits=(train, index), name=name, notes=notes, **options)
 

@@ -56,6 +56,7 @@ def load(kind: str | None = None, *, split: str = "train", samples: int | None =
         name=f"toy2d:{kind}",
         labels=torch.from_numpy(label.astype(np.int64)),
         num_classes=classes,
+        notes=("held out for measurements: as many points again",),
         units=Table.plain(("x", "y")),
     )
 

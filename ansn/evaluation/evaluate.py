@@ -112,6 +112,10 @@ class _Work:
         self.train, self.test, reason = datasets(run, data)
         if reason:
             self.left_out.append(f"floors, memorisation and likelihood, which need held-out data: {reason}")
+        holes = [int((~known.all(1)).sum()) for data in (self.train, self.test) if data is not None
+                 if (known := data.known(torch.arange(len(data)))) is not None]  # fmt: skip
+        if holes:
+            self.left_out.append(f"what is missing in {sum(holes):,} rows of the data: a Gaussian's draws stand for it")
         self.numbers: list[Measurement] = []
         self.shares: tuple[tuple[float, ...], tuple[float, ...], str] | None = None
         names = settings.features or spaces.default(self.train)

@@ -91,7 +91,7 @@ def classifier(
 def inception_problem(dataset: Dataset) -> str | None:
     """What is missing for Inception's features, or None. Nothing is ever fetched."""
     if dataset.kind != "image":
-        return f"is for images, and {dataset.name} holds vectors"
+        return f"is for images, and {dataset.name} holds {dataset.kind}s"
     for package, module in _PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             return f"needs the package {package}, which is not installed"

@@ -192,6 +192,8 @@ class Trainer:
 
     def _known(self, step: int) -> Tensor | None:
         """Which numbers of this rank's rows of a step are known; None where all are."""
+        if self.dataset.complete:
+            return None
         size = self.config.optim.batch_size
         rows = self.dataset.batch_indices(step, size, self.config.run.seed).chunk(self.world)[self.rank]
         return self.dataset.known(rows)

@@ -65,7 +65,7 @@ def test_stl10(tmp_path: Path) -> None:
         assert (dataset.name, dataset.classes[0], dataset.classes[9]) == ("stl10", "airplane", "truck")  # type: ignore[index]
         assert torch.equal(dataset.rows, torch.from_numpy(images[:count]))  # type: ignore[arg-type]
         assert dataset.labels.tolist() == labels[:count].tolist()  # type: ignore[union-attr]
-        assert dataset.notes == ("unlabeled_X.bin left out",)
+        assert dataset.notes[-1] == "unlabeled_X.bin left out"
     for wrong in (np.array([-1, 0, 3, 3]), np.array([10, 0, 3, 3]), labels[:3]):
         write_stl10(tmp_path, images, wrong, "train")
         refused(tmp_path, f"train_y.bin: got {len(wrong)} labels of ", "expected 4 of 1 to 10")

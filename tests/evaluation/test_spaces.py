@@ -285,7 +285,7 @@ def test_inception_says_what_is_missing_and_where_it_looked(
 ) -> None:
     with pytest.raises(InputError, match=f"{torch_fidelity}/weights-inception-2015-12-05-6726825d.pth"):
         spaces.space("inception", stripes)
-    with pytest.raises(InputError, match="is for images, and table holds vectors"):
+    with pytest.raises(InputError, match="is for images, and table holds tables"):
         spaces.space("inception", Dataset(torch.zeros(4, 2), name="table"))
 
 
