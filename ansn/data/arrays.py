@@ -62,14 +62,12 @@ def load(
     labels: NDArray[Any] | None = None
     splits: Splits | None = None
     if start[:4] == b"PK\x03\x04" or path.suffix == ".npz":
-        rows, labels, splits = _read_npz(path, split, notes)
+        rows, labels, splits = _read_npz(path, split, variable, notes)
     elif scientific.is_scientific(path, start):
         rows, notes = scientific.read(path, variable)
     else:
         with opened(path) as stream:
             rows = read_npy(stream, path)
-    if variable is not None and not scientific.is_scientific(path, start):
-        raise InputError(f"variable: got {variable!r} for {path}, expected None: the file has no named arrays")
     at = -1 if axes is None else axes.upper().find("N")
     if axes is not None and 0 < at < rows.ndim == len(axes):  # rows are counted, and split, along the first axis
         if splits is not None:
@@ -131,14 +129,19 @@ def _widened(data: bytearray, dtype: np.dtype[Any]) -> NDArray[np.float32]:
 
 
 def _read_npz(
-    path: Path, split: str, notes: list[str]
+    path: Path, split: str, variable: str | None, notes: list[str]
 ) -> tuple[NDArray[Any], NDArray[Any] | None, Splits | None]:
     """(rows, labels or None, rows of the splits or None): where the file has splits, rows and labels of all."""
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             rows_of, labels_of = _split_keys(keys)
-            if "train" in rows_of:
+            if variable is not None:
+                rows_of, labels_of = {}, {}
+                picked, label_keys = [variable], [key for key in _LABEL_KEYS if key in keys and key != variable]
+                if variable not in keys:
+                    raise InputError(f"{path}: got no array {variable!r}, expected one of {', '.join(keys)}")
+            elif "train" in rows_of:
                 picked = list(rows_of.values())
                 label_keys = [labels_of[name] for name in rows_of if name in labels_of]
             else:
@@ -313,6 +316,8 @@ def categories(
         bad = labels[~(np.isfinite(labels) & (labels == np.floor(labels)))][0]
         raise InputError(f"{path}: got label {bad:g}, expected whole numbers or words")
     if num_classes is not None:
+        if labels.dtype.kind == "U":
+            raise InputError(f"{path}: got labels that are words, expected numbers from 0 to {num_classes - 1}")
         outside = next((int(v) for v in (labels.min(), labels.max()) if not 0 <= v < num_classes), None)
         if outside is not None:
             raise InputError(f"{path}: got label {outside}, expected 0 to {num_classes - 1}")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ansn.data.files import opened, require_memory
 from ansn.errors import InputError
+from ansn.files import replacing
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".xlsx")
 MISSING = frozenset(
@@ -91,6 +92,11 @@ def number(cell: str | None) -> float | None:
         return None if "_" in cell else float(cell)
     except ValueError:
         return None
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is one of cells, by its ending."""
+    return path.name.lower().removesuffix(".gz").removesuffix(".xz").endswith(SUFFIXES)
 
 
 def read(path: Path, header: bool | None = None, names: Sequence[str] = ()) -> Cells:
@@ -374,7 +380,7 @@ def _arrow_column(column: Any) -> Any:
         return _float64(column)
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
-    return [None if v is None else _cell(v) for v in column.to_pylist()]
+    return _typed(column.to_pylist())
 
 
 def _excel(path: Path, is_header: IsHeader) -> Cells:
@@ -384,37 +390,41 @@ def _excel(path: Path, is_header: IsHeader) -> Cells:
         with opened(path) as stream:
             book = openpyxl.load_workbook(io.BytesIO(stream.read()), read_only=True, data_only=True)
             sheet = book.worksheets[0]
-            rows = [[_cell(v) for v in row] for row in sheet.iter_rows(values_only=True)]
+            rows = [row for row in sheet.iter_rows(values_only=True) if any(v is not None for v in row)]
     except (KeyError, ValueError, OSError) as error:
         raise InputError(f"{path}: got no readable .xlsx file ({error}), expected one") from None
-    rows = [row for row in rows if any(cell is not None for cell in row)]
     if not rows:
         raise InputError(f"{path}: got no lines, expected rows of numbers")
-    text: list[list[str]] = [[cell or "" for cell in row] for row in rows]
     notes = [f"the first of {len(book.sheetnames)} sheets ({sheet.title})"] if len(book.sheetnames) > 1 else []
-    named = is_header([(i + 1, row) for i, row in enumerate(text[:2])], notes)
+    text = [[cell or "" for cell in _typed(row)] for row in rows[:2]]
+    named = is_header([(i + 1, row) for i, row in enumerate(text)], notes)
     names = _names(text[0], named)
-    columns = [list(map(_known, column)) for column in zip(*text[int(named) :], strict=True)] or [[] for _ in names]
+    cells = [_typed(column) for column in zip(*rows[int(named) :], strict=True)] or [[] for _ in names]
+    columns = [[None if cell is None else _known(cell) for cell in column] for column in cells]
     return Cells(names, columns, notes, first_named=not named or bool(text[0][0].strip()))
 
 
-def _cell(value: Any) -> str | None:
-    """A typed cell as text that reads back: whole numbers without a point, times as ISO 8601 has them."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if hasattr(value, "isoformat"):
-        told: str = value.isoformat()
-        return told.removesuffix("T00:00:00")
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _typed(values: Sequence[Any]) -> list[str | None]:
+    """Typed cells as text that reads back: whole numbers without a point, times all in one form of ISO 8601."""
+    times = {i: v.isoformat() for i, v in enumerate(values) if hasattr(v, "isoformat") and v == v}  # NaT is not itself
+    if all(time.endswith("T00:00:00") for time in times.values()):
+        times = {i: time.removesuffix("T00:00:00") for i, time in times.items()}
+    elif any("." in time for time in times.values()):
+        times = {i: values[i].isoformat(timespec="microseconds") for i in times}
+
+    def cell(i: int, value: Any) -> str | None:
+        if value is None or (value != value) is True:  # NaN
+            return None
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value))
+        return times.get(i) or (value.decode(errors="replace") if isinstance(value, bytes) else str(value))
+
+    return [cell(i, value) for i, value in enumerate(values)]
 
 
 def write(path: Path, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A CSV, names and cells quoted where they have to be."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(rows)

@@ -85,9 +85,9 @@ def _moments(
     if not np.isfinite(variance).all():
         raise InputError(f"{path}: got a variance that overflows, expected values below about 1e150")
     # What varies by rounding alone, or not at all, has no scale: it takes that of the rest.
-    most = float(variance.max())
-    variance[variance <= 1e-12 * most] = most or 1.0
-    return near + total / count, np.sqrt(variance)
+    offset = near + total / count
+    variance[variance <= np.square(1e-12 * offset)] = float(variance.max()) or 1.0
+    return offset, np.sqrt(variance)
 
 
 def _robust(

@@ -26,6 +26,7 @@ FORMS = (
     "%d/%m/%Y %H:%M", "%b %d %Y", "%b %d, %Y", "%d %b %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%b-%d-%Y", "%b %Y",
     "%b-%y", "%Y-%m", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M %p", "%d.%m.%Y %H:%M:%S", "%H:%M",
     "%H:%M:%S", "%d %b %Y %H:%M:%S", "%a, %d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M:%S%z",
+    "%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%d %H:%M:%S.%f%z",
 )  # fmt: skip
 """Of dates and times, as of `datetime.strptime`."""
 
@@ -58,11 +59,12 @@ def column(cells: Cells, j: int, path: Path | str, kind: str | None = None) -> t
         return "all its cells are empty", np.full(len(missing), math.nan)
     if numbers is None and kind is None and 2 * missing.sum() > len(missing):
         return f"text, {missing.mean():.0%} of its cells empty", np.full(len(missing), math.nan)
-    if text or numbers is None:
-        return _of_text(cells, j, path, kind)
-    if np.isinf(numbers).any():
+    if numbers is not None and np.isinf(numbers).any():
         raise bad_cell(path, cells, j, int(np.argmax(np.isinf(numbers))))
-    return _of_numbers(cells, j, numbers, kind)
+    found, values = _of_text(cells, j, path, kind) if text or numbers is None else _of_numbers(cells, j, numbers, kind)
+    if kind is not None and isinstance(found, Column) and found.kind not in (kind, "constant"):
+        raise InputError(f"{path}: got column {found}, which cannot be of kind {kind}, expected another kind for it")
+    return found, values
 
 
 def _counts_rows(cells: Cells, j: int, numbers: Values) -> bool:
@@ -128,9 +130,10 @@ def _of_numbers(cells: Cells, j: int, numbers: Values, kind: str | None) -> tupl
     digits = _decimals(distinct)
     if len(distinct) == 1:
         return Column(name, "constant", offset=float(distinct[0]), digits=digits), numbers
-    whole = digits == 0 and np.abs(distinct).max() < 2**53
-    if kind is None:
-        kind = "binary" if len(distinct) == 2 else "whole" if whole else "number"
+    whole = digits == 0 and bool(np.abs(distinct).max() < 2**53)
+    likely = ["binary"] * (len(distinct) == 2) + ["whole"] * whole + ["number"]
+    if kind not in (*likely, "time"):
+        kind = likely[0]
     step = 10.0**-digits if digits is not None else 0.0
     if whole:
         gaps = np.diff(distinct)
@@ -172,7 +175,7 @@ def _of_text(cells: Cells, j: int, path: Path | str, kind: str | None) -> tuple[
     values = np.array([math.nan if cell is None else place[cell] for cell in text])
     if len(distinct) == 1:
         return Column(name, "constant", words=tuple(distinct)), values
-    if len(distinct) == 2 and kind is None:
+    if len(distinct) == 2 and kind != "category":
         return Column(name, "binary", step=1.0, values=(0.0, 1.0), words=tuple(distinct)), values
     return Column(name, "category", words=tuple(distinct), shares=(1 / len(distinct),) * len(distinct)), values
 

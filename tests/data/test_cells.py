@@ -162,7 +162,8 @@ def test_parquet_and_excel_hold_what_the_csv_does(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {
             "number": [1.5, math.nan, 3.25, 4.0], "whole": [1, 5, 3, 9], "word": ["u", "v", None, "u"],
-            "time": pd.to_datetime(["2020-01-01", "2020-01-03", "2020-01-07", "2021-01-01"]),
+            "day": pd.to_datetime(["2020-01-01", "2020-01-03", "2020-01-07", "2021-01-01"]),
+            "time": pd.to_datetime(["2020-01-01", "2020-01-03 12:30", "2020-01-07", "2021-01-01"], format="mixed"),
             "flag": [True, False, True, True],
         }
     )  # fmt: skip
@@ -184,3 +185,12 @@ def test_an_engine_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cells, "_parquet", missing)
     with pytest.raises(InputError, match=r"got a \.parquet file, expected pyarrow to be installed"):
         load_dataset(some(tmp_path / "t.parquet", "PAR1"))
+
+
+def test_typed_times_are_all_in_one_form(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    times = pd.to_datetime(["2020-01-01", "2020-01-02 10:00:00.25", None, "2020-01-03"], format="mixed")
+    frame = pd.DataFrame({"a": times, "b": times.tz_localize("UTC"), "c": [1.0, 2.0, 4.0, 8.0]})
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    units = load_dataset(tmp_path / "t.parquet").units
+    assert [str(c) for c in units.columns] == ["a: time", "b: time", "c: whole"]  # type: ignore[union-attr]

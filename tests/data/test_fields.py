@@ -75,6 +75,15 @@ def test_a_channel_without_variance_keeps_its_value(tmp_path: Path) -> None:
     np.testing.assert_allclose(dataset.to_data_units(x)[:, 1], 0.1, rtol=1e-9)
 
 
+def test_channels_of_very_different_sizes_each_have_their_scale(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 3, 6, 7)) * np.array([1e8, 1.0, 1e-9])[:, None, None]
+    for options in ({}, {"standardise": "point"}):
+        dataset = saved(tmp_path, rows, **options)
+        x = dataset.rows
+        assert isinstance(x, torch.Tensor)
+        torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3), rtol=1e-3, atol=0)
+
+
 def test_outliers_do_not_rule(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(400, 1, 30))
     rows[7, 0, 3] = 1e11
