@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_atomic(path: Path, content: str | bytes) -> Path:
-    """Write a file under a temporary name, then rename it; what was there before stays until then. Returns the path.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under, which takes its place at the end; what was there before stays until then.
 
     Raises OSError with nothing left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Write a file as a whole, as :func:`replacing`. Returns the path."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
-from ansn.cli.score import positive, read
+from ansn.cli.score import positive
 from ansn.data import cells
 from ansn.data.units import Column, Table
 from ansn.distributed import choose_device
 from ansn.errors import InputError
+from ansn.files import replacing
 from ansn.sampling.impute import IMPUTATIONS, impute
 from ansn.training import Run, load_run
+from ansn.training.rows import read_rows
 
 _DESCRIPTION = (
     "Fill every missing cell of a table (empty, NA, NaN or ?) with a draw of a run of ansn-train, given what is known"
@@ -29,7 +31,7 @@ _DESCRIPTION = (
     " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
 )
 _SUMMARISED = 32
-_FEW = 200  # rows: see the table of ansn.sampling.impute
+_FEW = 200  # rows that a network learns by heart
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,12 @@ def _impute(arguments: Arguments) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     run = load_run(arguments.run, device=choose_device(arguments.device))
-    values, labels = read(run, arguments.rows)
+    values, labels = read_rows(run, arguments.rows)
     draws = arguments.draws or (_SUMMARISED if arguments.summary else 1)
     filled = _filled(arguments, run, values, labels, draws)
     if array:
         out = torch.stack((filled.mean(0), filled.std(0, correction=0))) if arguments.summary else filled
-        with arguments.out.open("wb") as file:
+        with replacing(arguments.out) as temporary, temporary.open("wb") as file:
             np.save(file, out[0].numpy() if draws == 1 else out.numpy())
     else:
         assert isinstance(run.units, Table)

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
-from ansn.data import arrays, cells, files, table
-from ansn.data.units import Table
+from ansn.data import cells
 from ansn.distributed import choose_device
 from ansn.errors import InputError
 from ansn.likelihood import score_rows
-from ansn.training import Run, load_run
+from ansn.training import load_run
+from ansn.training.rows import read_rows
 
 _DESCRIPTION = (
     "Log-likelihood of each row of a file under a run of ansn-train, in nats and in the data's own units, with its"
@@ -69,7 +67,11 @@ def _score(arguments: Arguments) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     run = load_run(arguments.run, device=choose_device(arguments.device))
-    values, labels = read(run, arguments.rows)
+    values, labels = read_rows(run, arguments.rows)
+    low, high = (float(v) for v in values.nan_to_num(0.5).aminmax())
+    if run.info.kind == "image" and not 0 <= low <= high <= 1:
+        got = f"values from {low:g} to {high:g}"
+        raise InputError(f"{arguments.rows}: got {got}, expected grey values in [0, 1], or uint8")
     missing = values.isnan().flatten(1).any(1)
     if bool(missing.all()):
         raise InputError(f"{arguments.rows}: got missing cells in every row, expected complete rows (see ansn-impute)")
@@ -92,35 +94,6 @@ def _score(arguments: Arguments) -> None:
     if bool(missing.any()):
         print(f"{int(missing.sum())} rows with missing cells have no score; ansn-impute fills them")
     print(arguments.out)
-
-
-def read(run: Run, path: Path) -> tuple[Tensor, Tensor | None]:
-    """Rows of a file in the run's units, float64 ``[N, columns]`` or ``[N, *shape]``, NaN where a number is missing,
-    and labels int64 ``[N]`` (-1: none) where the table has them. InputError for one that does not fit the run."""
-    if isinstance(run.units, Table) and path.suffix != ".npy":
-        return table.read_rows(path, run.units, run.info.classes)
-    if path.suffix != ".npy":
-        raise InputError(f"{path}: got {path.suffix or 'no ending'} for a run of {run.info.kind}s, expected .npy")
-    with files.opened(path) as stream:
-        found = arrays.read_npy(stream, path)
-    shape = (len(run.units.columns),) if isinstance(run.units, Table) else run.info.shape
-    if run.info.kind == "image" and found.ndim == 4 and found.shape[1:] == (*shape[1:], shape[0]) != shape:
-        found = np.moveaxis(found, -1, 1)
-    if shape[0] == 1 and found.shape[1:] == shape[1:]:
-        found = found[:, None]
-    if found.shape[1:] != shape or not len(found):
-        wanted = ", ".join(map(str, shape))
-        raise InputError(f"{path}: got shape {list(found.shape)}, expected [N, {wanted}]")
-    integers = found.dtype.kind in "bui"
-    values = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float64))
-    if run.info.kind == "image":
-        values = values / ((run.info.levels or 256) - 1) if integers else values
-        known = values[~values.isnan()]
-        if len(known) and not 0 <= float(known.min()) <= float(known.max()) <= 1:
-            raise InputError(f"{path}: got values from {known.min():g} to {known.max():g}, expected 0 to 1, or uint8")
-    if bool(values.isinf().any()):
-        raise InputError(f"{path}: got infinite values, expected finite ones, or NaN where one is missing")
-    return values, None
 
 
 def positive(arguments: object, *names: str) -> None:

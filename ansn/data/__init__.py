@@ -131,12 +131,15 @@ def _by_content(name: str | os.PathLike[str]) -> tuple[Callable[..., Dataset], d
     with opened(path) as stream:
         start = stream.read(1024)
     name = path.name.removesuffix(".gz").removesuffix(".xz").lower()
-    if name.endswith(cells.SUFFIXES):
+    named = name.endswith(".npz") or scientific.is_scientific(path, start)
+    if options and not named:
+        raise InputError(f"{name}: got {variable!r} after the path of a file without named arrays, expected the path")
+    if cells.is_table(path):
         return partial(table.load, path), {}
     error = foreign.advice(path, start)
     if error is not None:
         raise InputError(f"{error}")
-    if start.startswith(b"\x93NUMPY") or name.endswith((".npy", ".npz")) or scientific.is_scientific(path, start):
+    if named or start.startswith(b"\x93NUMPY") or name.endswith(".npy"):
         return partial(arrays.load, path), options
     if start.startswith(b"PK\x03\x04"):
         return partial(arrays.load, path), {}

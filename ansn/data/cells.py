@@ -89,7 +89,7 @@ def number(cell: str | None) -> float | None:
     if cell is None:
         return math.nan
     try:
-        return None if "_" in cell else float(cell)
+        return None if "_" in cell else float(cell.replace("\N{MINUS SIGN}", "-"))
     except ValueError:
         return None
 
@@ -178,11 +178,13 @@ def _decoded(path: Path, notes: list[str]) -> str:
         data = stream.read()
         require_memory(4 * len(data), path)
     try:
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return data.decode("utf-16")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         start = error.start + 3 * data.startswith(b"\xef\xbb\xbf")
     try:
-        if b"\0" in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        if b"\0" in data:
             raise ValueError
         text = data.decode("cp1252")
     except ValueError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def split_variable(name: str) -> tuple[str, str | None]:
     A path that exists is a path, whatever colons it has (or the drive of Windows). Else the part before a colon must
     be a file, or end as a scientific one does.
     """
-    if Path(name).exists() or name.startswith("toy2d:"):
+    if os.path.exists(name) or name.startswith("toy2d:"):
         return name, None
     colons = [i for i, letter in enumerate(name) if letter == ":"]
     for is_path in (lambda path: path.is_file(), lambda path: _ending(path) in _ENDINGS):

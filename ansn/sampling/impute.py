@@ -46,22 +46,9 @@ def impute(
 
     The other methods are the posteriors of :mod:`ansn.sampling.inverse`, which have no such weights: ``"adapted"``,
     ``"jacobian"`` (MMPS), ``"isotropic"`` (PiGDM's V) and ``"replacement"``. Where the missing number has several
-    likely values they get their shares wrong. With the exact denoiser of 8 Gaussians on a circle, x known, y missing,
-    the shares' total variation from the truth is 0.27 for ``"adapted"`` and ``"replacement"``, 0.24 for PiGDM, 0.11 for
-    ``"jacobian"`` (``dpmpp_2m_sde``, 60 levels), and 0.03 for 8 particles or more, which is what 800 draws scatter by.
-    Of trained models, with 40 % of the cells of held-out rows missing, the mean CRPS in deviations is, in that order:
-
-    ================================== ========= ======= ======== =========== ========
-    table (rows learned x columns)     particles adapted jacobian replacement Gaussian
-    ================================== ========= ======= ======== =========== ========
-    curves with two branches, 4200 x 6 0.305     0.369   0.321    0.383       0.510
-    the same, 350 x 6                  0.356     0.395   0.355    0.402       0.562
-    iris, 105 x 4                      0.304     0.264   0.253    0.273       0.266
-    wine, 124 x 13                     0.490     0.387   0.410    0.401       0.441
-    ================================== ========= ======= ======== =========== ========
-
-    Gaussian: :func:`ansn.data.missing.fitted`. A model that has learned a few rows by heart has a conditional that is
-    too narrow, and particles follow it; ``"jacobian"`` now and then ends far away.
+    likely values they get their shares wrong, which ``tests/sampling/test_impute.py`` shows on 8 Gaussians.
+    A model that has learned a few rows by heart has a conditional that is too narrow, and particles follow it;
+    ``"jacobian"`` now and then ends far away.
 
     Args:
         model: the denoiser, as it is or wrapped for training.
