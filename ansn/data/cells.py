@@ -33,6 +33,15 @@ MISSING = frozenset(
 IsHeader = Callable[[Sequence[tuple[int, list[str]]], list[str]], bool]
 """Whether the first of two lines (their numbers and cells) names the columns; adds to the notes."""
 
+_COMMAS = (
+    ((re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?"), ",", "", "commas between thousands left out"),),
+    (
+        (re.compile(r"[-+]?\d*,?\d*(e[-+]?\d+)?", re.IGNORECASE), " ", ".", "decimal commas taken for points"),
+        (re.compile(r"[-+]?\d{1,3}(\.\d{3})*(,\d*)?"), ".", ".", "decimal commas taken for points"),
+    ),
+)
+"""Numbers with commas, what to leave out of them, what a comma is, and the note: among commas, and among semicolons."""
+
 _LOOKED_AT = 200  # lines that delimiter and header are found by
 
 
@@ -168,8 +177,7 @@ def _text(path: Path, is_header: IsHeader) -> Cells:
     found = Cells(names, [], notes, place, not named or bool(first[0][1][0].strip()))
     if not _by_arrow(found, data, delimiter, named):
         found.columns = [list(map(_known, column)) for column in zip(*(row for _, row in records()), strict=True)]
-    if delimiter == ";":
-        _decimal_commas(found)
+    _commas(found, delimiter)
     return found
 
 
@@ -347,16 +355,16 @@ def _cast(column: Any) -> NDArray[np.float64] | None:
         return None
 
 
-def _decimal_commas(found: Cells) -> None:
-    """``1,5`` is a number where the cells are separated by semicolons."""
+def _commas(found: Cells, delimiter: str) -> None:
+    """``1,5`` is a number where the cells are separated by semicolons, else ``1,500``."""
     for j in range(len(found.names)):
         cells = found.text(j) if found.numbers(j) is None else []
-        pointed = [None if cell is None else cell.replace(",", ".") for cell in cells]
-        if cells and all(number(cell) is not None for cell in pointed):
-            found.columns[j] = pointed
-            note = "decimal commas taken for points"
-            if note not in found.notes:
-                found.notes.append(note)
+        known = [cell for cell in cells if cell is not None]
+        for pattern, old, new, note in _COMMAS[delimiter == ";"]:
+            if known and all(pattern.fullmatch(cell) for cell in known):
+                found.columns[j] = [None if cell is None else cell.replace(old, "").replace(",", new) for cell in cells]
+                found.notes += [note] if note not in found.notes else []
+                break
 
 
 # -- typed files -------------------------------------------------------------------------------------------------

@@ -33,10 +33,12 @@ FORMS = (
 MOST_WORDS = 64
 """Different words up to which a column of text is a category."""
 
+_SHOWN = 40  # letters of a cell in a note
 _FEW = 20  # values of whole numbers up to which samples take the nearest of them
 _DECIMALS = 12
 _HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
 _LIMIT = 10.0  # deviations beyond which such a column is taken by its logarithm
+_MARKS = frozenset(sign * (10.0**k - 1) for k in range(2, 7) for sign in (1, -1))  # 99, -999, ... of missing values
 _COUNTERS = frozenset(
     ["id", "index", "row", "rowid", "row_id", "rownum", "rowname", "rownames", "no", "nr", "obs", "#"]
 )
@@ -64,6 +66,8 @@ def column(cells: Cells, j: int, path: Path | str, kind: str | None = None) -> t
     found, values = _of_text(cells, j, path, kind) if text or numbers is None else _of_numbers(cells, j, numbers, kind)
     if kind is not None and isinstance(found, Column) and found.kind not in (kind, "constant"):
         raise InputError(f"{path}: got column {found}, which cannot be of kind {kind}, expected another kind for it")
+    if isinstance(found, Column) and found.kind == "constant" and missing.any():
+        return f"{found.cell(float(values[~missing][0]))!r} or empty", values
     return found, values
 
 
@@ -113,15 +117,24 @@ def standardised(found: Column, values: Values, path: Path | str, rows: NDArray[
             stacklevel=3,
         )
         return replace(found, offset=middle, scale=bulk, limit=_LIMIT)
+    for far in {float(t.min()), float(t.max())} & _MARKS:
+        others = t[t != far]
+        if len(others) and len(t) - len(others) > 2 and np.abs(others - far).min() > 2 * np.ptp(others):
+            warnings.warn(
+                f"{path}: column {found.name!r} is {found.cell(far)} in {len(t) - len(others)} rows, far from its other"
+                " values; where that says that nothing is known, leave the cells empty",
+                stacklevel=3,
+            )
     # A single value, or numbers that float64 cannot tell apart, vary by nothing.
     return replace(found, offset=offset, scale=scale if scale > 0 else 1.0)
 
 
-def bad_cell(path: Path | str, cells: Cells, j: int, row: int) -> InputError:
+def bad_cell(path: Path | str, cells: Cells, j: int, row: int, advice: str = "") -> InputError:
     """The error of a cell that is no finite number."""
     cell = cells.text(j)[row] or ""
-    what = repr(cell if len(cell) <= 40 else cell[:37] + "...")
-    return InputError(f"{path}: got {what} in {cells.place(row)}, column {cells.names[j]!r}, expected a finite number")
+    what = repr(cell if len(cell) <= _SHOWN else cell[:_SHOWN] + "...")
+    place = f"{cells.place(row)}, column {cells.names[j]!r}"
+    return InputError(f"{path}: got {what} in {place}, expected a finite number{advice}")
 
 
 def _of_numbers(cells: Cells, j: int, numbers: Values, kind: str | None) -> tuple[Column, Values]:
@@ -156,7 +169,7 @@ def _of_text(cells: Cells, j: int, path: Path | str, kind: str | None) -> tuple[
     if kind in ("number", "whole") or (kind is None and 2 * sum(v is not None for v in known) >= len(known)
                                        and any(v is None for v in known)):  # fmt: skip
         row = next(i for i, cell in enumerate(text) if cell is not None and number(cell) is None)
-        raise bad_cell(path, cells, j, row)
+        raise bad_cell(path, cells, j, row, "" if kind else f", or --column-kinds {name}=category")
     distinct = sorted(set(words))
     form = _form(distinct, path, name) if len(distinct) > 2 or kind == "time" else ""
     if form:
@@ -168,7 +181,9 @@ def _of_text(cells: Cells, j: int, path: Path | str, kind: str | None) -> tuple[
             raise InputError(
                 f"{path}: got {len(distinct)} different words in column {name!r}, expected at most {MOST_WORDS}"
             )
-        return f"text, {len(distinct)} different words in {len(words)} rows", np.full(len(text), math.nan)
+        shown = words[0] if len(words[0]) <= _SHOWN else words[0][:_SHOWN] + "..."
+        note = f"text, {len(distinct)} different words in {len(words)} rows, such as {shown!r}"
+        return note, np.full(len(text), math.nan)
     numeric = all(number(word) is not None for word in distinct)
     distinct = sorted(distinct, key=lambda word: (float(word), word) if numeric else (0.0, word))
     place = {word: float(i) for i, word in enumerate(distinct)}

@@ -146,6 +146,14 @@ def test_decimal_commas_and_windows_text(tmp_path: Path) -> None:
     assert found.numbers(0).tolist() == [1.5, -2.25]  # type: ignore[union-attr]
     assert found.text(1) == ["x,y", "z"]
     assert found.notes == ["decimal commas taken for points"]
+    found = read(some(tmp_path / "t.csv", "a;b\n1.234,5;1,5\n-2,25;2.5\n"))
+    assert found.numbers(0).tolist() == [1234.5, -2.25]  # type: ignore[union-attr]
+    assert found.text(1) == ["1,5", "2.5"]  # who knows
+    found = read(some(tmp_path / "t.csv", 'a,b\n"1,234",x\n12,"1,2"\n"-1,234,567.5",z\n'))
+    assert found.numbers(0).tolist() == [1234, 12, -1234567.5]  # type: ignore[union-attr]
+    assert (found.text(1), found.notes) == (["x", "1,2", "z"], ["commas between thousands left out"])
+    found = read(some(tmp_path / "t.tsv", "a\té\n1\tß\n2\t€\n".encode("utf-16")))  # as Excel writes it
+    assert (found.names, found.text(1)) == (["a", "é"], ["ß", "€"])
     with pytest.warns(UserWarning, match="no UTF-8 text at byte 2: read as Windows-1252"):
         found = read(some(tmp_path / "t.csv", "a,é\n1,ß\n2,€\n".encode("cp1252")))
     assert (found.names, found.text(1)) == (["a", "é"], ["ß", "€"])

@@ -184,6 +184,7 @@ def test_empty_rows_and_columns_are_left_out(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path / "t.csv")
     assert (len(dataset), dataset.columns) == (3, ("a", "b"))
     assert dataset.notes == (
-        "column 'c' left out: all its cells are empty", "column 'name' left out: text, 4 different words in 4 rows",
+        "column 'c' left out: all its cells are empty",
+        "column 'name' left out: text, 4 different words in 4 rows, such as 'p q'",
         "rows left out, all their cells empty: 1",
     )  # fmt: skip
