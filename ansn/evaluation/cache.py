@@ -18,8 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ansn.data import Dataset
-from ansn.evaluation.features import everything
 from ansn.files import write_atomic
 
 
@@ -29,21 +27,10 @@ def folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ansn"
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A hash of all rows and labels, and of how the rows become floats."""
-    digest = hashlib.sha256(repr((dataset.levels, dataset.dequantise, dataset.num_classes)).encode())
-    rows = dataset.rows if isinstance(dataset.rows, Tensor) else everything(dataset)
-    for part in (rows, dataset.labels):
-        if part is not None:
-            digest.update(f"{part.dtype}{list(part.shape)}".encode())
-            digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def kept(settings: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]], place: Path) -> dict[str, Tensor]:
     """The tensors that were made under these settings before; else those of ``make()``, which are then kept.
 
-    ``settings``: JSON values that fix what ``make`` makes, a :func:`fingerprint` among them. ``place``: the folder.
+    ``settings``: JSON values that fix what ``make`` makes, a data set's fingerprint among them. ``place``: the folder.
     """
     told = json.dumps(settings, sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:32]

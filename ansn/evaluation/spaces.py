@@ -76,7 +76,7 @@ def classifier(
     held_out = None if test is None or test.labels is None else labelled(test)
     convolutional = train.kind == "image" and min(train.shape[1:]) >= _CONVOLUTIONAL
     settings: dict[str, object] = {"kind": "conv-64-epochs-2" if convolutional else "mlp-128-32", "seed": 0}
-    settings |= {"data": cache.fingerprint(train), "format": 1}
+    settings |= {"data": train.fingerprint(), "format": 1}
     place = place or cache.folder()
     if convolutional:
         made = ConvFeatures(train, state=cache.kept(settings, lambda: ConvFeatures(train).network.state_dict(), place))

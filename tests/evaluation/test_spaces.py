@@ -210,16 +210,16 @@ def test_a_folder_that_cannot_be_written_costs_the_training_alone(tmp_path: Path
 
 
 def test_the_fingerprint_is_that_of_rows_labels_and_their_reading(small: Dataset) -> None:
-    prints = [cache.fingerprint(small), cache.fingerprint(small.select(torch.arange(119)))]
-    prints.append(cache.fingerprint(small.select(torch.arange(120).flip(0))))
+    prints = [small.fingerprint(), small.select(torch.arange(119)).fingerprint()]
+    prints.append(small.select(torch.arange(120).flip(0)).fingerprint())
     assert isinstance(small.rows, Tensor)
     assert small.labels is not None
     options: dict[str, Any] = {"labels": small.labels, "num_classes": 10}
-    prints.append(cache.fingerprint(Dataset(small.rows, levels=18, **options)))
-    prints.append(cache.fingerprint(Dataset(small.rows, levels=17, dequantise=True, **options)))
-    prints.append(cache.fingerprint(Dataset(small.rows, levels=17, labels=small.labels.roll(1), num_classes=10)))
+    prints.append(Dataset(small.rows, levels=18, **options).fingerprint())
+    prints.append(Dataset(small.rows, levels=17, dequantise=True, **options).fingerprint())
+    prints.append(Dataset(small.rows, levels=17, labels=small.labels.roll(1), num_classes=10).fingerprint())
     assert len(set(prints)) == len(prints)
-    assert cache.fingerprint(Dataset(small.rows.clone(), levels=17, name="other", **options)) == prints[0]
+    assert Dataset(small.rows.clone(), levels=17, name="other", **options).fingerprint() == prints[0]
 
 
 def test_a_classifier_from_disk_has_the_same_features(
