@@ -28,6 +28,9 @@ _DESCRIPTION = (
 )
 
 
+_SHOWN = 12  # classes, at most
+
+
 @dataclass(frozen=True)
 class Arguments:
     """What to draw and where to put it."""
@@ -47,9 +50,9 @@ class Arguments:
     """Langevin: the paper's step size."""
     start: Annotated[str | None, choice(STARTS, None)] = None
     """Start of sampling."""
-    label: int | None = None
-    """Class to draw, for a class-conditional model, or region that was found; by default classes in turn, regions by
-    their shares."""
+    label: str | None = None
+    """Class to draw, for a class-conditional model, by its name (or number, where names are words), or number of a
+    region that was found; by default classes in turn, of a table and regions by their shares."""
     guidance: float | None = None
     """Weight of classifier-free guidance: 1 is plain sampling of the class, 2 to 4 exaggerates it; for a model trained
     with --label-dropout."""
@@ -104,10 +107,11 @@ def _sample(arguments: Arguments) -> None:
     with processes(arguments.device) as (rank, _, device):
         run = load_run(arguments.run, ema=arguments.ema, device=device)
         _check(arguments, run, out)
+        label = _label(arguments.label, run)
         say_device(device)
         try:
             draw_to_disk(
-                run, arguments.n, out, arguments.seed, y=arguments.label, batch_size=arguments.batch_size,
+                run, arguments.n, out, arguments.seed, y=label, batch_size=arguments.batch_size,
                 store=arguments.store, resume=arguments.resume, progress=sys.stderr.isatty(), **_options(arguments, run)
             )  # fmt: skip
         except ValueError as error:
@@ -122,11 +126,22 @@ def _check(arguments: Arguments, run: Run, out: Path) -> None:
     method = arguments.method or run.config.sampling.method
     if arguments.schedule is not None and not METHODS[method].flow:
         raise InputError(f"--schedule: got {arguments.schedule}, but {method} has its own ladder, expected a solver")
-    classes = run.model.num_classes
-    if arguments.label is not None and not classes:
-        raise InputError(f"--label: got {arguments.label}, but {run.path} knows no classes, expected none")
-    if arguments.label is not None and classes and not 0 <= arguments.label < classes:
-        raise InputError(f"--label: got {arguments.label}, expected 0..{classes - 1}")
+
+
+def _label(name: str | None, run: Run) -> int | None:
+    """The class or region of that name or number."""
+    count = run.model.num_classes
+    if name is None:
+        return None
+    if not count:
+        raise InputError(f"--label: got {name}, but {run.path} knows no classes, expected none")
+    classes = run.info.classes if run.config.network.class_conditional else tuple(map(str, range(count)))
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < count and not any(known.lstrip("-").isdecimal() for known in classes):
+        return int(name)
+    shown = classes if count <= _SHOWN else (*classes[: _SHOWN - 2], "...", classes[-1])
+    raise InputError(f"--label: got {name}, expected one of {', '.join(shown)}")
 
 
 def _options(arguments: Arguments, run: Run) -> dict[str, Any]:

@@ -220,7 +220,9 @@ def test_sample(mistake: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(digits.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("option", "part"), [(("--label", 10), "0..9"), (("--label", -1), "0..9"), (("-n", -1), "-n")])
+@pytest.mark.parametrize(
+    ("option", "part"), [(("--label", 10), "one of 0, 1"), (("--label", "cat"), "one of 0, 1"), (("-n", -1), "-n")]
+)
 def test_sample_of_classes(classes: Path, option: tuple[Any, ...], part: str) -> None:
     assert_refused(call("sample", classes, *option), "sample", option[0], part)
 

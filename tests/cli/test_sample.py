@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,27 @@ def test_the_schedule(digits: Path, tmp_path: Path) -> None:
         assert not np.array_equal(x, ansn.sample(model, 3, steps=3).numpy())
 
 
+def test_classes_of_a_table_have_their_names(tmp_path: Path) -> None:
+    """Drawn by their shares, or by name, and written where the file has them."""
+    rows = [f"{i % 5},{'dog' if i % 4 else 'cat'},{i / 7:.2f}" for i in range(80)]
+    (tmp_path / "pets.csv").write_text("\n".join(["age,pet,size", *rows]) + "\n")
+    data = ("--dataset", tmp_path / "pets.csv", "--label-column", "pet", "--class-conditional", "--test-fraction", 0)
+    succeeded(call("train", "toy2d", *TINY, *PLAIN, *data, "--steps", 5, "--samples", 0, "--out", tmp_path / "run"))
+    files = {}
+    for name, options in {"all": (), "dog": ("--label", "dog"), "second": ("--label", 1)}.items():
+        out = tmp_path / f"{name}.csv"
+        succeeded(call("sample", tmp_path / "run", "-n", 60, "--steps", 2, *options, "--out", out))
+        files[name] = [line.split(",") for line in out.read_text().splitlines()]
+        assert files[name][0] == ["age", "pet", "size"]
+    counts = Counter(row[1] for row in files["all"][1:])
+    assert set(counts) == {"cat", "dog"}
+    assert counts["cat"] < 25, "a quarter of the rows"
+    assert {row[1] for row in files["dog"][1:]} == {"dog"}
+    assert files["second"] == files["dog"]
+    again = ansn.load_dataset(tmp_path / "all.csv", label_column="pet")
+    assert (again.columns, again.classes) == (("age", "size"), ("cat", "dog"))
+
+
 def test_labels(classes: Path, tmp_path: Path) -> None:
     options = ("-n", 12, "--steps", 3)
     in_turn = drawn(classes, tmp_path, *options)
@@ -105,7 +127,7 @@ def test_regions_that_were_found(regions: Path, tmp_path: Path) -> None:
     two = drawn(regions, tmp_path, *options, "--label", 2)
     np.testing.assert_array_equal(two, ansn.sample(model, 12, steps=3, y=2).numpy())
     outcome = call("sample", regions, "--label", 3)
-    assert (outcome.code, "--label: got 3, expected 0..2" in outcome.err) == (2, True)
+    assert (outcome.code, "--label: got 3, expected one of 0, 1, 2" in outcome.err) == (2, True)
 
 
 def test_guidance(tmp_path: Path) -> None:
