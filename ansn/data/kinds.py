@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,8 +28,9 @@ FORMS = (
     "%b-%y", "%Y-%m", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M %p", "%d.%m.%Y %H:%M:%S", "%H:%M",
     "%H:%M:%S", "%d %b %Y %H:%M:%S", "%a, %d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M:%S%z",
     "%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%d %H:%M:%S.%f%z",
+    "%YM%m", "%YQ%q", "%Y-Q%q", "%Y Q%q",
 )  # fmt: skip
-"""Of dates and times, as of `datetime.strptime`."""
+"""Of dates and times, as of `datetime.strptime`, and %q for the quarter of a year."""
 
 MOST_WORDS = 64
 """Different words up to which a column of text is a category."""
@@ -231,7 +233,7 @@ def _decimals(distinct: Values) -> int | None:
 
 def _form(words: Sequence[str], path: Path | str, name: str) -> str:
     """The form that all words have, or nothing; a warning where days and months could be exchanged."""
-    if not any(mark in words[0] for mark in "-/.: ") or not any(c.isdigit() for c in words[0]):
+    if not any(c.isdigit() for c in words[0]):
         return ""
     fit = [form for form in FORMS if _fits(words[0], form)]
     fit = [form for form in fit if all(_fits(word, form) for word in words)]
@@ -242,7 +244,7 @@ def _form(words: Sequence[str], path: Path | str, name: str) -> str:
 
 def _fits(word: str, form: str) -> bool:
     try:
-        datetime.strptime(word, form)
+        seconds_of(word, form)
     except ValueError:
         return False
     return True
@@ -250,4 +252,9 @@ def _fits(word: str, form: str) -> bool:
 
 def seconds_of(word: str, form: str) -> float:
     """Seconds since 1970 of a time of this form. ValueError for others."""
-    return units.seconds(datetime.strptime(word, form))
+    if "%q" not in form:
+        return units.seconds(datetime.strptime(word, form))
+    found = re.fullmatch(re.escape(form).replace("%Y", r"(\d{4})").replace("%q", "([1-4])"), word)
+    if found is None:
+        raise ValueError(word)
+    return units.seconds(datetime(int(found[1]), 3 * int(found[2]) - 2, 1))

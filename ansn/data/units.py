@@ -96,7 +96,7 @@ class Column:
             continuous.
         digits: decimals of the file's cells; None: as many as the number has.
         values: what t can be, where that is known: samples take the nearest. words: what the file has for the places.
-        form: how a time is written, as of `datetime.strftime`.
+        form: how a time is written, as of `datetime.strftime`, and %q for the quarter.
     """
 
     name: str
@@ -185,7 +185,7 @@ class Column:
             except OverflowError:
                 return ""
             # strftime pads no year, and what has microseconds may have milliseconds only
-            return time.strftime(self.form.replace("%Y", f"{time.year:04d}"))
+            return time.strftime(self.form.replace("%Y", f"{time.year:04d}").replace("%q", str((time.month + 2) // 3)))
         if self.kind in ("whole", "binary", "constant") and value.is_integer() and not self.digits:
             return str(int(value))
         return repr(value) if self.digits is None else f"{value:.{self.digits}f}"
