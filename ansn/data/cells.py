@@ -244,9 +244,11 @@ def _split(text: str) -> Iterator[str]:
 def _lines(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line and cells of each record that is not blank."""
     reader = csv.reader(_split(text), delimiter=delimiter, strict=True)
+    width = 0
     try:
         for row in reader:
-            if len(row) > 1 or (row and row[0].strip()):  # blank lines say nothing
+            if len(row) > 1 or (row and (row[0].strip() or width == 1)):  # blank lines say nothing
+                width = width or len(row)
                 yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{path}: got no CSV ({error}), expected one of numbers") from None
@@ -271,7 +273,8 @@ def _is_header(first: Sequence[tuple[int, list[str]]], path: Path, notes: list[s
     line, numbers = first[0][1], _numbers(first[0][1])
     if not numbers:
         return any(cell.strip() for cell in line)
-    below = [first[1][1][j] for j, cell in enumerate(line) if cell.strip() in numbers] if len(first) > 1 else []
+    second = first[1][1] if len(first) > 1 else []
+    below = [under for cell, under in zip(line, second, strict=False) if cell.strip() in numbers]
     if not below or not _counts_on(numbers) or _counts_on(below):
         return False
     shown = ", ".join(line[:4]) + (", ..." if len(line) > 4 else "")

@@ -104,11 +104,11 @@ def standardised(found: Column, values: Values, path: Path | str, rows: NDArray[
         spread = math.sqrt(float((shares * (1 - shares)).sum()) / max(len(shares) - 1, 1))
         return replace(found, shares=tuple(shares.tolist()), scale=spread or 1.0)
     with np.errstate(over="ignore", invalid="ignore"):
-        offset, scale = float(t.mean()), float(t.std())
+        offset = float(t.mean())
+        far = float(np.abs(t - offset).max())
+        scale = far * float(((t - offset) / (far or 1.0)).std())  # whose squares are neither 0 nor infinite
     if not math.isfinite(scale):
-        raise InputError(
-            f"{path}: got a variance of column {found.name!r} that overflows, expected values below about 1e150"
-        )
+        raise InputError(f"{path}: got a deviation of column {found.name!r} that overflows, expected smaller values")
     low, quarter, middle, three, high = np.quantile(t, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
     bulk = max((three - quarter) / 1.349, (high - low) / 3.29)
     if found.kind != "binary" and bulk > 0 and scale > _HEAVY * bulk:
@@ -256,5 +256,5 @@ def seconds_of(word: str, form: str) -> float:
         return units.seconds(datetime.strptime(word, form))
     found = re.fullmatch(re.escape(form).replace("%Y", r"(\d{4})").replace("%q", "([1-4])"), word)
     if found is None:
-        raise ValueError(word)
+        raise ValueError(f"{word}: got no quarter, expected {form}")
     return units.seconds(datetime(int(found[1]), 3 * int(found[2]) - 2, 1))

@@ -43,7 +43,7 @@ def known(cell: str) -> str | None:
 
 
 @given(
-    rows=st.integers(2, 4).flatmap(
+    rows=st.integers(1, 4).flatmap(
         lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=2, max_size=6)
     ),
     delimiter=st.sampled_from(",;\t|"),

@@ -233,7 +233,7 @@ def test_broken_cifar10(tmp_path: Path, data: object, part: str, suffix: str) ->
         (np.zeros((3, 0)), "got no value in shape 3x0"),
         (np.array([[[1.0, 2.0]], [[np.nan, 4.0]]]), "nan at index [1, 0, 0], expected finite numbers"),
         (np.array([[1.0, 3.0], [2.0, -np.inf]]), "'-inf' in row 2, column 'x1', expected a finite number"),
-        (np.array([[1e300, 0.0], [1.0, 2.0]]), "got a variance of column 'x0' that overflows, expected values below"),
+        (np.array([[1.7e308, 0], [1.6e308, 2.0]]), "got a deviation of column 'x0' that overflows, expected smaller"),
         (np.full((3, 2), 7.0), "got no column of numbers or few words left of 2, expected at least one that varies"),
     ],
 )
@@ -329,6 +329,8 @@ def test_broken_labels(tmp_path: Path, labels: np.ndarray, options: dict[str, in
         ("a,b,c\n1,,?\n3,NA,5\n4,7,6\n5,8,\n6,,\n", {}, "got mostly empty columns 'b', 'c', expected at most half"),
         ("a,b\n1,1e999\n", {}, "'1e999' in line 2, column 'b'"),
         ("a,b\n1,2\n3,1_000\n", {}, "'1_000' in line 3, column 'b'"),
+        ('0\n0\n""\n;\n', {}, "';' in line 4, column 'x0', expected a finite number, or --column-kinds x0=category"),
+        ("\t0\n0\n", {}, "got 1 cells in line 2, expected 2 as in line 1"),
         ("a,b\n1,2\n3\n", {}, "got 1 cells in line 3, expected 2 as in line 1"),
         ("a,b\n1,2\n3,4,5\n", {}, "got 3 cells in line 3, expected 2"),
         ("a,b\n1,2\n1,2\n", {}, "got no column of numbers or few words left of 2, expected at least one that varies"),
@@ -340,7 +342,7 @@ def test_broken_labels(tmp_path: Path, labels: np.ndarray, options: dict[str, in
         ("a,b\n1,u\n2,v\n3,u\n3,v\n3,w\n", {"column_kinds": {"b": "binary"}}, "which cannot be of kind binary"),
         ("a,b\n1,1\n2,2\n3,5\n", {"column_kinds": {"b": "constant"}}, "which cannot be of kind constant"),
         ("a,b\n1,x\n2,y\n", {"column_kinds": {"c": "time"}}, "got no column 'c', expected one of a, b"),
-        ("a\n1e300\n-1e300\n", {}, "got a variance of column 'a' that overflows"),
+        ("a\n1.7e308\n1.6e308\n", {}, "got a deviation of column 'a' that overflows"),
         (
             "a,b\n1e39,2\n3,4\n",
             {"standardise": False},
