@@ -10,12 +10,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ansn.data import load_dataset, table
+from ansn.data.cells import number
 from ansn.data.units import Column, Table
 from ansn.errors import InputError
+from tests.data.test_cells import CELLS, NUMBERS, written
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="#"), max_size=6)
 ODD = st.sampled_from(["a,b", 'say "a"', "two\nlines", "naïve", "x0", "2020"])
@@ -188,3 +190,48 @@ def test_empty_rows_and_columns_are_left_out(tmp_path: Path) -> None:
         "column 'name' left out: text, 4 different words in 4 rows, such as 'p q'",
         "rows left out, all their cells empty: 1",
     )  # fmt: skip
+
+
+KINDS_OF_CELLS = st.sampled_from(
+    [
+        CELLS, NUMBERS, st.dates().map(str), st.integers(-5, 40).map(str), st.floats(-1e3, 1e3).map("{:.2f}".format),
+        st.sampled_from(["u", "v", "w", ""]), st.sampled_from(["0", "1", "NA"]), st.sampled_from(["007", "010", "1"]),
+    ]
+)  # fmt: skip
+FILES = st.tuples(st.integers(1, 20), st.lists(KINDS_OF_CELLS, min_size=1, max_size=4)).flatmap(
+    lambda drawn: st.tuples(*(st.lists(kind, min_size=drawn[0], max_size=drawn[0]) for kind in drawn[1]))
+)
+
+
+@given(FILES, st.booleans(), st.sampled_from([None, -1]))
+@settings(max_examples=60, deadline=None)
+def test_any_table_is_refused_by_name_or_comes_back(
+    columns: tuple[list[str], ...], header: bool, label: int | None
+) -> None:
+    assume(not any(1e100 < abs(number(cell) or 0) < math.inf for cells in columns for cell in cells))
+    lines = [[f"n{j}" for j in range(len(columns))]] * header + [list(row) for row in zip(*columns, strict=True)]
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path, again = Path(folder, "t.csv"), Path(folder, "u.csv")
+        path.write_bytes(written(lines, ",", "\n"))
+        try:
+            dataset = load_dataset(path, label_column=label)
+        except InputError:
+            return
+        assert isinstance(dataset.units, Table)
+        values = dataset.to_data_units(dataset.rows)  # type: ignore[arg-type]
+        table.write(again, dataset.units, values, dataset.labels, dataset.classes)
+        back, labels = table.read_rows(again, dataset.units, dataset.classes)
+        torch.testing.assert_close(back, values, rtol=1e-9, atol=1e-12, equal_nan=True)
+        if dataset.labels is not None:
+            assert labels is not None
+            assert torch.equal(labels, dataset.labels)
+        assert bool(dataset.batch(torch.arange(len(dataset)))[0].isfinite().all())
+        stored, _ = table.read_rows(path, dataset.units, dataset.classes)
+        varies = torch.tensor([c.kind != "constant" for c in dataset.units.columns])
+        stored = stored[~stored[:, varies].isnan().all(1)]
+        for column, t, u in zip(dataset.units.columns, stored.T, values.T, strict=True):
+            far = float((t - column.offset).abs().nan_to_num().max())
+            slack = 0.0 if column.words else 3e-6 * max(10 * column.scale, far)
+            if column.kind != "constant" and not column.limit:
+                torch.testing.assert_close(u, t, rtol=0, atol=slack, equal_nan=True)
