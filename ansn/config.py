@@ -252,7 +252,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
 
 def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None = None) -> TrainConfig:
     """``new`` with what it leaves to the run, or names as it was ``chosen`` or ``found``, as ``old`` has it: structure,
-    root, number of regions, skip and inputs."""
+    root, number of regions, skip, inputs and share of held-out rows."""
     noise = new.noise
     structure = old.noise.structure if noise.structure in (AUTO, chosen) else noise.structure
     root = old.noise.root if noise.root is None else noise.root
@@ -261,7 +261,9 @@ def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None =
     skip = old.network.skip if new.network.skip is None else new.network.skip
     inputs = old.network.inputs if new.network.inputs is None else new.network.inputs
     network = dataclasses.replace(new.network, skip=skip, inputs=inputs)
-    return dataclasses.replace(new, noise=noise, network=network)
+    fraction = old.data.test_fraction if new.data.test_fraction is None else new.data.test_fraction
+    data = dataclasses.replace(new.data, test_fraction=fraction)
+    return dataclasses.replace(new, data=data, noise=noise, network=network)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

@@ -27,11 +27,11 @@ def understood(dataset: Dataset) -> list[str]:
     lines = [f"{dataset.name}: {len(dataset):,} rows, {dataset.kind} of {size}{_range(dataset)}{streamed}"]
     if isinstance(units, Table):
         named = [str(column) for column in units.columns]
-        lines.append(f"{len(named)} columns: {'; '.join(_ends(named, 40))}")
+        lines.append(f"columns ({len(named)}): {'; '.join(_ends(named, 40))}")
         index = torch.arange(len(dataset))
         known = dataset.known(index)
         if known is not None:
-            lines.append(f"{int((~known.all(1)).sum()):,} rows have missing cells: learned from what is known of them")
+            lines.append(f"rows with missing cells: {int((~known.all(1)).sum()):,}, learned from by what is known")
     if dataset.labels is not None and dataset.classes is not None:
         lines.append(classes(dataset.classes, torch.bincount(dataset.labels, minlength=dataset.num_classes).tolist()))
     return [*lines, *dataset.notes]
@@ -40,7 +40,7 @@ def understood(dataset: Dataset) -> list[str]:
 def classes(names: Sequence[str], counts: Sequence[int]) -> str:
     """Names and numbers of rows, of many classes the first and last."""
     pairs = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
-    return f"{len(names)} classes (rows): {', '.join(_ends(pairs, _SHOWN))}"
+    return f"classes ({len(names)}), rows of each: {', '.join(_ends(pairs, _SHOWN))}"
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -168,7 +168,7 @@ def test_labels_are_the_distinct_ones_and_have_names(tmp_path: Path) -> None:
         assert (dataset.classes, dataset.num_classes) == (names, len(names))
         assert dataset.labels is not None
         assert dataset.labels.tolist() == code
-        assert any(f"{len(names)} classes (rows): {names[0]} " in line for line in dataset.understood())
+        assert any(f"classes ({len(names)}), rows of each: {names[0]} " in line for line in dataset.understood())
 
 
 @pytest.mark.parametrize(

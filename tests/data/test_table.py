@@ -127,7 +127,7 @@ def test_missing_cells_are_known_to_be_missing(tmp_path: Path) -> None:
     assert bool(x.isfinite().all())
     exact = dataset.units.encode(dataset.units.decode(x))
     assert bool((dataset.units.decode(exact) == dataset.units.decode(x)).all())
-    assert any("rows have missing cells" in line for line in dataset.understood())
+    assert any("rows with missing cells: " in line for line in dataset.understood())
 
 
 @pytest.mark.parametrize(("name", "place"), [("zip", 4), ("4", 4), (4, 4), (-3, 4), ("a,b", 0)])
