@@ -265,9 +265,9 @@ def panels(
         axes.set_yticks(range(len(rows)), labels)
         if names is not None and len(names) <= 20:
             shown = [drawable(name) for name in names]
-            axes.set_xticks(range(len(names)), shown)
-            if sum(map(len, shown)) > 50:
-                axes.tick_params(axis="x", labelrotation=30)
+            # A turned name ends at its column.
+            turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, shown)) > 50 else {}
+            axes.set_xticks(range(len(names)), shown, **turned)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("coordinate")

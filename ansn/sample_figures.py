@@ -250,8 +250,8 @@ def curves_figure(
 
 def line_scales(x: Array) -> list[Scale]:
     """Ends of the values of lines ``[n, C, L]``, a pair for each channel: the same where their spreads are alike."""
-    each = [_range(x[:, c]) for c in range(x.shape[1])]
-    spread, whole = [high - low for low, high in each], _range(x)
+    each = [_usual(x[:, c]) for c in range(x.shape[1])]
+    spread, whole = [high - low for low, high in each], (min(low for low, _ in each), max(high for _, high in each))
     return [whole] * len(each) if whole[1] - whole[0] < 5 * min(spread) else each
 
 
@@ -274,6 +274,15 @@ def curves(
     axes.tick_params(length=0, labelbottom=False, labelleft=False)
     axes.grid(linewidth=0.5)
     return scales
+
+
+def _usual(x: Array) -> Scale:
+    """Ends of the values of rows ``[n, L]``; of most rows, where a few are so large that the rest would be flat."""
+    whole, rows = _range(x), x[np.isfinite(x).all(1)]
+    if not len(rows):
+        return whole
+    low, high = float(np.quantile(rows.min(1), 0.1)), float(np.quantile(rows.max(1), 0.9))
+    return (low, high) if high > low and whole[1] - whole[0] > 2 * (high - low) else whole
 
 
 def _range(x: NDArray[Any]) -> Scale:
@@ -385,7 +394,8 @@ def _apart(x: Array, *columns: int) -> list[Array]:
     made: list[Array] = []
     for j in columns:
         values = x[:, j]
-        few = len(np.unique(values[:200])) <= 12 and bool((values[:200] == np.round(values[:200])).all())
+        some = values[np.isfinite(values)][:200]
+        few = len(np.unique(some)) <= 12 and bool((some == np.round(some)).all())
         made.append(values + few * rng.uniform(-0.2, 0.2, len(values)))
     return made
 

@@ -220,6 +220,23 @@ def test_channels_of_other_spreads_have_their_scales() -> None:
     assert other[1][1] > 1e4 * other[0][1]
 
 
+def test_one_large_line_leaves_the_others_a_shape() -> None:
+    x = np.random.default_rng(0).normal(size=(16, 1, 30))
+    usual = sample_figures.line_scales(x)[0]
+    assert usual == (x.min(), x.max())
+    x[3] *= 100
+    low, high = sample_figures.line_scales(x)[0]
+    assert high - low < 3 * (usual[1] - usual[0])
+
+
+def test_points_of_few_whole_numbers_are_spread_where_some_are_not_known() -> None:
+    x = np.array([[0.0, 0.5], [1.0, 1.5], [math.nan, 2.5]] * 50)
+    codes, numbers = sample_figures._apart(x, 0, 1)
+    assert len(np.unique(codes[np.isfinite(codes)])) == 100
+    assert np.nanmax(np.abs(codes - x[:, 0])) <= 0.2
+    assert np.array_equal(numbers, x[:, 1])
+
+
 @pytest.mark.parametrize("d", [1, 2, 6])
 def test_vectors_are_plotted_against_the_data(d: int, tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
