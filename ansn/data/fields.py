@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ansn.data.files import require_memory
-from ansn.data.units import Affine
+from ansn.data.units import Affine, warn_of_float32
 from ansn.errors import InputError
 
 _CHUNK = 1 << 19  # numbers converted at a time
@@ -35,10 +35,12 @@ def field(
     # In the place of the rows where that can be: nobody else has them.
     reused = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
     require_memory(0 if reused else 4 * len(index) * math.prod(rows.shape[1:]), path)
+    offset, scale = _moments(rows, train, path, standardise == "point")
     if standardise:
-        offset, scale = _moments(rows, train, path, standardise == "point")
         _robust(rows, train, offset, scale, path)
     else:
+        for c, (mean, deviation) in enumerate(zip(offset.ravel().tolist(), scale.ravel().tolist(), strict=True)):
+            warn_of_float32(path, f"channel {c}", mean, deviation)
         offset, scale = (np.full((1, rows.shape[1], *(1,) * (rows.ndim - 2)), v) for v in (0.0, 1.0))
     out, at = rows[: len(index)] if reused else np.empty((len(index), *rows.shape[1:]), np.float32), 0
     for piece in _pieces(rows, index):

@@ -17,7 +17,7 @@ from ansn.data import kinds
 from ansn.data.cells import Cells, number
 from ansn.data.dataset import Dataset
 from ansn.data.holdout import held_out, origin
-from ansn.data.units import KINDS, Column, Table
+from ansn.data.units import KINDS, Column, Table, warn_of_float32
 from ansn.errors import InputError
 
 _MAX_CLASSES = 65536
@@ -120,6 +120,10 @@ def from_cells(
         kinds.standardised(c, v[train], path, train) if standardise or c.kind == "category" else c
         for c, v in zip(columns, values, strict=True)
     ]
+    if not standardise:
+        for c, t in zip(whole, values, strict=True):
+            if c.kind not in ("category", "constant"):
+                warn_of_float32(path, f"column {c.name!r}", float(np.nanmean(t)), float(np.nanstd(t)))
     place = None
     if label_at is not None:
         left = {n for n in names[:label_at] if n in {c.name for c in columns}}

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +31,7 @@ SPREAD = 0.5
 """Width of the noise of categories and of one of two values, in their distance: below 1, so that the largest coordinate
 of a category is always the word's."""
 
+_LOST = 1e5  # deviations from 0 from which float32 has fewer than some hundred steps of one
 _WIDE = 1e4  # deviations from 0, a thousandth of what float32 can tell apart
 _EPOCH = datetime(1970, 1, 1)
 
@@ -223,7 +227,7 @@ class Table:
         """``(d,)``, of a row as the model sees it."""
         return (sum(column.width for column in self.columns),)
 
-    @property
+    @cached_property
     def grain(self) -> Tensor | None:
         grains = [column.grain for column in self.columns for _ in range(column.width)]
         return torch.tensor(grains, dtype=torch.float32) if any(grains) else None
@@ -279,6 +283,13 @@ def spread(grain: Tensor, rows: int, seed: int, position: int) -> Tensor:
     d = len(grain)
     u = streams.uniforms(seed, streams.DEQUANTISE, rows * d, first=position * d).reshape(rows, d)
     return grain * torch.from_numpy((u - 0.5).astype(np.float32))
+
+
+def warn_of_float32(path: Path | str, what: str, offset: float, scale: float) -> None:
+    """A warning where values so far from 0, beside their deviation, are not told apart as they are."""
+    if abs(offset) > _LOST * scale > 0:
+        text = f"{what} varies by {scale:.3g} about {offset:.6g}, which float32 hardly tells apart: standardise it"
+        warnings.warn(f"{path}: {text}", stacklevel=3)
 
 
 def check_shape(x: Tensor, shape: Iterable[int]) -> None:

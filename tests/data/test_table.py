@@ -235,3 +235,13 @@ def test_any_table_is_refused_by_name_or_comes_back(
             slack = 0.0 if column.words else 3e-6 * max(10 * column.scale, far)
             if column.kind != "constant" and not column.limit:
                 torch.testing.assert_close(u, t, rtol=0, atol=slack, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["table", "field"])
+def test_what_float32_cannot_tell_apart_is_said_where_it_is_not_standardised(kind: str, tmp_path: Path) -> None:
+    values = 1.7e9 + np.random.default_rng(0).normal(0, 50, (40, 2))
+    np.save(tmp_path / "log.npy", values)
+    with pytest.warns(UserWarning, match="float32 hardly tells apart: standardise it"):
+        load_dataset(tmp_path / "log.npy", kind=kind, standardise=False)
+    back = load_dataset(tmp_path / "log.npy", kind=kind)
+    np.testing.assert_allclose(back.to_data_units(back.rows).reshape(40, 2), values, atol=1e-4)  # type: ignore[arg-type]
