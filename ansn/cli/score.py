@@ -82,6 +82,7 @@ def _score(arguments: Arguments) -> None:
         found = score_rows(
             run.model, values, run.units, y=labels if classes and told else None, shares=shares, draws=arguments.draws,
             steps=arguments.steps, trace=arguments.trace, seed=arguments.seed, batch_size=arguments.batch_size,
+            progress=_say,
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -94,6 +95,10 @@ def _score(arguments: Arguments) -> None:
     if bool(missing.any()):
         print(f"{int(missing.sum())} rows with missing cells have no score; ansn-impute fills them")
     print(arguments.out)
+
+
+def _say(done: int, rows: int) -> None:
+    print(f"scored {done:,} of {rows:,} rows", file=sys.stderr)
 
 
 def positive(arguments: object, *names: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ def score_rows(
     probes: int = 4,
     seed: int = 0,
     batch_size: int = 1024,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
     **options: Any,
 ) -> RowScores:
     r"""``log p(row)`` of rows in the data's units: the density ``log p(x) - ln |d data / d x|`` of continuous columns,
@@ -65,6 +67,7 @@ def score_rows(
         probes: of a trace that is not exact; it is exact up to ``8 probes`` dimensions, see :func:`log_likelihood`.
         seed: the result is a function of it and of a row's place among the complete ones.
         batch_size: rows at a time.
+        progress: is called with the number of rows that are done and of all, every few hundred.
         options: to :func:`log_likelihood`.
 
     Raises TypeError or ValueError naming the argument.
@@ -106,6 +109,7 @@ def score_rows(
             errors.append((value.softmax(1) * draws).std(1) / math.sqrt(draws))
         else:
             errors.append(error[:, 0] if grain is None else torch.full_like(error[:, 0], math.nan))
+        progress(min(start + step, len(rows)), len(rows))
     out = torch.full((2, len(x)), math.nan, dtype=torch.float64)
     out[:, complete] = torch.stack((torch.cat(values), torch.cat(errors)))
     return RowScores(out[0], out[1], draws, each[0].trace, each[0].tau)
