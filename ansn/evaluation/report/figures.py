@@ -135,7 +135,9 @@ def _line_strip(
     for i, text in enumerate(rows):
         axes.text(-0.02 * wide, high - i - 0.5, text, ha="right", va="center", fontsize=8)
         for j, under in enumerate(below[i] if below else ()):
-            axes.text(j + 0.97, high - i - 0.97, under, ha="right", va="bottom", fontsize=6)
+            # Above a curve that it would be lost in.
+            behind = {"facecolor": matplotlib.rcParams["axes.facecolor"], "alpha": 0.8, "linewidth": 0, "pad": 0.5}
+            axes.text(j + 0.98, high - i - 0.03, under, ha="right", va="top", fontsize=6, bbox=behind)
     return figure
 
 
