@@ -297,18 +297,18 @@ _FITS: dict[str, Callable[[Split, dict[str, Any], int], Fitted]] = {
 
 # -- what the rows say ------------------------------------------------------------------------------------------------
 
-_DESIGN = """Tables of scikit-learn: *diabetes* (442 rows: six whole-number columns with the target, one of two values,
-four with decimals) and *breast cancer* (569 rows: 30 numbers, and the class as a column of words). {seeds} seeds, each
-its own third of the rows held out. Arms: `denoiser`, the `table` preset with other steps and dropout; `mixture alone`,
-what it begins as (Gaussians of regions found in the data, no network); `copula`, a Gaussian copula with kernel
-marginals, after the same standardisation; `tvae`, a variational autoencoder ({package}). All but `mixture alone` had
-four settings to try on a split of the training rows of a seed that is not used again: the best one by classifiers gives
-the samples, the best one by likelihood the likelihoods. *auc*: the mean of a logistic regression and boosted trees,
+_DESIGN = """Tables of scikit-learn: *diabetes* (442 rows: five columns of whole numbers with the target, one of two
+values, five with decimals) and *breast cancer* (569 rows: 30 numbers, and the class as a column of words). {seeds}
+seeds, each its own third of the rows held out. Arms: `denoiser`, the `table` preset with the steps and dropout named;
+`mixture alone`, what it begins as (Gaussians of regions found in the data, no network); `copula`, a Gaussian copula
+with kernel marginals, after the same standardisation; `tvae`, a variational autoencoder ({package}). All but `mixture
+alone` had four settings to try on a split of the training rows of another seed: the best one by classifiers gives the
+samples, the best one by likelihood the likelihoods. *auc*: the mean of a logistic regression and boosted trees,
 five-fold, that tell as many samples as held-out rows from these; {sets} sets a seed, rounded to the file's digits in
-every arm. The floor is training rows against held-out rows; it may be below 0.5, where folds of few rows mislead.
-*Repeated*: share of samples nearer to a training row than 5 % of the held-out rows; *ratio*: their median distance over
-that of the held-out rows. *nll*: nats a row in the file's units, the density of numbers and the probability of discrete
-values ({draws} draws of their noise)."""
+every arm. `training rows` are the floor, and what a copier would have. *Repeated*: share of samples nearer to a
+training row than 5 % of the held-out rows; *ratio*: their median distance over that of the held-out rows. *nll*: nats
+a row in the file's units, the density of numbers and the probability of discrete values ({draws} draws of their
+noise)."""
 
 
 def section(rows: list[Row], folder: Path) -> Section:
@@ -343,12 +343,12 @@ def _apart(rows: list[Row], column: str) -> dict[str, Estimate]:
 
 
 def _sentence(name: str, apart: dict[str, dict[str, Estimate]]) -> str:
-    words = {"auc": "samples told from held-out rows", "nll": "held-out likelihood"}
+    ways = {"auc": "by classifiers (auc)", "nll": "by held-out likelihood (nats a row)"}
     told = []
     for purpose, found in apart.items():
         each = ((e.sign, f"{arm} ({e.mean:+.2g} ± {e.half:.1g})") for arm, e in found.items())
-        told.append(f"{words[purpose]}, {'auc' if purpose == 'auc' else 'nats a row'}: {listed(each, WORDS)}")
-    return f"{name.capitalize()}, against a Gaussian copula: {'. '.join(told)}"
+        told.append(f"{ways[purpose]} {listed(each, WORDS)}")
+    return f"{name.capitalize()}, against a Gaussian copula, {'; '.join(told)}"
 
 
 def _number(value: float | None) -> str:

@@ -27,15 +27,15 @@ def test_the_copula_is_a_density() -> None:
 
 
 def test_the_copula_of_normal_rows_is_nearly_their_density_and_draws_them() -> None:
-    train, other = _normals(1000, 1), _normals(500, 2)
+    train, other = _normals(400, 1), _normals(200, 2)
     copula = tables.Copula(train, 0.0, 1.0)
     s = torch.cov(_normals(100_000, 3).T).double()
     exact = torch.distributions.MultivariateNormal(torch.zeros(3).double(), s).log_prob(other.double())
     lost = float((exact - copula.log_density(other)).mean())
-    assert -0.02 < lost < 0.2
-    drawn = torch.corrcoef(copula.sample(4000, 0).T)
-    torch.testing.assert_close(drawn, torch.corrcoef(train.T.double()), rtol=0, atol=0.08)
-    assert float(torch.corrcoef(tables.Copula(train, 0.9, 1.0).sample(4000, 0).T)[0, 1]) < 0.2
+    assert -0.05 < lost < 0.3
+    drawn = torch.corrcoef(copula.sample(2000, 0).T)
+    torch.testing.assert_close(drawn, torch.corrcoef(train.T.double()), rtol=0, atol=0.1)
+    assert float(torch.corrcoef(tables.Copula(train, 0.9, 1.0).sample(2000, 0).T)[0, 1]) < 0.2
 
 
 def test_parts_of_a_seed_are_disjoint_and_tuning_sees_training_rows_only(tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ def _rows(sign: float) -> list[dict[str, Any]]:
 
 def test_section_says_what_the_rows_say(tmp_path: Path) -> None:
     ahead, behind, level = (tables.section(_rows(sign), tmp_path) for sign in (-1.0, 1.0, 0.0))
-    assert "auc: better: denoiser" in ahead.answer
-    assert "nats a row: better: denoiser" in ahead.answer
+    assert "(auc) better: denoiser" in ahead.answer
+    assert "(nats a row) better: denoiser" in ahead.answer
     assert "worse: tvae" in ahead.answer
-    assert "auc: better: tvae" in behind.answer
-    assert "nats a row: worse: denoiser" in behind.answer
+    assert "(auc) better: tvae" in behind.answer
+    assert "(nats a row) worse: denoiser" in behind.answer
     assert "no difference seen: mixture alone" in level.answer
     assert any("moves nll by -2" in line and "better" in line for line in ahead.findings)
     assert "ctgan 0.1" in ahead.design
