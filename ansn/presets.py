@@ -68,7 +68,7 @@ _table = TrainConfig(
 _fields = TrainConfig(
     data=DataConfig(dataset="PATH", kind="field"),
     network=NetworkConfig(network="unet", width=16, blocks=1, multipliers=(1, 2, 2)),
-    optim=OptimConfig(steps=1500, batch_size=32, schedule="cosine", ema=0.995),
+    optim=OptimConfig(steps=2000, batch_size=32, schedule="cosine", ema=0.995),
     sampling=SamplingConfig(samples=16),
     run=RunConfig(out="runs/fields", checkpoint_every=500),
 )

@@ -67,13 +67,14 @@ def layers(x: Tensor) -> tuple[list[Tensor], str]:
 
 
 def limits(x: Tensor, kind: str | None = None) -> list[Scale]:
-    """Least and largest value of each plane: one pair for all slices of a volume, 0 to 1 for images."""
+    """Ends of the scale of each plane: one pair for all slices of a volume, 0 to 1 for images. Least and largest value,
+    or those of 99 % where the rest would take most of the colours."""
     planes, _ = layers(x)
     if kind_of(x.shape[1:], kind) == "image":
         return [(0.0, 1.0)] * len(planes)
     if x.ndim == 5:
-        return [_range(np.concatenate([plane.double().numpy().ravel() for plane in planes]))] * 3
-    return [_range(plane.double().numpy()) for plane in planes]
+        return [_most(np.concatenate([plane.double().numpy().ravel() for plane in planes]))] * 3
+    return [_most(plane.double().numpy()) for plane in planes]
 
 
 def tiles(x: Tensor, kind: str | None = None, scales: Sequence[Scale] | None = None) -> Tensor:
@@ -135,7 +136,10 @@ def sheet(
         grids = [np.concatenate(padded, 1)]
     parts, coloured = [grids[0]], kind_of(x.shape[1:], kind) != "image"
     what = "" if is_image(x.shape[1:], kind) else layers(x)[1]
-    note = "; ".join(filter(None, (what, clipping(x, None if not coloured else scales))))
+    shown = layers(whole[0][1])[0] if coloured else []
+    cut = any(bool(((p < low) | (p > high)).any()) for p, (low, high) in zip(shown, scales, strict=bool(shown)))
+    ends = "values beyond the scale have the colour of its end" if cut else ""
+    note = "; ".join(filter(None, (what, ends, clipping(x, None if not coloured else scales))))
     if note:
         parts.insert(0, _line(note, parts[0].shape[1]))
     if coloured:
@@ -166,7 +170,7 @@ def clipping(x: Tensor, scales: Sequence[Scale] | None = None) -> str:
     share = ((at < -_OUTSIDE) | (at > 1 + _OUTSIDE)).float().mean().item() if at.numel() else 0.0
     if share > _MANY:
         low, high = written(*_range(torch.cat([plane.flatten() for plane in planes]).double().numpy()), count=2)
-        beyond = "[0, 1]" if scales is None else "the data's range"
+        beyond = "[0, 1]" if scales is None else "the data's scale"
         notes.append(f"{share:.1%} of the values lay outside {beyond} ({low} to {high}) and were clipped")
     if not bool(finite.all()):
         notes.append(f"{int((~finite).sum()):,} values are not finite (magenta)")
@@ -274,6 +278,13 @@ def curves(
     axes.tick_params(length=0, labelbottom=False, labelleft=False)
     axes.grid(linewidth=0.5)
     return scales
+
+
+def _most(x: NDArray[Any]) -> Scale:
+    """Least and largest finite value, or of 99 % where the rest takes more than half of what lies between."""
+    whole, seen = _range(x), x[np.isfinite(x)]
+    low, high = map(float, np.quantile(seen, (0.005, 0.995))) if seen.size else whole
+    return (low, high) if high > low and whole[1] - whole[0] > 2 * (high - low) else whole
 
 
 def _usual(x: Array) -> Scale:

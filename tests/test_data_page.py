@@ -39,5 +39,5 @@ def test_its_commands_run_as_they_stand(tmp_path: Path):
     assert len(made) == 1001
     assert all(len(line.split(",")) == 3 and line.split(",")[2].isdigit() for line in filled[1:])
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1001
-    assert (tmp_path / "runs" / "patients" / "report.html").exists()
+    assert (tmp_path / "runs" / "patients" / "quick" / "report.html").exists()
     assert (tmp_path / "made.npy").exists()

@@ -144,7 +144,7 @@ def test_maps_are_in_colours_on_the_datas_scale_in_any_unit(offset: float, scale
     at = ((data - data.min()) / (data.max() - data.min())).numpy()[:, 0]
     np.testing.assert_allclose(a.movedim(1, -1), matplotlib.colormaps["viridis"](at)[..., :3], atol=1e-6)
     assert torch.equal(b[1, :, 0, 0], torch.tensor([1.0, 0.0, 1.0]))
-    assert "of the values lay outside the data's range" in sample_figures.clipping(samples, scales)
+    assert "of the values lay outside the data's scale" in sample_figures.clipping(samples, scales)
     assert "1 values are not finite" in sample_figures.clipping(samples, scales)
 
 
@@ -227,6 +227,16 @@ def test_one_large_line_leaves_the_others_a_shape() -> None:
     x[3] *= 100
     low, high = sample_figures.line_scales(x)[0]
     assert high - low < 3 * (usual[1] - usual[0])
+
+
+def test_a_few_large_values_leave_the_others_their_colours() -> None:
+    x = torch.exp(2 * torch.randn(8, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0)))
+    high = sample_figures.limits(x, "field")[0][1]
+    assert high < 0.3 * float(x.max())
+    shown = torch.cat([plane.flatten() for plane in sample_figures.layers(x)[0]])
+    assert float((shown > high).float().mean()) < 0.006
+    plain = torch.rand(8, 1, 12, 12)
+    assert sample_figures.limits(plain, "field") == [(float(plain.min()), float(plain.max()))]
 
 
 def test_points_of_few_whole_numbers_are_spread_where_some_are_not_known() -> None:
