@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ansn.data import cells, load_dataset
@@ -58,6 +58,7 @@ def test_pyarrow_and_the_csv_module_give_the_same(
     rows: list[list[str]], delimiter: str, end: str, bom: bool, blank: bool
 ) -> None:
     width = len(rows[0])
+    assume(width > 1 or delimiter == ",")  # a first line of one cell does not say what separates two
     rows = [[f"n{j}" for j in range(width)], *rows]
     data = written(rows[:2], delimiter, end) + end.encode() * blank + written(rows[2:], delimiter, end)
     with TemporaryDirectory() as folder:
