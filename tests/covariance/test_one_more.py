@@ -35,7 +35,7 @@ def test_training_resuming_sampling_evaluating_and_telling(tmp_path: Path) -> No
     assert np.load(out).shape == (6, 1, 8, 8)
     succeeded(call("evaluate", whole, "--quick", "-n", 60, "--steps", 3, "--features", "pixels", "--halves", 2))
     assert json.loads((whole / "quick" / "evaluation.json").read_text())["measurements"]
-    assert "rotated" in (whole / "report.html").read_text()
+    assert "rotated" in (whole / "quick" / "report.html").read_text()
     assert "rotated, rho = 0.5" in succeeded(call("info", whole)).out
     figures.save_covariance(load_run(whole).model.noise.covariance, tmp_path / "covariance.png")
 
