@@ -31,7 +31,7 @@ _DESCRIPTION = (
     " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
 )
 _SUMMARISED = 32
-_FEW = 200  # rows that a network learns by heart
+_FEW = 2000  # rows that a network learns by heart
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Arguments:
     """One line for each missing cell: mean and deviation of its draws, of words and numbers of two values the
     likeliest one and its share; of .npy mean and deviation, [2, N, ...]."""
     method: Annotated[str | None, choice(IMPUTATIONS, None)] = None
-    """By default particles; adapted for a run on a table of fewer than 200 rows, whose conditional is too narrow where
+    """By default particles; adapted for a run on a table of fewer than 2,000 rows, whose conditional is too narrow where
     it has learned them by heart; jacobian above 256 dimensions."""
     steps: int = 40
     """Levels of the sampler."""
