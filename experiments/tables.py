@@ -301,8 +301,8 @@ _DESIGN = """Tables of scikit-learn: *diabetes* (442 rows: five columns of whole
 values, five with decimals) and *breast cancer* (569 rows: 30 numbers, and the class as a column of words). {seeds}
 seeds, each its own third of the rows held out. Arms: `denoiser`, the `table` preset with the steps and dropout named;
 `mixture alone`, what it begins as (Gaussians of regions found in the data, no network); `copula`, a Gaussian copula
-with kernel marginals, after the same standardisation; `tvae`, a variational autoencoder ({package}). All but
-`mixture alone` had four settings to try on a split of the training rows of another seed: the best one by classifiers gives the
+with kernel marginals, after the same standardisation; `tvae`, a variational autoencoder ({package}). All but `mixture
+alone` had four settings to try on a split of the training rows of another seed: the best one by classifiers gives the
 samples, the best one by likelihood the likelihoods. *auc*: the mean of a logistic regression and boosted trees,
 five-fold, that tell as many samples as held-out rows from these; {sets} sets a seed, rounded to the file's digits in
 every arm. `training rows` are the floor, and what a copier would have. *Repeated*: share of samples nearer to a
