@@ -141,3 +141,11 @@ def _tell(text: str, kind: str = "failed") -> None:
         except OSError:  # no such folder: better twice than never
             pass
     print(text, file=sys.stderr)
+
+
+def positive(arguments: object, *names: str) -> None:
+    """InputError unless each of these options is at least 1, or not given."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}: got {value}, expected at least 1")

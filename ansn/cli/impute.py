@@ -14,8 +14,7 @@ import tyro
 from torch import Tensor
 
 from ansn.choices import choice
-from ansn.cli.common import guarded, parsed
-from ansn.cli.score import positive
+from ansn.cli.common import guarded, parsed, positive
 from ansn.data import cells
 from ansn.data.units import Column, Table
 from ansn.distributed import choose_device
@@ -48,11 +47,11 @@ class Arguments:
     """Several draws, one whole table after the other with columns draw and row before its own; of .npy [draws, N, ...].
     By default 1, for a summary 32."""
     summary: bool = False
-    """One line for each missing cell: mean and deviation of its draws, of words and numbers of two values the
-    likeliest one and its share; of .npy mean and deviation, [2, N, ...]."""
+    """One line for each missing cell: mean and deviation (of times seconds) of its draws, of words and numbers of two
+    values the likeliest one and its share; of .npy mean and deviation, [2, N, ...]."""
     method: Annotated[str | None, choice(IMPUTATIONS, None)] = None
-    """By default particles; adapted for a run on a table of fewer than 2,000 rows, whose conditional is too narrow where
-    it has learned them by heart; jacobian above 256 dimensions."""
+    """By default particles; adapted for a run on a table of fewer than 2,000 rows, whose conditional is too narrow
+    where it has learned them by heart; jacobian above 256 dimensions."""
     steps: int = 40
     """Levels of the sampler."""
     particles: int = 16
@@ -83,30 +82,38 @@ def _impute(arguments: Arguments) -> None:
     run = load_run(arguments.run, device=choose_device(arguments.device))
     values, labels = read_rows(run, arguments.rows)
     draws = arguments.draws or (_SUMMARISED if arguments.summary else 1)
-    filled = _filled(arguments, run, values, labels, draws)
+    y = _classes(arguments, run, len(values), labels)
+    filled = _filled(arguments, run, values, y, draws)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if array:
         out = torch.stack((filled.mean(0), filled.std(0, correction=0))) if arguments.summary else filled
         with replacing(arguments.out) as temporary, temporary.open("wb") as file:
             np.save(file, out[0].numpy() if draws == 1 else out.numpy())
     else:
         assert isinstance(run.units, Table)
-        (_summarise if arguments.summary else _write)(arguments, run.units, values, filled)
+        if arguments.summary:
+            _summarise(arguments, run.units, values, filled)
+        else:
+            words = [] if y is None else [run.info.classes[k] for k in y.tolist()]
+            _write(arguments, run.units, values, filled, words)
     missing = values.isnan()
     rows = int(missing.flatten(1).any(1).sum())
     print(f"{int(missing.sum())} missing in {rows} of {len(values)} rows, {draws} {'draws' if draws > 1 else 'draw'}")
     print(arguments.out)
 
 
-def _filled(arguments: Arguments, run: Run, values: Tensor, labels: Tensor | None, draws: int) -> Tensor:
+def _classes(arguments: Arguments, run: Run, rows: int, labels: Tensor | None) -> Tensor | None:
+    """The class of each row of a class-conditional run: its label, or one drawn by the data's shares."""
+    if not run.config.network.class_conditional:
+        return None
+    generator = torch.Generator().manual_seed(arguments.seed)
+    shares = torch.tensor(run.info.counts, dtype=torch.float64)
+    y = torch.multinomial(shares, rows, replacement=True, generator=generator)
+    return y if labels is None else torch.where(labels >= 0, labels, y)
+
+
+def _filled(arguments: Arguments, run: Run, values: Tensor, y: Tensor | None, draws: int) -> Tensor:
     """Float64 ``[draws, N, ...]``, the data's units."""
-    classes = run.model.num_classes if run.config.network.class_conditional else 0
-    y = None
-    if classes:
-        # Of a row without a label the class is drawn first: by the data's shares, whatever is known of it.
-        generator = torch.Generator().manual_seed(arguments.seed)
-        shares = torch.tensor(run.info.counts, dtype=torch.float64)
-        y = torch.multinomial(shares, len(values), replacement=True, generator=generator)
-        y = y if labels is None else torch.where(labels >= 0, labels, y)
     few = run.info.kind == "table" and run.info.rows < _FEW
     method = arguments.method or ("adapted" if few else None)
     x = values.float() if run.units is None else run.units.encode(values)
@@ -121,8 +128,8 @@ def _filled(arguments: Arguments, run: Run, values: Tensor, labels: Tensor | Non
     return torch.where(values.isnan(), decoded, values)
 
 
-def _write(arguments: Arguments, units: Table, values: Tensor, filled: Tensor) -> None:
-    """The file with its own cells, and draws where there were none."""
+def _write(arguments: Arguments, units: Table, values: Tensor, filled: Tensor, classes: list[str]) -> None:
+    """The file with its own cells, and draws where there were none; ``classes``: of the rows."""
     found = cells.read(arguments.rows, names=units.names)
     if not set(units.names) & set(found.names):
         found = cells.read(arguments.rows, header=False)
@@ -137,6 +144,8 @@ def _write(arguments: Arguments, units: Table, values: Tensor, filled: Tensor) -
                 line = [str(number), str(i)] if several else []
                 for name, text in zip(found.names, texts, strict=True):
                     cell, j = text[i], place.get(name)
+                    if cell is None and classes and units.label is not None and name == units.label[0]:
+                        cell = classes[i]
                     if j is not None and bool(values[i, j].isnan()):
                         cell = units.columns[j].cell(float(one[i, j]))
                     line.append("" if cell is None else cell)

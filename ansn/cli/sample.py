@@ -137,7 +137,10 @@ def _label(name: str | None, run: Run) -> int | None:
         raise InputError(f"--label: got {name}, but {run.path} knows no classes, expected none")
     classes = run.info.classes if run.config.network.class_conditional else tuple(map(str, range(count)))
     if name in classes:
-        return classes.index(name)
+        found = classes.index(name)
+        if run.config.network.class_conditional and not run.info.counts[found]:
+            raise InputError(f"--label: got {name}, of which {run.path} saw no row, expected another class")
+        return found
     if name.isdecimal() and int(name) < count and not any(known.lstrip("-").isdecimal() for known in classes):
         return int(name)
     shown = classes if count <= _SHOWN else (*classes[: _SHOWN - 2], "...", classes[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import tyro
 
 from ansn.choices import choice
-from ansn.cli.common import guarded, parsed
+from ansn.cli.common import guarded, parsed, positive
 from ansn.data import cells
 from ansn.distributed import choose_device
 from ansn.errors import InputError
@@ -77,21 +78,27 @@ def _score(arguments: Arguments) -> None:
         raise InputError(f"{arguments.rows}: got missing cells in every row, expected complete rows (see ansn-impute)")
     classes = run.model.num_classes if run.config.network.class_conditional else 0
     shares = torch.tensor(run.info.counts, dtype=torch.float64) / sum(run.info.counts) if classes else None
-    told = labels is not None and bool((labels >= 0).all())
-    try:
-        found = score_rows(
-            run.model, values, run.units, y=labels if classes and told else None, shares=shares, draws=arguments.draws,
-            steps=arguments.steps, trace=arguments.trace, seed=arguments.seed, batch_size=arguments.batch_size,
-            progress=_say,
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    pairs = zip(found.value.tolist(), found.error.tolist(), strict=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    labelled = torch.zeros_like(missing) if labels is None or not classes else labels >= 0
+    found = torch.full((2, len(values)), math.nan, dtype=torch.float64)
+    for part in (labelled, ~labelled):
+        if not bool((part & ~missing).any()):
+            continue
+        try:
+            scored = score_rows(
+                run.model, values[part], run.units, y=labels[part] if labels is not None and part is labelled else None,
+                shares=shares, draws=arguments.draws, steps=arguments.steps, trace=arguments.trace, seed=arguments.seed,
+                batch_size=arguments.batch_size, progress=_say,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        found[:, part] = torch.stack((scored.value, scored.error))
+    pairs = zip(*found.tolist(), strict=True)
     lines = ((str(i), *("" if v != v else f"{v:.6g}" for v in pair)) for i, pair in enumerate(pairs))
     cells.write(arguments.out, ("row", "log_likelihood", "standard_error"), lines)
-    lowest = found.value.nan_to_num(torch.inf).argsort()[: min(_LOWEST, int((~missing).sum()))].tolist()
-    scored = found.value[~missing]
-    print(f"{len(scored)} rows, mean {scored.mean():.4g} nats; lowest: rows {', '.join(map(str, lowest))}")
+    lowest = found[0].nan_to_num(torch.inf).argsort()[: min(_LOWEST, int((~missing).sum()))].tolist()
+    known = found[0][~missing]
+    print(f"{len(known)} rows, mean {known.mean():.4g} nats; lowest: rows {', '.join(map(str, lowest))}")
     if bool(missing.any()):
         print(f"{int(missing.sum())} rows with missing cells have no score; ansn-impute fills them")
     print(arguments.out)
@@ -99,14 +106,6 @@ def _score(arguments: Arguments) -> None:
 
 def _say(done: int, rows: int) -> None:
     print(f"scored {done:,} of {rows:,} rows", file=sys.stderr)
-
-
-def positive(arguments: object, *names: str) -> None:
-    """InputError unless each of these options is at least 1, or not given."""
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')}: got {value}, expected at least 1")
 
 
 if __name__ == "__main__":

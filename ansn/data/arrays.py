@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,11 @@ from ansn.data.dataset import Dataset
 from ansn.data.fields import Index, check_finite, field
 from ansn.data.files import opened, read_exactly
 from ansn.data.holdout import check_split, held_out, origin
+from ansn.data.units import warn_of_classes
 from ansn.errors import InputError
 
 _IMAGE_KEYS = ("x", "images", "data")
-_LABEL_KEYS = ("y", "labels")
+_LABEL_KEYS = ("y", "labels", "label", "target", "targets")
 _SPLIT_KEYS = ("x_{}", "{}_x", "{}_images", "images_{}"), ("y_{}", "{}_y", "{}_labels", "labels_{}")
 _MAX_CLASSES = 65536  # more is a mistake: a continuous target, or an identifier, taken for a label
 _FULL = 128  # largest grey value from which all 256 are meant
@@ -73,6 +75,8 @@ def load(
         if splits is not None:
             raise InputError(f"axes: got {axes} for {path}, which has its own splits, expected N first")
         rows, axes = np.moveaxis(rows, at, 0), axes[at] + axes[:at] + axes[at + 1 :]
+    if splits is not None and isinstance(test_fraction, float) and test_fraction:
+        notes.append(f"test_fraction {test_fraction:g} not used: the file has its splits")
     if window is not None:
         rows, splits = _windows(rows, window, split, test_fraction, path, notes)
         axes, kind = "NCL", "field"
@@ -157,6 +161,8 @@ def _read_npz(
     if "train" not in rows_of:
         if len(label_keys) > 1:
             raise InputError(f"{path}: got labels twice, as {' and '.join(label_keys)}, expected one of them")
+        left = [key for key in keys if key not in (*picked, *label_keys)]
+        notes += [f"arrays left out: {', '.join(left)}"] if left else []
         return arrays[picked[0]], arrays[label_keys[0]] if label_keys else None, None
     if split not in rows_of:
         raise InputError(f"{path}: got {', '.join(picked)}, expected rows of the {split} split too")
@@ -212,6 +218,8 @@ def _windows(
     fraction = 0.1 if isinstance(test_fraction, str) else test_fraction or 0.0
     named = ("train", "test") if fraction or split == "test" else ("train",)
     starts = [scientific.window_starts(len(series), length, split=name, fraction=fraction) for name in named]
+    if series.ndim == 2 and series.shape[1] > len(series):
+        warnings.warn(f"{path}: one series of {len(series)} with {series.shape[1]} channels: [T, C]?", stacklevel=4)
     lines = scientific.windows(series, length, np.concatenate(starts))
     notes.append(f"{len(lines):,} lines of {length:,} from one series of {len(series):,}, each half over the next")
     if fraction:
@@ -260,6 +268,8 @@ def to_dataset(
     rows, everything = taken.rows, np.arange(len(rows))
     train, index = (everything, everything) if splits is None else splits
     code, names = categories(labels, len(rows), path, num_classes, classes)
+    if code is not None and names is not None and num_classes is None and taken.kind != "table":
+        warn_of_classes(path, names, code[torch.from_numpy(train)])
     for options, fits in (
         ({"dequantise": dequantise, "flip": flip}, "image"),
         ({"standardise": standardise}, "field" if taken.kind == "image" else taken.kind),
@@ -273,7 +283,8 @@ def to_dataset(
     if taken.kind == "table":
         cells = Cells([f"x{j}" for j in range(rows.shape[1])], [c.astype(np.float64) for c in rows.T], told)
         return table.from_cells(
-            cells, path, splits=(train, index), standardise=bool(standardise), ignore_columns=ignore_columns,
+            cells, path, splits=(train, index), standardise=standardise,  # type: ignore[arg-type]
+            ignore_columns=ignore_columns,
             column_kinds=column_kinds, labels=None if code is None or names is None else (code, names), name=name,
         )  # fmt: skip
     common: dict[str, Any] = {
@@ -349,6 +360,7 @@ def _as_images(
             " to 1; --kind field takes any"
         )
     if not whole:
+        notes.append("floats from 0 to 1, taken for grey values (--kind field: in their own scale)")
         return rows.astype(np.float32, copy=False), 256
     top = int(high)
     notes += ["whole numbers up to 255, taken for grey values"] if floats else []

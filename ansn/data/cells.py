@@ -42,6 +42,7 @@ _COMMAS = (
 )
 """Numbers with commas, what to leave out of them, what a comma is, and the note: among commas, and among semicolons."""
 
+_FEW = 8  # lines below the first that say how it differs from them
 _LOOKED_AT = 200  # lines that delimiter and header are found by
 
 
@@ -154,14 +155,17 @@ def _text(path: Path, is_header: IsHeader) -> Cells:
         notes.append(f"{len(comments)} lines that begin with # left out")
     if delimiter == " ":
         notes.append("cells separated by spaces")
-        text, delimiter = _tabbed(text, path), "\t"
-    first = list(itertools.islice(_lines(text, delimiter, path), 2))
+        text, delimiter = _tabbed(text), "\t"
+    first = list(itertools.islice(_lines(text, delimiter, path), _LOOKED_AT))
     if not first:
         raise InputError(f"{path}: got no lines, expected rows of numbers")
-    if len(first) == 2 and len(first[0][1]) + 1 == len(first[1][1]) and not _numbers(first[0][1]):
-        notes.append("the header has no name for the first column")
-        text = delimiter + text.lstrip()
-        first[0][1].insert(0, "")
+    if len(first) > 1 and len(first[0][1]) + 1 == len(first[1][1]) and not _numbers(first[0][1]):
+        last = not any(row[-1].strip() for _, row in first[1:])
+        notes.append(f"the header has no name for the {'last' if last else 'first'} column")
+        line, end = next(_split(text.lstrip())), text.lstrip()
+        bare = line.rstrip("\r\n")
+        text = (bare + delimiter + line[len(bare) :] if last else delimiter + line) + end[len(line) :]
+        first[0][1].insert(len(first[0][1]) if last else 0, "")
     named = is_header(first, notes)
     names = _names(first[0][1], named)
 
@@ -223,7 +227,7 @@ def _spaced(line: str) -> list[str]:
     return next(csv.reader([line.strip()], delimiter=" ", skipinitialspace=True), [])
 
 
-def _tabbed(text: str, path: Path) -> str:
+def _tabbed(text: str) -> str:
     """Cells separated by runs of spaces, separated by tabs: a line for each."""
     out = io.StringIO()
     csv.writer(out, delimiter="\t", lineterminator="\n").writerows(map(_spaced, _split(text)))
@@ -275,12 +279,30 @@ def _is_header(first: Sequence[tuple[int, list[str]]], path: Path, notes: list[s
         return any(cell.strip() for cell in line)
     second = first[1][1] if len(first) > 1 else []
     below = [under for cell, under in zip(line, second, strict=False) if cell.strip() in numbers]
-    if not below or not _counts_on(numbers) or _counts_on(below):
+    counts = bool(below) and _counts_on(numbers) and not _counts_on(below)
+    if not counts and not _named_apart([row for _, row in first]):
         return False
     shown = ", ".join(line[:4]) + (", ..." if len(line) > 4 else "")
-    notes.append(f"line {first[0][0]} ({shown}) was taken for the header (header says otherwise: --no-header)")
+    notes.append(f"line {first[0][0]} ({shown}) was taken for the header (--header False: a row)")
     warnings.warn(f"{path}: {notes[-1]}", stacklevel=5)
     return True
+
+
+def _named_apart(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row, which has numbers, is unlike the others as names are: its words are new to columns that
+    repeat theirs, and its numbers are whole; or it has only whole numbers that ascend, and no other row ascends."""
+    line, others = [cell.strip() for cell in rows[0]], [[cell.strip() for cell in row] for row in rows[1:]]
+    numbers = _numbers(line)
+    if len(others) < _FEW or not all(float(cell).is_integer() for cell in numbers):
+        return False
+    if len(numbers) < len(line):
+        words = [j for j, cell in enumerate(line) if cell not in numbers]
+        below = [[row[j] for row in others if j < len(row)] for j in words]
+        fresh = all(line[j] and line[j] not in column for j, column in zip(words, below, strict=True))
+        return fresh and any(not _numbers(column) and len(set(column)) < len(column) for column in below)
+    ascends = [all(a < b for a, b in itertools.pairwise(map(float, row))) for row in (line, *others) if
+               len(_numbers(row)) == len(row)]  # fmt: skip
+    return len(line) > 1 and len(ascends) > _FEW and ascends[0] and not any(ascends[1:])
 
 
 def _counts_on(cells: Sequence[str]) -> bool:
@@ -404,12 +426,14 @@ def _excel(path: Path, is_header: IsHeader) -> Cells:
             book = openpyxl.load_workbook(io.BytesIO(stream.read()), read_only=True, data_only=True)
             sheet = book.worksheets[0]
             rows = [row for row in sheet.iter_rows(values_only=True) if any(v is not None for v in row)]
-    except (KeyError, ValueError, OSError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged archive or sheet fails in many ways
         raise InputError(f"{path}: got no readable .xlsx file ({error}), expected one") from None
     if not rows:
         raise InputError(f"{path}: got no lines, expected rows of numbers")
     notes = [f"the first of {len(book.sheetnames)} sheets ({sheet.title})"] if len(book.sheetnames) > 1 else []
-    text = [[cell or "" for cell in _typed(row)] for row in rows[:2]]
+    text = [[cell or "" for cell in _typed(row)] for row in rows[:_LOOKED_AT]]
     named = is_header([(i + 1, row) for i, row in enumerate(text)], notes)
     names = _names(text[0], named)
     cells = [_typed(column) for column in zip(*rows[int(named) :], strict=True)] or [[] for _ in names]

@@ -74,9 +74,12 @@ def column(cells: Cells, j: int, path: Path | str, kind: str | None = None) -> t
 
 
 def _counts_rows(cells: Cells, j: int, numbers: Values) -> bool:
-    """Whether a column without a name, or of a counter's name, goes 0, 1, 2, ... or from 1."""
+    """Whether a column without a name holds a whole number for each row, or one of a counter's name goes 0, 1, 2, ...
+    or from 1."""
     named = cells.names[j].strip(" '").lower()
-    if not ((j == 0 and not cells.first_named) or named in _COUNTERS or named.startswith("unnamed: ")):
+    if (j == 0 and not cells.first_named) or named.startswith(("unnamed: ", "__index_level_")):
+        return len(numbers) > 1 and bool((numbers % 1 == 0).all()) and len(np.unique(numbers)) == len(numbers)
+    if named not in _COUNTERS:
         return False
     return len(numbers) > 1 and bool((np.diff(numbers) == 1).all()) and float(numbers[0]) in (0.0, 1.0)
 
@@ -221,14 +224,19 @@ def _leading_zeros(cells: Cells, j: int, numbers: Values) -> bool:
 
 
 def _decimals(distinct: Values) -> int | None:
-    """Decimals that the values are written with, at most 12; None where they have more."""
+    """Decimals that the values are written with, at most 12 and of 15 digits; None where they have more."""
+    if bool((distinct % 1 == 0).all()):
+        return 0
+    most = min(_DECIMALS, 14 - math.floor(math.log10(float(np.abs(distinct).max()))))
     some = distinct[:: len(distinct) // 100 + 1]  # most columns have more, which these tell
-    if not np.array_equal(np.round(some, _DECIMALS), some):
+    if not _rounded(some, most):
         return None
-    for digits in range(_DECIMALS + 1):
-        if np.array_equal(np.round(distinct, digits), distinct):
-            return digits
-    return None
+    return next((digits for digits in range(most + 1) if _rounded(distinct, digits)), None)
+
+
+def _rounded(values: Values, digits: int) -> bool:
+    """Whether the values are as near to such decimals as float64 has them."""
+    return bool((np.abs(np.round(values, digits) - values) <= np.spacing(np.abs(values))).all())
 
 
 def _form(words: Sequence[str], path: Path | str, name: str) -> str:

@@ -17,7 +17,7 @@ from ansn.data import kinds
 from ansn.data.cells import Cells, number
 from ansn.data.dataset import Dataset
 from ansn.data.holdout import held_out, origin
-from ansn.data.units import KINDS, Column, Table, warn_of_float32
+from ansn.data.units import KINDS, Column, Table, warn_of_classes, warn_of_float32
 from ansn.errors import InputError
 
 _MAX_CLASSES = 65536
@@ -77,10 +77,12 @@ def from_cells(
 ) -> Dataset:
     """The data set of columns of cells. ``splits``: rows of train and of the split, where they are known; ``labels``:
     of each row, and their names, where no column holds them."""
+    if standardise not in (True, False):
+        raise InputError(f"standardise: got {standardise} for {path}, which holds a table, expected yes or no")
     names, notes = found.names, list(found.notes)
     label_at = None if label_column is None else _place(label_column, names, path)
     ignored = {_place(c, names, path) for c in ignore_columns or ()} | ({label_at} if label_at is not None else set())
-    wanted = _wanted(column_kinds or {}, names, path)
+    wanted = _wanted(column_kinds or {}, names, path, ignored)
     columns, values = [], []
     for j in range(len(names)):
         if j in ignored:
@@ -129,6 +131,8 @@ def from_cells(
         left = {n for n in names[:label_at] if n in {c.name for c in columns}}
         place = (names[label_at], len(left))
     units = Table(tuple(whole), place)
+    if labels is not None:
+        warn_of_classes(path, labels[1], labels[0][torch.from_numpy(train)])
     x = torch.empty(len(rows), *units.shape)
     step = max(1, _PIECE // len(values))  # in pieces: the whole matrix, in float64, would take the most
     for start in range(0, len(rows), step):
@@ -176,7 +180,12 @@ def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) ->
     if units.label is not None and units.label[0] in names and classes is not None:
         text = found.text(names.index(units.label[0]))
         place = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([-1 if cell is None else place.get(cell, place.get(_plain(cell), -1)) for cell in text])
+        codes = [-1 if cell is None else place.get(cell, place.get(_plain(cell), -2)) for cell in text]
+        if -2 in codes:
+            row = codes.index(-2)
+            got = f"{text[row]!r} in {found.place(row)}, column {units.label[0]!r}"
+            raise InputError(f"{path}: got {got}, expected one of {', '.join(classes)}")
+        labels = torch.tensor(codes)
     return torch.from_numpy(out), labels
 
 
@@ -218,6 +227,11 @@ def _values(found: Cells, j: int, column: Column, path: Path) -> NDArray[np.floa
             bad = (number(cell) for cell in text)
             row = next(i for i, v in enumerate(bad) if v is None or math.isinf(v))
             raise kinds.bad_cell(path, found, j, row)
+        other = ~np.isnan(numbers) & (numbers != column.offset)
+        if column.kind == "constant" and other.any():
+            row = int(np.argmax(other))
+            got = f"{found.text(j)[row]} in {found.place(row)}, column {column.name!r}"
+            raise InputError(f"{path}: got {got}, expected {column.cell(column.offset)}, the column's one value")
         return numbers
     place = {word: float(i) for i, word in enumerate(column.words)}
     text = found.text(j)
@@ -249,12 +263,15 @@ def _place(column: str | int, names: Sequence[str], path: Path | str) -> int:
     return column % len(names)
 
 
-def _wanted(column_kinds: Mapping[str, str], names: Sequence[str], path: Path | str) -> dict[str, str]:
+def _wanted(
+    column_kinds: Mapping[str, str], names: Sequence[str], path: Path | str, ignored: set[int]
+) -> dict[str, str]:
     for column, kind in column_kinds.items():
         if kind not in KINDS:
             raise InputError(f"column_kinds: got {kind!r} of {column!r}, expected one of {', '.join(KINDS)}")
-        _place(column, names, path)
-    return dict(column_kinds)
+        if _place(column, names, path) in ignored:
+            raise InputError(f"column_kinds: got {kind} of {column!r}, which the model has not, expected others")
+    return {names[_place(column, names, path)]: kind for column, kind in column_kinds.items()}
 
 
 def _plain(cell: str) -> str:

@@ -292,6 +292,15 @@ def warn_of_float32(path: Path | str, what: str, offset: float, scale: float) ->
         warnings.warn(f"{path}: {text}", stacklevel=3)
 
 
+def warn_of_classes(path: Path | str, names: Sequence[str], labels: Tensor) -> None:
+    """A warning where a class of the data has no row to learn from."""
+    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    without = [name for name, count in zip(names, counts, strict=True) if not count]
+    if without:
+        shown = ", ".join(without[:6]) + (", ..." if len(without) > 6 else "")
+        warnings.warn(f"{path}: no training row is of class {shown}: it is never drawn", stacklevel=3)
+
+
 def check_shape(x: Tensor, shape: Iterable[int]) -> None:
     """ValueError unless ``x`` is ``[n, *shape]``."""
     if list(x.shape[1:]) != list(shape):

@@ -100,8 +100,11 @@ def impute(
         return out
     known = ~x[rows].isnan().repeat_interleave(draws, 0)
     given = x[rows].nan_to_num().repeat_interleave(draws, 0)
-    mask = Mask(known, covariance.shape)
-    wrap = Replacement(model, mask, given) if method == "replacement" else Posterior(model, mask, given, 0.0, method)
+    wrap = model  # where nothing is known
+    if bool(known.any()):
+        mask = Mask(known, covariance.shape)
+        knows = method == "replacement"
+        wrap = Replacement(model, mask, given) if knows else Posterior(model, mask, given, 0.0, method)
     sampler = options.pop("sampler", "dpmpp_2m_sde")
     if labels is not None:
         options["y"] = labels.repeat_interleave(draws)

@@ -81,7 +81,7 @@ def to_disk(
     shape = draw.source.noise.covariance.shape
     decode = units if units is None or callable(units) else units.decode
     stored = shape if decode is None else tuple(decode(torch.zeros(1, *shape)).shape[1:])
-    _check(path, shape, store, columns, stored)
+    _check(path, shape, store, columns, stored, units is None)
     images = path.suffix not in SUFFIXES
     number = "float64" if len(shape) == 1 or (isinstance(units, Affine) and units.wide) else "float32"
     kept = "uint8" if images or store == "uint8" else number
@@ -117,10 +117,10 @@ def cut(missing: NDArray[np.bool_], batch_size: int) -> list[tuple[int, int]]:
 
 
 def _check(
-    path: Path, shape: Sequence[int], store: str, columns: Sequence[str] | None, stored: Sequence[int]
+    path: Path, shape: Sequence[int], store: str, columns: Sequence[str] | None, stored: Sequence[int], plain: bool
 ) -> None:
     """Raises InputError for an output that cannot hold such samples or is in the way."""
-    image = len(shape) == 3 and shape[0] in (1, 3)
+    image = plain and len(shape) == 3 and shape[0] in (1, 3)
     if path.suffix == ".csv" and len(shape) != 1:
         raise InputError(f"--out: got {path} for samples of shape {list(shape)}, expected .png or .npy")
     if path.suffix not in SUFFIXES and not image:
@@ -129,7 +129,7 @@ def _check(
         raise InputError(f"--out: got {path}, which holds something, expected a new or an empty folder")
     if store not in STORES:
         raise ValueError(f"store: got {store!r}, expected one of {', '.join(STORES)}")
-    if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3):
+    if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3 or not plain):
         raise ValueError(f"store: got 'uint8' for {path}, expected a .npy of images")
     if columns is not None and len(shape) == 1 and len(columns) != stored[0]:
         raise ValueError(f"columns: got {len(columns)}, expected {stored[0]}")

@@ -26,7 +26,7 @@ def load(config: TrainConfig, split: str = "train", *, root: str | None = None, 
         image_size=data.image_size, channels=data.channels,
         split_folders={s: f for s, f in map(_pair, data.split_folders)} or None,
     )  # fmt: skip
-    if data.label_column is not None and not config.network.class_conditional and config.noise.regions != "labels":
+    if data.label_column is not None and not config.network.class_conditional:
         warnings.warn(
             f"{found.name}: the model does not know the column {data.label_column!r}, which samples will lack;"
             " --class-conditional, or no --label-column, which makes it a column like the others",

@@ -42,7 +42,8 @@ def labels(run: Run, n: int, seed: int) -> torch.Tensor | None:
     if not run.config.network.class_conditional:
         return None
     if run.info.kind != "table":
-        return torch.arange(n) % run.info.num_classes
+        known = torch.tensor(run.info.counts).nonzero().squeeze(1)  # of the others nothing was learned
+        return known[torch.arange(n) % len(known)]
     shares = torch.tensor(run.info.counts, dtype=torch.float64).cumsum(0)
     u = torch.from_numpy(streams.uniforms(seed % 2**64, streams.LABELS, n))
     return torch.searchsorted(shares / shares[-1], u, right=True)

@@ -34,6 +34,10 @@ def read_rows(run: Run, path: Path) -> tuple[Tensor, Tensor | None]:
         raise InputError(f"{path}: got {path.suffix or 'no ending'} for a run of {run.info.kind}s, expected {expected}")
     with opened(path) as stream:
         found = read_npy(stream, path)
+    if isinstance(units, Table) and found.ndim == 2 and found.shape[1] > len(units.columns):
+        places = [int(name[1:]) for name in units.names if name[:1] == "x" and name[1:].isdecimal()]
+        if len(places) == len(units.columns) and max(places) < found.shape[1]:
+            found = found[:, places]  # columns of the training array that were left out
     if run.info.kind == "image" and found.ndim == 4 and found.shape[1:] == (*shape[1:], shape[0]) != shape:
         found = np.moveaxis(found, -1, 1)
     if shape[0] == 1 and found.shape[1:] == shape[1:]:

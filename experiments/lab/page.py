@@ -10,7 +10,7 @@ from experiments.lab.claim import RESULTS, Claim, Row, Section, read
 
 CLAIMS = (
     "structures", "skips", "exact_scores", "convergence", "evaluations", "mode_collapse", "generalisation",
-    "paper_as_printed", "ablations",
+    "paper_as_printed", "ablations", "tables",
 )  # fmt: skip
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
 _HEAD = """# Results: does adaptive noise do what the paper claims?

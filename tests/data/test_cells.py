@@ -99,7 +99,13 @@ def some(path: Path, text: str | bytes) -> Path:
         ("1.5,2.5\n4,8\n", ["x0", "x1"], False),
         ("1,2,3\n2,3,4\n5,6,9\n", ["x0", "x1", "x2"], False),
         ("a,1,2,3\nu,4,9,2\nv,3,1,1\n", ["a", "1", "2", "3"], True),
+        ("country,2020\n" + "France,4711\nSpain,17\n" * 5, ["country", "2020"], True),
+        ("country,sex,2019,2021\n" + "France,m,4711,3\nSpain,f,17,8\n" * 5, ["country", "sex", "2019", "2021"], True),
+        ("2019,2021,2022\n" + "1.5,0.5,3.5\n4,8,2\n" * 5, ["2019", "2021", "2022"], True),
+        ("1,2,5\n" + "1,2,3\n2,3,9\n" * 5, ["x0", "x1", "x2"], False),
+        ("m,12\n" + "f,4711\nm,17\n" * 5, ["x0", "x1"], False),
         (",a\n0,1.5\n1,2.5\n", ["x0", "a"], False),
+        ("a,b\n5.1,-4.9,\n0.3,2,\n", ["a", "b", "x2"], False),
         ("a,NA\n0,1.5\n1,2.5\n", ["a", "NA"], False),
     ],
 )
@@ -107,7 +113,7 @@ def some(path: Path, text: str | bytes) -> Path:
 def test_headers(tmp_path: Path, text: str, names: list[str], warns: bool) -> None:
     path = some(tmp_path / "t.csv", text)
     if warns:
-        with pytest.warns(UserWarning, match=r"line 1 \(.*\) was taken for the header \(header says otherwise"):
+        with pytest.warns(UserWarning, match=r"line 1 \(.*\) was taken for the header \(--header False"):
             found = read(path)
         assert read(path, names=names[-1:]).names == names  # of names that are known there is no doubt
     else:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ansn.data import kinds, load_dataset
 from ansn.data.cells import Cells, _known
 from ansn.data.kinds import FORMS
-from ansn.data.units import Column
+from ansn.data.units import Column, Table
+from ansn.errors import InputError
 
 PATH = Path("t.csv")
 
@@ -173,3 +174,39 @@ def test_marks_of_missing_values_are_doubtful(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_dataset(tmp_path / "t.csv")
+
+
+def test_large_whole_numbers_are_whole(tmp_path: Path) -> None:
+    """Seconds since 1970 and nine digits, whose products with powers of ten are rounded."""
+    rng = np.random.default_rng(0)
+    values = np.stack([1.7e9 + 10 * rng.integers(0, 9999, 200), rng.integers(0, 10**9, 200)], 1).astype(np.int64)
+    (tmp_path / "t.csv").write_text("t,income\n" + "".join(f"{a},{b}\n" for a, b in values.tolist()))
+    data = load_dataset(tmp_path / "t.csv")
+    assert isinstance(data.units, Table)
+    assert [(c.kind, c.digits) for c in data.units.columns] == [("whole", 0)] * 2
+    assert np.array_equal(data.to_data_units(data.batch(torch.arange(200))[0]).numpy(), values)
+    assert data.units.columns[0].step == 10
+
+
+def test_kinds_are_named_by_position_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "".join(f"{i % 4},{i / 3:.2f},{i % 2}\n" for i in range(40)))
+    data = load_dataset(tmp_path / "t.csv", column_kinds={"0": "category"})
+    assert isinstance(data.units, Table)
+    assert [c.kind for c in data.units.columns] == ["category", "number", "binary"]
+    for options in ({"label_column": "y"}, {"ignore_columns": ["y"]}):
+        with pytest.raises(InputError, match="column_kinds: got number of 'y', which the model has not"):
+            load_dataset(tmp_path / "t.csv", column_kinds={"y": "number"}, **options)  # type: ignore[arg-type]
+
+
+def test_a_shuffled_row_number_is_left_out(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(60) + 7
+    (tmp_path / "t.csv").write_text(",a\n" + "".join(f"{i},{i / 3:.2f}\n" for i in order.tolist()))
+    assert load_dataset(tmp_path / "t.csv").columns == ("a",)
+
+
+def test_a_class_without_a_training_row_is_said(tmp_path: Path) -> None:
+    x = np.zeros((6, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x + 200, y_train=[1, 2, 3] * 2, x_test=x, y_test=[1, 2, 3, 4, 5, 5])
+    with pytest.warns(UserWarning, match="no training row is of class 4, 5: it is never drawn"):
+        data = load_dataset(tmp_path / "a.npz")
+    assert data.classes == ("1", "2", "3", "4", "5")
