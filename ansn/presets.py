@@ -60,7 +60,7 @@ _toy2d = TrainConfig(
 # Without dropout a few hundred rows are soon learned by heart: the likelihood of others falls below that of the mixture
 # that the denoiser begins as. 20,000 rows of six columns lose 0.01 nats a row by it, within 0.05 that training gains.
 _table = TrainConfig(
-    data=DataConfig(dataset="PATH"),
+    data=DataConfig(dataset="PATH", kind="table"),
     network=NetworkConfig(network="mlp", width=256, blocks=3, dropout=0.5),
     optim=OptimConfig(steps=600, batch_size=256, schedule="cosine", ema=0.995),
     sampling=SamplingConfig(samples=1000),

@@ -26,7 +26,7 @@ from ansn.training.rows import read_rows
 
 _DESCRIPTION = (
     "Fill every missing cell of a table (empty, NA, NaN or ?) with a draw of a run of ansn-train, given what is known"
-    " of its row. All else of the file stays as it is written. Of .npy arrays NaN is what is missing."
+    " of its row. All other cells keep their values; the file is written with commas. Of .npy arrays NaN is missing."
     " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
 )
 _SUMMARISED = 32

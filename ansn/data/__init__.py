@@ -89,6 +89,11 @@ def load_dataset(
     for option, value in given.items():
         if value is None or (value in (False, "auto") and option not in takes):  # "no" to what cannot be is no mistake
             continue
+        if option == "kind" and option not in takes:
+            only = "table" if getattr(load, "func", load) in (table.load, toy2d.load) else "image"
+            if value != only:
+                raise InputError(f"kind: got {value} for {name_or_path}, which holds {only}s, expected {only}")
+            continue
         if option not in takes:
             known = ", ".join(name for name, p in takes.items() if p.kind is p.KEYWORD_ONLY)
             raise InputError(f"{option}: got {value!r} for {name_or_path}, expected no such option; it takes {known}")

@@ -283,7 +283,9 @@ def _plain(cell: str) -> str:
 def _classes(cells: list[str | None], column: str, path: Path | str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """(class of each row, int64; the distinct values ascending, as numbers if all are, else as words)."""
     if None in cells:
-        raise InputError(f"{path}: got an empty cell in the label column {column!r}, expected a class in every row")
+        rows = [i + 1 for i, cell in enumerate(cells) if cell is None]
+        got = f"an empty cell in the label column {column!r} in {len(rows)} rows, the first row {rows[0]}"
+        raise InputError(f"{path}: got {got}, expected a class in every row")
     text = [cell for cell in cells if cell is not None]
     values = {cell: number(cell) for cell in set(text)}
     numeric = all(value is not None for value in values.values()) and not any(map(kinds.is_code, text))

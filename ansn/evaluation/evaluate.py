@@ -112,6 +112,8 @@ class _Work:
         self.train, self.test, reason = datasets(run, data)
         if reason:
             self.left_out.append(f"floors, memorisation and likelihood, which need held-out data: {reason}")
+        elif self.test is not None and len(self.test) < LEAST:
+            self.left_out.append(f"floors and memorisation: {len(self.test)} held-out rows, fewer than {LEAST}")
         holes = [int((~known.all(1)).sum()) for data in (self.train, self.test) if data is not None
                  if (known := data.known(torch.arange(len(data)))) is not None]  # fmt: skip
         if holes:

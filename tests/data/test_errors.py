@@ -87,7 +87,7 @@ def test_options_and_splits_that_do_not_apply(tmp_path: Path) -> None:
     )
     refused("toy2d", "flip: got True for toy2d, expected no such option", flip=True)
     refused("digits", "split: got 'valid', expected 'train' or 'test'", split="valid")
-    refused("toy2d", "kind: got 'gaussian' for toy2d, expected no such option; it takes split", kind="gaussian")
+    refused("toy2d", "kind: got gaussian for toy2d, which holds tables, expected table", kind="gaussian")
     refused("toy2d", "samples: got 0, expected 1 or more", samples=0)
     refused("toy2d", "data_seed: got -1", data_seed=-1)
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(4, 2)))
@@ -396,3 +396,9 @@ def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_pipe_is_refused_before_it_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.csv")
     refused(tmp_path / "a.csv", "a.csv: got a pipe, socket or device, expected a file")
+
+
+def test_a_kind_that_a_file_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,5\n")
+    refused(tmp_path / "t.csv", "kind: got field for", "t.csv, which holds tables, expected table", kind="field")
+    assert len(load_dataset(tmp_path / "t.csv", kind="table")) == 2

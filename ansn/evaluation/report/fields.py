@@ -24,7 +24,7 @@ _VALUES, _LEAST_ROWS = 4_000_000, 64  # numbers of a channel that are transforme
 _AXES = {
     POWER: ("wave number, cycles a position", "power, squared units of the data"),
     AUTOCORRELATION: ("distance, positions", "autocorrelation"),
-    VALUES: ("value, units of the data", "density"),
+    VALUES: ("value, units of the data (further ones at the ends)", "density"),
 }
 
 
