@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -173,20 +174,23 @@ def test_lines_are_named_where_quotes_hold_breaks(tmp_path: Path) -> None:
 
 
 def test_parquet_and_excel_hold_what_the_csv_does(tmp_path: Path) -> None:
-    pd = pytest.importorskip("pandas")
-    frame = pd.DataFrame(
-        {
-            "number": [1.5, math.nan, 3.25, 4.0], "whole": [1, 5, 3, 9], "word": ["u", "v", None, "u"],
-            "day": pd.to_datetime(["2020-01-01", "2020-01-03", "2020-01-07", "2021-01-01"]),
-            "time": pd.to_datetime(["2020-01-01", "2020-01-03 12:30", "2020-01-07", "2021-01-01"], format="mixed"),
-            "flag": [True, False, True, True],
-        }
-    )  # fmt: skip
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    frame.to_parquet(tmp_path / "t.parquet", index=False)
-    frame.to_excel(tmp_path / "t.xlsx", index=False)
-    expected = load_dataset(tmp_path / "t.csv")
-    assert expected.columns == tuple(frame.columns)
+    parquet, openpyxl = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("openpyxl")
+    pa = pytest.importorskip("pyarrow")
+    day = [datetime(2020, 1, 1), datetime(2020, 1, 3), datetime(2020, 1, 7), datetime(2021, 1, 1)]
+    columns: dict[str, list[Any]] = {
+        "number": [1.5, None, 3.25, 4.0], "whole": [1, 5, 3, 9], "word": ["u", "v", None, "u"], "day": day,
+        "time": [day[0], day[1].replace(hour=12, minute=30), *day[2:]], "flag": [True, False, True, True],
+    }  # fmt: skip
+    rows = list(zip(*columns.values(), strict=True))
+    book = openpyxl.Workbook()
+    for row in (tuple(columns), *rows):
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    columns["day"] = [f"{d:%Y-%m-%d}" for d in day]
+    lines = [",".join("" if v is None else str(v) for v in row) for row in zip(*columns.values(), strict=True)]
+    expected = load_dataset(some(tmp_path / "t.csv", "\n".join([",".join(columns), *lines]) + "\n"))
+    assert expected.columns == tuple(columns)
     for name in ("t.parquet", "t.xlsx"):
         dataset = load_dataset(tmp_path / name)
         assert [str(c) for c in dataset.units.columns] == [str(c) for c in expected.units.columns]  # type: ignore[union-attr]
@@ -203,9 +207,9 @@ def test_an_engine_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_typed_times_are_all_in_one_form(tmp_path: Path) -> None:
-    pd = pytest.importorskip("pandas")
-    times = pd.to_datetime(["2020-01-01", "2020-01-02 10:00:00.25", None, "2020-01-03"], format="mixed")
-    frame = pd.DataFrame({"a": times, "b": times.tz_localize("UTC"), "c": [1.0, 2.0, 4.0, 8.0]})
-    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    times = [datetime(2020, 1, 1), datetime(2020, 1, 2, 10, 0, 0, 250_000), None, datetime(2020, 1, 3)]
+    zoned = [None if t is None else t.replace(tzinfo=UTC) for t in times]
+    parquet.write_table(pa.table({"a": times, "b": zoned, "c": [1.0, 2.0, 4.0, 8.0]}), tmp_path / "t.parquet")
     units = load_dataset(tmp_path / "t.parquet").units
     assert [str(c) for c in units.columns] == ["a: time", "b: time", "c: whole"]  # type: ignore[union-attr]

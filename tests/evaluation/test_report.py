@@ -276,7 +276,9 @@ def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
         write_report(run.path, run, evaluation(), samples=torch.rand(4, 64))
 
 
-@pytest.mark.parametrize("regions", ["none", "labels", "found", "mixture"])
+@pytest.mark.parametrize(
+    "regions", ["none", "found", *(pytest.param(name, marks=pytest.mark.slow) for name in ("labels", "mixture"))]
+)
 def test_other_models_have_a_page(regions: str, tmp_path: Path) -> None:
     """One column, one level, a diagonal covariance; regions for the classes, found ones, and those of a skip."""
     if regions in ("found", "mixture"):
