@@ -293,15 +293,15 @@ def _named_apart(rows: Sequence[Sequence[str]]) -> bool:
     repeat theirs, and its numbers are whole; or it has only whole numbers that ascend, and no other row ascends."""
     line, others = [cell.strip() for cell in rows[0]], [[cell.strip() for cell in row] for row in rows[1:]]
     numbers = _numbers(line)
-    if len(others) < _FEW or not all(float(cell).is_integer() for cell in numbers):
+    if len(others) < _FEW or not all((number(cell) or 0.0).is_integer() for cell in numbers):
         return False
     if len(numbers) < len(line):
         words = [j for j, cell in enumerate(line) if cell not in numbers]
         below = [[row[j] for row in others if j < len(row)] for j in words]
         fresh = all(line[j] and line[j] not in column for j, column in zip(words, below, strict=True))
         return fresh and any(not _numbers(column) and len(set(column)) < len(column) for column in below)
-    ascends = [all(a < b for a, b in itertools.pairwise(map(float, row))) for row in (line, *others) if
-               len(_numbers(row)) == len(row)]  # fmt: skip
+    complete = ([number(cell) or 0.0 for cell in row] for row in (line, *others) if len(_numbers(row)) == len(row))
+    ascends = [all(a < b for a, b in itertools.pairwise(row)) for row in complete]
     return len(line) > 1 and len(ascends) > _FEW and ascends[0] and not any(ascends[1:])
 
 

@@ -104,6 +104,8 @@ def some(path: Path, text: str | bytes) -> Path:
         ("country,sex,2019,2021\n" + "France,m,4711,3\nSpain,f,17,8\n" * 5, ["country", "sex", "2019", "2021"], True),
         ("2019,2021,2022\n" + "1.5,0.5,3.5\n4,8,2\n" * 5, ["2019", "2021", "2022"], True),
         ("1,2,5\n" + "1,2,3\n2,3,9\n" * 5, ["x0", "x1", "x2"], False),
+        ("a,\N{MINUS SIGN}12\n" + "f,4711\nm,\N{MINUS SIGN}17\n" * 5, ["a", "\N{MINUS SIGN}12"], True),
+        ("\N{MINUS SIGN}1,2\n" + "4,3\n" * 9, ["\N{MINUS SIGN}1", "2"], True),
         ("m,12\n" + "f,4711\nm,17\n" * 5, ["x0", "x1"], False),
         (",a\n0,1.5\n1,2.5\n", ["x0", "a"], False),
         ("a,b\n5.1,-4.9,\n0.3,2,\n", ["a", "b", "x2"], False),
