@@ -31,7 +31,7 @@ def understood(dataset: Dataset) -> list[str]:
         index = torch.arange(len(dataset))
         known = dataset.known(index)
         if known is not None:
-            lines.append(f"rows with missing cells: {int((~known.all(1)).sum()):,}, learned from by what is known")
+            lines.append(f"rows with missing cells: {int((~known.all(1)).sum()):,} (what is known of them is learned)")
     if dataset.labels is not None and dataset.classes is not None:
         lines.append(classes(dataset.classes, torch.bincount(dataset.labels, minlength=dataset.num_classes).tolist()))
     return [*lines, *dataset.notes]
