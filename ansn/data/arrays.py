@@ -279,9 +279,9 @@ def to_dataset(
             if given and taken.kind != fits:
                 raise InputError(f"{option}: got {given} for {path}, which holds {taken.kind}s, expected {fits}s")
     standardise = True if standardise is None else standardise
-    told, name = [*notes, *taken.notes], name or Path(path).name
+    lines, name = [*notes, *taken.notes], name or Path(path).name
     if taken.kind == "table":
-        cells = Cells([f"x{j}" for j in range(rows.shape[1])], [c.astype(np.float64) for c in rows.T], told)
+        cells = Cells([f"x{j}" for j in range(rows.shape[1])], [c.astype(np.float64) for c in rows.T], lines)
         return table.from_cells(
             cells, path, splits=(train, index), standardise=standardise,  # type: ignore[arg-type]
             ignore_columns=ignore_columns,
@@ -293,12 +293,12 @@ def to_dataset(
     }  # fmt: skip
     if taken.kind == "field":
         x, units = field(rows, train, index, path, standardise)
-        return Dataset(x, kind="field", units=units, notes=told, **common)
-    images, levels = _as_images(rows, path, levels, told)
+        return Dataset(x, kind="field", units=units, notes=lines, **common)
+    images, levels = _as_images(rows, path, levels, lines)
     if dequantise and images.dtype != np.uint8:
         raise InputError(f"dequantise: got True for {rows.dtype} images in {path}, expected 8-bit ones")
     images = np.ascontiguousarray(images if len(index) == len(images) else images[index])
-    return Dataset(torch.from_numpy(images), levels=levels, dequantise=dequantise, flip=flip, notes=told, **common)
+    return Dataset(torch.from_numpy(images), levels=levels, dequantise=dequantise, flip=flip, notes=lines, **common)
 
 
 def categories(
