@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ansn.choices import choice
 from ansn.cli.common import guarded, parsed, positive
-from ansn.data import cells
+from ansn.data import cells, table
 from ansn.data.units import Column, Table
 from ansn.distributed import choose_device
 from ansn.errors import InputError
@@ -130,10 +130,7 @@ def _filled(arguments: Arguments, run: Run, values: Tensor, y: Tensor | None, dr
 
 def _write(arguments: Arguments, units: Table, values: Tensor, filled: Tensor, classes: list[str]) -> None:
     """The file with its own cells, and draws where there were none; ``classes``: of the rows."""
-    found = cells.read(arguments.rows, names=units.names)
-    if not set(units.names) & set(found.names):
-        found = cells.read(arguments.rows, header=False)
-        found.names = list(units.names)
+    found = table.read_cells(arguments.rows, units)
     place = {column.name: j for j, column in enumerate(units.columns)}
     texts = [found.text(k) for k in range(len(found.names))]
     several = len(filled) > 1

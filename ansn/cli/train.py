@@ -12,7 +12,7 @@ from ansn.config import TrainConfig
 from ansn.errors import InputError
 from ansn.presets import PRESETS
 from ansn.training import train
-from ansn.training.data import load
+from ansn.training.data import load, same_share
 from ansn.training.pictures import write_pictures
 
 _DESCRIPTION = (
@@ -42,7 +42,8 @@ def main() -> int:
         folder = train(config)
         if int(os.environ.get("RANK", "0")) == 0:
             try:
-                written = write_pictures(folder, config.run.device, progress=sys.stderr.isatty(), data=load(config))
+                data = load(same_share(config))
+                written = write_pictures(folder, config.run.device, progress=sys.stderr.isatty(), data=data)
             except ValueError as error:
                 raise InputError(f"{folder}: got a trained run but no pictures ({error}), expected both") from None
             print(*written, sep="\n")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ansn.data import arrays, cells, cifar10, digits, foreign, idx, scientific, table, toy2d
 from ansn.data.dataset import Dataset, iterate
-from ansn.data.files import opened
+from ansn.data.files import opened, plain_name
 from ansn.errors import InputError
 
 __all__ = ["NAMES", "Dataset", "iterate", "load_dataset"]
@@ -135,7 +135,7 @@ def _by_content(name: str | os.PathLike[str]) -> tuple[Callable[..., Dataset], d
         raise InputError(f"{path}: got a pipe, socket or device, expected a file, which can be read twice, or a folder")
     with opened(path) as stream:
         start = stream.read(1024)
-    name = path.name.removesuffix(".gz").removesuffix(".xz").lower()
+    name = plain_name(path)
     named = name.endswith(".npz") or scientific.is_scientific(path, start)
     if options and not named:
         raise InputError(f"{name}: got {variable!r} after the path of a file without named arrays, expected the path")

@@ -20,14 +20,13 @@ from ansn.data.cells import Cells
 from ansn.data.dataset import Dataset
 from ansn.data.fields import Index, check_finite, field
 from ansn.data.files import opened, read_exactly
-from ansn.data.holdout import check_split, held_out, origin
-from ansn.data.units import warn_of_classes
+from ansn.data.holdout import SHARE, check_split, held_out, origin
+from ansn.data.units import MAX_CLASSES, warn_of_classes
 from ansn.errors import InputError
 
 _IMAGE_KEYS = ("x", "images", "data")
 _LABEL_KEYS = ("y", "labels", "label", "target", "targets")
 _SPLIT_KEYS = ("x_{}", "{}_x", "{}_images", "images_{}"), ("y_{}", "{}_y", "{}_labels", "labels_{}")
-_MAX_CLASSES = 65536  # more is a mistake: a continuous target, or an identifier, taken for a label
 _FULL = 128  # largest grey value from which all 256 are meant
 _PIECE = 1 << 22  # bytes converted at a time
 
@@ -215,7 +214,7 @@ def _windows(
 ) -> tuple[NDArray[Any], Splits]:  # fmt: skip
     """Lines ``[N, C, length]``, each half over the next, and the places of train and of the split: the end of the
     series is the test split, of which no line of train has a part."""
-    fraction = 0.1 if isinstance(test_fraction, str) else test_fraction or 0.0
+    fraction = SHARE if isinstance(test_fraction, str) else test_fraction or 0.0
     named = ("train", "test") if fraction or split == "test" else ("train",)
     starts = [scientific.window_starts(len(series), length, split=name, fraction=fraction) for name in named]
     if series.ndim == 2 and series.shape[1] > len(series):
@@ -335,8 +334,8 @@ def categories(
         names = map(str, range(num_classes)) if classes is None else classes
         return torch.from_numpy(labels.astype(np.int64)), tuple(names)
     distinct, code = np.unique(labels, return_inverse=True)
-    if len(distinct) > _MAX_CLASSES:
-        raise InputError(f"{path}: got {len(distinct)} different labels, expected at most {_MAX_CLASSES} classes")
+    if len(distinct) > MAX_CLASSES:
+        raise InputError(f"{path}: got {len(distinct)} different labels, expected at most {MAX_CLASSES} classes")
     words = (str(v if labels.dtype.kind == "U" else int(v)) for v in distinct)
     return torch.from_numpy(code.astype(np.int64)), tuple(words) if classes is None else tuple(classes)
 

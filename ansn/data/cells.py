@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ansn.data.files import opened, require_memory
+from ansn.data.files import opened, plain_name, require_memory
 from ansn.errors import InputError
 from ansn.files import replacing
 
@@ -106,7 +106,7 @@ def number(cell: str | None) -> float | None:
 
 def is_table(path: Path) -> bool:
     """Whether a file is one of cells, by its ending."""
-    return path.name.lower().removesuffix(".gz").removesuffix(".xz").endswith(SUFFIXES)
+    return plain_name(path).endswith(SUFFIXES)
 
 
 def read(path: Path, header: bool | None = None, names: Sequence[str] = ()) -> Cells:
@@ -117,7 +117,7 @@ def read(path: Path, header: bool | None = None, names: Sequence[str] = ()) -> C
     warning).
     InputError naming the line: no UTF-8 or Windows-1252 text, ragged lines, names that come twice, no rows.
     """
-    ending = Path(path.name.lower().removesuffix(".gz").removesuffix(".xz")).suffix
+    ending = Path(plain_name(path)).suffix
 
     def is_header(first: Sequence[tuple[int, list[str]]], notes: list[str]) -> bool:
         if header is None and {cell.strip() for cell in first[0][1]} & set(names):

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from ansn.data.files import require_memory
-from ansn.data.units import Affine, warn_of_float32
+from ansn.data.units import Affine, bulk, warn_of_float32
 from ansn.errors import InputError
 
 _CHUNK = 1 << 19  # numbers converted at a time
-_HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
 _MOST = 64  # channels of which outliers are looked for
 
 Index = NDArray[np.int64]
@@ -101,13 +100,13 @@ def _robust(
     some = train[:: max(1, len(train) * math.prod(rows.shape[1:]) // _CHUNK)]
     for c in range(rows.shape[1]):
         values = rows[some, c].astype(np.float64)
-        low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
-        bulk = max((three - quarter) / 1.349, (high - low) / 3.29)
         at = (0, c, *(0,) * (rows.ndim - 2))
-        if bulk > 0 and scale[at] > _HEAVY * bulk:
+        most = bulk(values, float(scale[at]))
+        if most is not None:
+            middle = most[0]
             worst = int(train[int(np.argmax([np.abs(rows[i, c].astype(np.float64) - middle).max() for i in train]))])
             warnings.warn(
                 f"{path}: channel {c} has outliers, the worst in row {worst}; its scale is that of its other values",
                 stacklevel=5,
             )
-            offset[at], scale[at] = middle, bulk
+            offset[at], scale[at] = most

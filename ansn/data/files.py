@@ -123,6 +123,11 @@ def in_folders(
     raise InputError(f"{name}: got no {wanted}, expected them in one of {', '.join(map(str, places))}")
 
 
+def plain_name(path: Path) -> str:
+    """The file's name in small letters, without the ending of its compression."""
+    return path.name.lower().removesuffix(".gz").removesuffix(".xz")
+
+
 def cpu_count() -> int:
     """Cores this process may use."""
     try:

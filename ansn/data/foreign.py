@@ -13,6 +13,11 @@ from ansn.errors import InputError
 _HEAD = 512  # bytes that settle every format below
 _FOLDER_FILES = 2000  # files of a folder that are looked at
 
+_FEATHER = (
+    "a .parquet: import pyarrow.feather, pyarrow.parquet; "
+    "pyarrow.parquet.write_table(pyarrow.feather.read_table('{name}'), '{stem}.parquet')"
+)
+
 # What it is, and the way. {name}: the file's name; {stem}: without its endings.
 _STARTS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a pointer of Git LFS and not the file", "the file: git lfs pull"),
@@ -39,20 +44,8 @@ _STARTS: tuple[tuple[int, bytes, str, str], ...] = (
         "a .parquet: import pyarrow.orc, pyarrow.parquet; "
         "pyarrow.parquet.write_table(pyarrow.orc.read_table('{name}'), '{stem}.parquet')",
     ),
-    (
-        0,
-        b"ARROW1",
-        "an Arrow (Feather) file",
-        "a .parquet: import pyarrow.feather, pyarrow.parquet; "
-        "pyarrow.parquet.write_table(pyarrow.feather.read_table('{name}'), '{stem}.parquet')",
-    ),
-    (
-        0,
-        b"FEA1",
-        "a Feather file",
-        "a .parquet: import pyarrow.feather, pyarrow.parquet; "
-        "pyarrow.parquet.write_table(pyarrow.feather.read_table('{name}'), '{stem}.parquet')",
-    ),
+    (0, b"ARROW1", "an Arrow (Feather) file", _FEATHER),
+    (0, b"FEA1", "a Feather file", _FEATHER),
     (
         0,
         b"\xff\xff\xff\xff",

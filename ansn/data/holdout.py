@@ -17,7 +17,10 @@ AUTO = "auto"
 """A tenth, of 20 rows or more."""
 
 _SEED = 0  # fixed: train and test must be disjoint in every run
-_SHARE, _LEAST = 0.1, 20
+SHARE = 0.1
+"""Held out where nothing is said."""
+
+_LEAST = 20
 SPLITS = ("train", "test")
 
 
@@ -56,7 +59,7 @@ def origin(n: int, test_fraction: float | Literal["auto"] | None) -> list[str]:
 
 def _fraction(n: int, test_fraction: float | Literal["auto"] | None) -> float:
     if isinstance(test_fraction, str):
-        return _SHARE if n >= _LEAST else 0.0
+        return SHARE if n >= _LEAST else 0.0
     return test_fraction or 0.0
 
 

@@ -38,7 +38,6 @@ MOST_WORDS = 64
 _SHOWN = 40  # letters of a cell in a note
 _FEW = 20  # values of whole numbers up to which samples take the nearest of them
 _DECIMALS = 12
-_HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
 _LIMIT = 10.0  # deviations beyond which such a column is taken by its logarithm
 _MARKS = frozenset(sign * (10.0**k - 1) for k in range(2, 7) for sign in (1, -1))  # 99, -999, ... of missing values
 _COUNTERS = frozenset(
@@ -112,16 +111,16 @@ def standardised(found: Column, values: Values, path: Path | str, rows: NDArray[
         scale = far * float(((t - offset) / (far or 1.0)).std())  # whose squares are neither 0 nor infinite
     if not math.isfinite(scale):
         raise InputError(f"{path}: got a deviation of column {found.name!r} that overflows, expected smaller values")
-    low, quarter, middle, three, high = np.quantile(t, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
-    bulk = max((three - quarter) / 1.349, (high - low) / 3.29)
-    if found.kind != "binary" and bulk > 0 and scale > _HEAVY * bulk:
+    most = None if found.kind == "binary" else units.bulk(t, scale)
+    if most is not None:
+        middle, spread = most
         row = int(np.nanargmax(np.abs(values - middle)))
         warnings.warn(
             f"{path}: column {found.name!r} has outliers, such as {found.cell(float(values[row]))} in row"
             f" {int(rows[row]) + 1}; its scale is that of its other values, and beyond {_LIMIT:g} of it its logarithm",
             stacklevel=3,
         )
-        return replace(found, offset=middle, scale=bulk, limit=_LIMIT)
+        return replace(found, offset=middle, scale=spread, limit=_LIMIT)
     for far in {float(t.min()), float(t.max())} & _MARKS:
         others = t[t != far]
         if len(others) and len(t) - len(others) > 2 and np.abs(others - far).min() > 2 * np.ptp(others):

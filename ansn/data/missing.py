@@ -11,9 +11,6 @@ from torch import Tensor
 from ansn.data import streams
 from ansn.errors import whole
 
-STREAM = streams.COMPLETE
-"""Second key word of the draws: see :mod:`ansn.data.streams`."""
-
 _NUMBERS = 2**22  # float64 numbers that the systems of a chunk of rows may take, 32 MiB
 _DRAWN = 2**28  # numbers of all draws, 1 GiB
 _ROWS = 2000  # of the fit at the least, where there are as many
@@ -73,7 +70,7 @@ def fitted(x: Tensor, *, seed: int = 0, tolerance: float = 3e-4, iterations: int
     count, dim = x.shape
     most = max(_ROWS, 2**28 // dim**3)
     if count > most:
-        picked = torch.from_numpy(streams.permutation(count, seed, 0, STREAM)[:most].copy())
+        picked = torch.from_numpy(streams.permutation(count, seed, 0, streams.COMPLETE)[:most].copy())
         # A column may be known in rows that were not picked alone.
         few = unknown[picked].all(0).nonzero().squeeze(1).tolist()
         x = x[torch.cat((picked, *((~unknown[:, j]).nonzero().squeeze(1)[:most] for j in few))).unique()]
@@ -137,5 +134,5 @@ def _normals(seed: int, row: int, rows: int, draws: int, dim: int) -> Tensor:
     from scipy.special import ndtri  # slow to import: only when used
 
     size = draws * dim
-    uniforms = streams.uniforms(seed, STREAM, rows * size, first=row * size, lane=1)
+    uniforms = streams.uniforms(seed, streams.COMPLETE, rows * size, first=row * size, lane=1)
     return torch.from_numpy(np.asarray(ndtri(uniforms))).reshape(rows, draws, dim)

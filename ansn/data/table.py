@@ -17,10 +17,9 @@ from ansn.data import kinds
 from ansn.data.cells import Cells, number
 from ansn.data.dataset import Dataset
 from ansn.data.holdout import held_out, origin
-from ansn.data.units import KINDS, Column, Table, warn_of_classes, warn_of_float32
+from ansn.data.units import KINDS, MAX_CLASSES, Column, Table, warn_of_classes, warn_of_float32
 from ansn.errors import InputError
 
-_MAX_CLASSES = 65536
 _SHOWN = 6  # names in a note
 _PIECE = 1 << 19  # numbers converted at a time
 _CHUNK = 16384  # rows that are text at a time
@@ -156,6 +155,15 @@ def from_cells(
     )
 
 
+def read_cells(path: Path, units: Table) -> Cells:
+    """The cells of a file with a table's columns; without a header their names are by position."""
+    found = files.read(path, names=units.names)
+    if not set(units.names) & set(found.names) and len(found.names) == len(units.names):
+        found = files.read(path, header=False)
+        found.names = list(units.names)
+    return found
+
+
 def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) -> tuple[Tensor, Tensor | None]:
     """Rows of a file in the data's units, float64 ``[n, columns]``, NaN of missing cells, and their labels int64 (-1
     where none is given; None without that column): what :func:`write` wrote, or other rows of the same columns.
@@ -163,11 +171,8 @@ def read_rows(path: Path, units: Table, classes: Sequence[str] | None = None) ->
     Columns are found by name, in any order; without a header by position. InputError for a column that is missing and a
     cell that the training data's columns cannot hold.
     """
-    found = files.read(path, names=units.names)
+    found = read_cells(path, units)
     names = found.names
-    if not set(units.names) & set(names) and len(names) == len(units.names):
-        found = files.read(path, header=False)
-        names = found.names = list(units.names)
     out = np.full((len(found), len(units.columns)), math.nan)
     for k, column in enumerate(units.columns):
         if column.name in names:
@@ -294,9 +299,9 @@ def _classes(cells: list[str | None], column: str, path: Path | str) -> tuple[ND
         if broken is not None:
             raise InputError(f"{path}: got label {broken} in column {column!r}, expected whole numbers or words")
     names = {cell: _plain(cell) if numeric else cell for cell in values}
-    if len(set(names.values())) > _MAX_CLASSES:
+    if len(set(names.values())) > MAX_CLASSES:
         raise InputError(f"{path}: got {len(set(names.values()))} classes in column {column!r}, expected at most"
-                         f" {_MAX_CLASSES}")  # fmt: skip
+                         f" {MAX_CLASSES}")  # fmt: skip
     ordered = sorted(set(names.values()), key=lambda word: (int(word), "") if numeric else (0, word))
     place = {word: i for i, word in enumerate(ordered)}
     return np.array([place[names[cell]] for cell in text], dtype=np.int64), tuple(ordered)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ansn.data import streams
@@ -33,6 +34,10 @@ of a category is always the word's."""
 
 _LOST = 1e5  # deviations from 0 from which float32 has fewer than some hundred steps of one
 _WIDE = 1e4  # deviations from 0, a thousandth of what float32 can tell apart
+MAX_CLASSES = 65536
+"""More are a mistake: a continuous target, or an identifier, taken for a label."""
+
+_HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
 _EPOCH = datetime(1970, 1, 1)
 
 
@@ -299,6 +304,13 @@ def warn_of_classes(path: Path | str, names: Sequence[str], labels: Tensor) -> N
     if without:
         shown = ", ".join(without[:6]) + (", ..." if len(without) > 6 else "")
         warnings.warn(f"{path}: no training row is of class {shown}: it is never drawn", stacklevel=3)
+
+
+def bulk(values: NDArray[np.float64], deviation: float) -> tuple[float, float] | None:
+    """Middle and deviation of most of the values, where ``deviation``, that of all, is a few outliers'; else None."""
+    low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+    most = max((three - quarter) / 1.349, (high - low) / 3.29)
+    return (middle, most) if most > 0 and deviation > _HEAVY * most else None
 
 
 def check_shape(x: Tensor, shape: Iterable[int]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import warnings
+from pathlib import Path
 
 from ansn.config import TrainConfig
 from ansn.data import Dataset, load_dataset
 from ansn.errors import InputError
+from ansn.training import checkpoint
 
 
 def load(config: TrainConfig, split: str = "train", *, root: str | None = None, flip: bool | None = None) -> Dataset:
@@ -33,6 +37,18 @@ def load(config: TrainConfig, split: str = "train", *, root: str | None = None, 
             stacklevel=2,
         )
     return found
+
+
+def same_share(config: TrainConfig) -> TrainConfig:
+    """The settings with the share of held-out rows of the run that is gone on with, where none is given."""
+    if not config.run.resume or config.data.test_fraction is not None or not checkpoint.steps(Path(config.run.out)):
+        return config
+    try:
+        stored = json.loads((Path(config.run.out) / "config.json").read_text())["data"].get("test_fraction", 0.0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return config
+    fraction = stored if isinstance(stored, float | int) else None
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, test_fraction=fraction))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ from ansn.machine import busy
 from ansn.noise import Level
 from ansn.training import build, checkpoint, learning
 from ansn.training.build import DataInfo
-from ansn.training.data import load
+from ansn.training.data import load, same_share
 from ansn.training.progress import Reporter
 
 _BUSY = 0.3  # of the cores' time, from which it is said
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> Path:
             if taken > _BUSY:
                 # Threads that wait for one that another program keeps from running make a step many times longer.
                 print(f"{taken:.0%} of the cores' time is taken: --threads 1 may be many times faster", file=sys.stderr)
-        config = _same_share(config)
+        config = same_share(config)
         dataset = load(config).to(device)
         trainer = Trainer(config, dataset, rank, world, device)
         try:
@@ -364,15 +364,3 @@ class Trainer:
             self.ema.load_state_dict(tensors["ema"])
         if self.rank == 0:
             print(f"going on from step {self.step} in {self.folder}", file=sys.stderr)
-
-
-def _same_share(config: TrainConfig) -> TrainConfig:
-    """The settings with the share of held-out rows of the run that is gone on with, where none is given."""
-    if not config.run.resume or config.data.test_fraction is not None or not checkpoint.steps(Path(config.run.out)):
-        return config
-    try:
-        stored = json.loads((Path(config.run.out) / "config.json").read_text())["data"].get("test_fraction", 0.0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return config
-    fraction = stored if isinstance(stored, float | int) else None
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, test_fraction=fraction))

@@ -151,7 +151,8 @@ def test_units_are_those_of_the_train_rows_in_both_splits(tmp_path: Path) -> Non
     assert isinstance(train.units, Table)
     rows = train.to_data_units(train.rows)  # type: ignore[arg-type]
     assert train.units.columns[1].offset == pytest.approx(float(rows[:, 1].mean()), rel=1e-5)
-    both = {line for d in (train, test) for line in map(str, d.to_data_units(d.rows)[:, 1].tolist())}  # type: ignore[arg-type]
+    rows = [d.to_data_units(d.rows)[:, 1] for d in (train, test)]  # type: ignore[arg-type]
+    both = {line for part in rows for line in map(str, part.tolist())}
     assert len(both) == 60  # none is in both
     assert "6 of 60 rows held out for measurements (test_fraction 0.1)" in train.notes
 
@@ -244,4 +245,5 @@ def test_what_float32_cannot_tell_apart_is_said_where_it_is_not_standardised(kin
     with pytest.warns(UserWarning, match="float32 hardly tells apart: standardise it"):
         load_dataset(tmp_path / "log.npy", kind=kind, standardise=False)
     back = load_dataset(tmp_path / "log.npy", kind=kind)
-    np.testing.assert_allclose(back.to_data_units(back.rows).reshape(40, 2), values, atol=1e-4)  # type: ignore[arg-type]
+    again = back.to_data_units(back.rows).reshape(40, 2)  # type: ignore[arg-type]
+    np.testing.assert_allclose(again, values, atol=1e-4)
