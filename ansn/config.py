@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from ansn import networks
-from ansn.choices import choice, chosen_from, suggestion
+from ansn import networks, schema
+from ansn.choices import choice, suggestion
 from ansn.covariance import STRUCTURES
 from ansn.covariance.choice import AUTO
 from ansn.covariance.pencil import ROOTS
@@ -215,6 +213,8 @@ class RunConfig:
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and when interrupted."""
+    max_minutes: float | None = None
+    """Stop after this many minutes with a checkpoint and exit code 130, as at Ctrl-C; for a scheduler's time limit."""
     threads: int | None = None
     """CPU threads; by default torch's. 1 where other programs use the cores."""
 
@@ -247,7 +247,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`. Raises InputError naming a field that is unknown or of the wrong type."""
-    return _build(TrainConfig, values, "")
+    config: TrainConfig = schema.build(TrainConfig, values, "config")
+    return config
 
 
 def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None = None) -> TrainConfig:
@@ -305,6 +306,7 @@ def validate(config: TrainConfig) -> None:
         ("log-every", run.log_every, run.log_every >= 1, "at least 1 step"),
         ("checkpoint-every", run.checkpoint_every, run.checkpoint_every >= 1, "at least 1 step"),
         ("seed", run.seed, 0 <= run.seed < 2**63, "0 <= seed < 2^63"),
+        ("max-minutes", run.max_minutes, run.max_minutes is None or run.max_minutes > 0, "more than 0 minutes"),
         ("threads", run.threads, run.threads is None or run.threads >= 1, "at least 1"),
         ("inputs", " ".join(seen), len(set(seen)) == len(seen), "each once"),
         ("width", config.network.width, config.network.width is None or config.network.width >= 1, "at least 1"),
@@ -352,49 +354,3 @@ def validate(config: TrainConfig) -> None:
             raise InputError(f"--sampler-levels: got {told}, expected largest > smallest > 0 and at least 2 levels")
     if draw.step_eps is not None and "eps" not in METHODS[draw.method].options:
         raise InputError(f"--step-eps: got {draw.step_eps} for {draw.method}, expected no such option")
-
-
-def _build(kind: Any, values: Any, path: str) -> Any:
-    if not isinstance(values, dict):
-        raise InputError(f"config {path or 'file'}: got {type(values).__name__}, expected an object")
-    hints = typing.get_type_hints(kind, include_extras=True)
-    given = {}
-    for name, value in values.items():
-        where = f"{path}{name}"
-        if name not in hints:
-            raise InputError(f"config {where}: got an unknown setting, expected one of {', '.join(hints)}")
-        hint = chosen_from(hints[name])
-        if dataclasses.is_dataclass(hint):
-            given[name] = _build(hint, value, f"{where}.")
-        elif not _fits(value, hint):
-            raise InputError(f"config {where}: got {value!r}, expected {_expected(hint)}")
-        else:
-            given[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**given)
-
-
-def _expected(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_expected, args))
-    return str(getattr(hint, "__name__", hint))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            return False
-        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else list(args)
-        return len(value) == len(kinds) and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)

@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "method", "sample_steps", "step_eps", "sampler_levels", "start", "samples",
     "convention", "isotropic", "denoise",
     "out", "device", "autocast", "compile", "shard", "resume", "log_every", "checkpoint_every", "threads",
+    "max_minutes",
 }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def another(name: str) -> Any:
         return not default
     if isinstance(default, str) or name in ("data", "label_column"):
         return "other"
-    if isinstance(default, float) or name in ("rho", "gamma", "eps", "tau_max", "step_eps"):
+    if isinstance(default, float) or name in ("rho", "gamma", "eps", "tau_max", "step_eps", "max_minutes"):
         return 0.125
     return 3
 
@@ -89,13 +90,16 @@ def test_missing_settings_take_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ([], ("config file", "list", "an object")),
-        ({"noise": 3}, ("config noise", "int", "an object")),
+        ([], ("config: got a list", "an object")),
+        ({"noise": 3}, ("config noise: got 3", "an object")),
         ({"colour": {}}, ("config colour", "unknown", "data, noise, network, optim, sampling, run")),
         ({"noise": {"colour": 1}}, ("config noise.colour", "unknown", "structure, rho")),
         ({"noise": {"rho": "much"}}, ("config noise.rho", "'much'")),
         ({"noise": {"structure": "sparse"}}, ("config noise.structure", "'sparse'")),
-        ({"noise": {"regions": "many"}}, ("config noise.regions", "'many'", "int or one of none, labels, auto")),
+        (
+            {"noise": {"regions": "many"}},
+            ("config noise.regions", "'many'", "a whole number or one of none, labels, auto"),
+        ),
         ({"network": {"inputs": ["twice"]}}, ("config network.inputs", "'twice'")),
         ({"optim": {"steps": 1.5}}, ("config optim.steps", "1.5")),
         ({"optim": {"steps": True}}, ("config optim.steps", "True")),
@@ -126,6 +130,7 @@ def test_whole_numbers_serve_as_floats() -> None:
         ("clip", [0.0], [-1.0, float("nan")]), ("ema", [0.0, 0.9999], [1.0, -0.1, float("nan")]),
         ("samples", [0], [-1]), ("sample_steps", [1, None], [0]), ("log_every", [1], [0]),
         ("checkpoint_every", [1], [0]), ("seed", [0, 2**63 - 1], [-1, 2**63]), ("threads", [1, None], [0]),
+        ("max_minutes", [1e-3, None], [0.0, -1.0, float("nan")]),
         ("width", [1], [0]), ("regions", [2, "auto"], [1, 0, -1]),
         ("freeze_after", [2, None], [1, 0]), ("tau_max", [0.1, None], [0.0, float("nan")]),
         ("tau_min", [1e-5], [0.0, -1.0]), ("rungs", [2, None], [1, 0]),
