@@ -132,6 +132,28 @@ def sharded(rank: int) -> dict[str, Any]:
     return out
 
 
+def interrupted(rank: int) -> dict[str, Any]:
+    """A state that is stored at each step, one that never is, and one that goes on from what was stored at one."""
+    out: dict[str, Any] = {}
+    for structure, stop in itertools.product(STRUCTURES, (2, 6)):  # with nothing merged, and with some
+        made = [AdaptiveCovariance(SHAPE, 1, structure, forgetting=0.9, refresh=3.0) for _ in range(3)]
+        for step in range(STEPS):
+            x = batches(step, RANKS)[rank]
+            for covariance in made[:2]:
+                covariance.update(x)
+            rest = made[0].gathered()
+            if step == stop:
+                stored = [{name: value.clone() for name, value in made[0].state_dict().items()}, rest]
+                dist.broadcast_object_list(stored, 0)  # as all ranks read the first one's file
+                made[2].load_state_dict(stored[0])
+                made[2].load_gathered(stored[1])
+                assert made[2].points == made[0].points
+            elif step > stop:
+                made[2].update(x)
+        out[f"{structure} {stop}"] = *stored, [dict(covariance.sync().state_dict()) for covariance in made]
+    return out
+
+
 def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
@@ -142,7 +164,7 @@ def one_rank(rank: int, folder: str) -> None:
         np.savez(f"{folder}/{case}-{structure}-{regions}-{rank}.npz", **values)
     for structure in STRUCTURES:
         torch.save(own_loop(rank, RANKS, structure), f"{folder}/loop-{structure}-{rank}.pt")
-    for make in (refused, alike, sharded):
+    for make in (refused, alike, sharded, interrupted):
         torch.save(make(rank), f"{folder}/{make.__name__}-{rank}.pt")
     told = [any_rank(flag, torch.device("cpu")) for flag in (False, rank == 1)]
     np.save(f"{folder}/{rank}.npy", [*told, mean_over_ranks(torch.tensor(float(rank)))])
@@ -210,6 +232,26 @@ def test_ranks_with_the_same_rows_make_the_same_of_them(reduced: Path) -> None:
     plain = AdaptiveCovariance(SHAPE).update(torch.cat((*batches(0, 2), *batches(2, 2))))
     torch.testing.assert_close(one["loaded"]["moments.mean"], plain.moments.mean, msg="a batch that was taken back")
     assert one["singular"].tolist() == other["singular"].tolist() == [24 * 6], "no row twice, with or without a factor"
+
+
+def test_a_state_is_stored_with_rows_that_are_not_merged(reduced: Path) -> None:
+    """Which changes no bit of what is learned, nor of what goes on from there; one process takes in all of them."""
+    for rank in range(RANKS):
+        for name, (state, rest, found) in torch.load(reduced / f"interrupted-{rank}.pt").items():
+            structure, stop = name.split()
+            for key, value in found[0].items():
+                assert all(torch.equal(other[key], value) for other in found[1:]), f"{name}: {key}"
+            assert rest["counters"][:, 0].tolist() == [rest["counters"][0, 0].item()] * RANKS != [0] * RANKS
+            alone, all_rows = (AdaptiveCovariance(SHAPE, 1, structure, forgetting=0.9, refresh=3.0) for _ in range(2))
+            alone.load_state_dict(state)
+            alone.load_gathered(rest)
+            for step in range(int(stop) + 1):
+                all_rows.update(torch.cat(batches(step, RANKS)))
+            assert alone.points == all_rows.points == 24 * (int(stop) + 1)
+            expected = all_rows.moments.state_dict()
+            for key, value in alone.moments.state_dict().items():
+                if structure != "separable" or key in ("weight", "weight2", "mean"):  # the basis is of other rows
+                    torch.testing.assert_close(value, expected[key], rtol=1e-10, atol=1e-10)
 
 
 def test_a_sharded_denoiser_is_trained_and_drawn_from(reduced: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ansn.covariance import ranks
 from ansn.covariance.fixed import fixed
 from ansn.covariance.moments import Moments, keep_dtypes
 from ansn.covariance.pencil import ROOTS, Pencil, Rules, replaced
@@ -158,6 +159,7 @@ class AdaptiveCovariance(nn.Module):
         self.refresh()
 
     fixed = classmethod(fixed)
+    sync, gathered, load_gathered = ranks.sync, ranks.gathered, ranks.load_gathered
 
     @torch.no_grad()
     def update(self, x: Tensor, region: Tensor | None = None, *, sync: Sync = True) -> AdaptiveCovariance:
@@ -214,12 +216,6 @@ class AdaptiveCovariance(nn.Module):
     def points(self) -> int:
         """Points given so far; of several processes those of all, also where they are not merged yet."""
         return self.seen + (0 if self._gathered is None else self._gathered.pending)
-
-    def sync(self) -> AdaptiveCovariance:
-        """Merge what :meth:`update` gathered on several processes, each of which has to call it. Returns self."""
-        if self._gathered is not None:
-            self._gathered.merge()
-        return self
 
     def gathering(self) -> Moments:
         """Empty moments in this state's basis, to be filled apart and given to :meth:`merge`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,68 @@ class Gathered:
                 share_basis(covariance.moments, self.group)
                 self.moments.reset(covariance.moments.basis)
 
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`AdaptiveCovariance.gathered`."""
+        counters = torch.tensor([self.updates, self.rows, self.batch], device=self.moments.weight.device)
+        kept = {"counters": counters} | (dict(self.moments.state_dict()) if self.updates else {})
+        first, ranks = dist.get_rank(self.group) == 0, range(dist.get_world_size(self.group))
+        out: dict[str, list[Tensor]] = {name: [] for name in kept}
+        for name, rank in itertools.product(kept, ranks):  # one at a time: a device need not hold those of all
+            value = kept[name].clone()
+            dist.broadcast(value, group=self.group, group_src=rank)
+            if first:
+                out[name].append(value.cpu())
+        return {name: torch.stack(values) for name, values in out.items()} if first else {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over this process's part of what :meth:`state` gave to the first one."""
+        rank = dist.get_rank(self.group)
+        self.updates, self.rows, self.batch = state["counters"][rank].tolist()
+        if self.updates:
+            self.moments = _part(self.covariance, state, rank)
+
     def _total(self, rows: int) -> int:
         count = torch.tensor(rows, device=self.moments.weight.device)
         dist.all_reduce(count, group=self.group)
         return int(count)
+
+
+def sync(covariance: AdaptiveCovariance) -> AdaptiveCovariance:
+    """Merge what :meth:`update` gathered on several processes, each of which has to call it. Returns self."""
+    if covariance._gathered is not None:
+        covariance._gathered.merge()
+    return covariance
+
+
+def gathered(covariance: AdaptiveCovariance) -> dict[str, Tensor]:
+    """What each process gathered and has not merged, for a checkpoint beside the ``state_dict``: a run that takes up
+    both (:meth:`load_gathered`) goes on as if it had not stopped, to the bit.
+
+    Each process has to call it. The first one gets tensors ``[processes, ...]`` on the CPU; the others, and one that
+    learns alone, nothing.
+    """
+    return {} if covariance._gathered is None or covariance.frozen else covariance._gathered.state()
+
+
+def load_gathered(covariance: AdaptiveCovariance, state: dict[str, Tensor], *, sync: Sync = True) -> AdaptiveCovariance:
+    """Go on with what :meth:`gathered` gave, after ``load_state_dict`` and on each process. Returns self.
+
+    As many processes as there were take up a part each; any other number merges all, exact but for rounding.
+    """
+    counters = state["counters"].tolist() if state else []
+    if counters and several(sync) and dist.get_world_size(group_of(sync)) == len(counters):
+        covariance._gathered = Gathered(covariance, sync)
+        covariance._gathered.load(state)
+    elif counters and counters[0][0]:
+        updates, rows = counters[0][0], sum(each[1] for each in counters)
+        merged, *others = (_part(covariance, state, rank) for rank in range(len(counters)))
+        for other in others:
+            merged.merge(other)
+        covariance.merge(merged, rows, covariance.forgetting**updates, rows=max(rows // updates, 1))
+    return covariance
+
+
+def _part(covariance: AdaptiveCovariance, state: dict[str, Tensor], rank: int) -> Moments:
+    moments = covariance.gathering()
+    moments.load_state_dict({name: value[rank] for name, value in state.items() if name != "counters"})
+    return moments
