@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -245,9 +246,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of :func:`to_dict`. Raises InputError naming a field that is unknown or of the wrong type."""
+def from_dict(values: Any) -> TrainConfig:
+    """The inverse of :func:`to_dict`. Raises InputError naming a field that is unknown, of the wrong type or out of
+    range."""
     config: TrainConfig = schema.build(TrainConfig, values, "config")
+    check_numbers(config)
     return config
 
 
@@ -277,10 +280,28 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     return out
 
 
-def validate(config: TrainConfig) -> None:
-    """Raises InputError, one line, for numbers that no run can use. The rest is checked where it is used."""
+# Far more than any run has. Settings that came with a file from elsewhere must not take the memory or the day.
+_MOST: dict[str, float] = {
+    "image_size": 2**16, "channels": 2**12, "window": 2**31, "regions": 2**16, "rungs": 10_000, "freeze_after": 2**53,
+    "width": 2**16, "blocks": 128, "multipliers": 1024, "steps": 10**10,
+    "batch_size": 10**8, "warmup": 10**10, "sample_steps": 10**6, "sampler_levels": 10**6, "samples": 10**6,
+    "log_every": 10**10, "checkpoint_every": 10**10, "threads": 2**12, "tau_max": 1e9,
+}  # fmt: skip
+_MOST_STAGES = 12  # of a U-Net
+_MOST_LAYERS = 128  # residual blocks of all stages, one way
+
+
+def check_numbers(config: TrainConfig) -> None:
+    """Raises InputError, one line, for numbers that no run can use."""
     optim, run, noise, draw = config.optim, config.run, config.noise, config.sampling
     seen = config.network.inputs or ()
+    for values in to_dict(config).values():
+        for key, value in values.items():
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    most, name = _MOST.get(key, math.inf), key.replace("_", "-")
+                    refuse([(name, value, math.isfinite(number), "a finite number")])
+                    refuse([(name, value, number <= most, f"at most {most:,}")])
     rules: list[tuple[str, float | str | None, bool, str]] = [
         ("steps", optim.steps, optim.steps >= 1, "at least 1"),
         ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
@@ -324,6 +345,21 @@ def validate(config: TrainConfig) -> None:
         ),
     ]
     refuse(rules)
+    network, stages = config.network, config.network.multipliers
+    if network.network == "unet":
+        layers, channels = (network.blocks or 1) * len(stages), (network.width or 1) * max(stages, default=1)
+        refuse([
+            ("multipliers", len(stages), 1 <= len(stages) <= _MOST_STAGES, f"1 to {_MOST_STAGES} stages"),
+            ("blocks", network.blocks, layers <= _MOST_LAYERS, f"at most {_MOST_LAYERS} in all {len(stages)} stages"),
+            ("width", network.width, channels <= _MOST["width"], f"at most {_MOST['width']:,} channels in a stage"),
+        ])  # fmt: skip
+
+
+def validate(config: TrainConfig) -> None:
+    """Raises InputError, one line, for numbers that no run can use, and for settings that contradict each other. The
+    rest is checked where it is used."""
+    check_numbers(config)
+    noise, draw, seen = config.noise, config.sampling, config.network.inputs or ()
     network, found = config.network, noise.regions not in ("none", "labels")
     if network.label_dropout and not (network.class_conditional or (found and network.skip != "mixture")):
         raise InputError(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ansn import ops
+from ansn import ops, schema
 from ansn.covariance import AdaptiveCovariance, Mixture
 from ansn.errors import whole
 
@@ -63,7 +63,8 @@ class Levels:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Levels:
         """The inverse of ``dataclasses.asdict``, also after a trip through JSON, which turns the tuple into a list."""
-        return cls(**{**values, "tau": tuple(values["tau"])})
+        found: Levels = schema.build(cls, values, "levels")
+        return found
 
     @property
     def maximum(self) -> float:

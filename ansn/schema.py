@@ -32,10 +32,10 @@ _WORDS: dict[Any, str] = {
 class _Misfit(InputError):
     """A value that does not fit its hint; ``depth``: how deep it lies."""
 
-    def __init__(self, name: str, keys: tuple[str, ...], told: str) -> None:
+    def __init__(self, name: str, keys: tuple[str, ...], told: str, deeper: int = 0) -> None:
         path = ".".join(key if key.isidentifier() or key.isdigit() else _SHORT.repr(key) for key in keys)
         super().__init__(f"{f'{name} {path}'.strip() or 'JSON'}: {told}")
-        self.depth = len(keys)
+        self.depth = len(keys) + deeper
 
 
 def read(path: Path, kind: Any, most: int = 16 * 2**20) -> Any:
@@ -130,7 +130,7 @@ def _fill(kind: Any, values: dict[str, Any], name: str, keys: tuple[str, ...]) -
     try:
         return kind(**made)
     except ValueError as error:  # of its __post_init__
-        raise _Misfit(name, (*keys, "values"), str(error)) from None
+        raise _Misfit(name, keys, str(error), deeper=1) from None
 
 
 def _fits(kind: Any, value: Any) -> bool:

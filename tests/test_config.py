@@ -147,6 +147,26 @@ def test_numbers_at_the_edge(name: str, good: list[Any], bad: list[Any]) -> None
         assert "expected" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"blocks": 2**31}, "blocks"), ({"width": 2**40}, "width"), ({"rungs": 10**9}, "rungs"),
+        ({"network": "unet", "multipliers": (2,) * 40}, "multipliers"), ({"multipliers": (2**40,)}, "multipliers"),
+        ({"network": "unet", "multipliers": ()}, "multipliers"), ({"regions": 10**8}, "regions"),
+        ({"network": "unet", "multipliers": (1,) * 10, "blocks": 100}, "blocks"), ({"image_size": 10**9}, "image-size"),
+        ({"network": "unet", "multipliers": (1, 1000), "width": 1000}, "width"), ({"samples": 10**9}, "samples"),
+        ({"batch_size": 2**62}, "batch-size"), ({"steps": 2**62}, "steps"), ({"threads": 10**9}, "threads"),
+        ({"sampler_levels": (2.0, 1.0, 10**9)}, "sampler-levels"), ({"lr": float("inf")}, "lr"),
+        ({"clip": float("inf")}, "clip"), ({"weight_decay": float("nan")}, "weight-decay"),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_run_has_are_refused_in_stored_settings_too(settings: dict[str, Any], name: str) -> None:
+    config = change(TrainConfig(), **settings)
+    for check in (validate, lambda config: from_dict(to_dict(config))):
+        with pytest.raises(InputError, match=f"{name.replace('-', '.')}: got .*, expected "):
+            check(config)
+
+
 def test_a_step_size_is_for_langevin() -> None:
     for method in ("langevin", "paper"):
         validate(change(TrainConfig(), method=method, step_eps=1e-5))

@@ -189,7 +189,7 @@ def test_samples_of_no_number_and_data_of_one_are_drawn(kind: str, shape: tuple[
 
 
 def test_words_and_times_mark_the_axes() -> None:
-    columns = [Column("sort", "category", words=("cat", "$dog")), Column("when", "time", form="%Y-%m-%d")]
+    columns = [Column("sort", "category", words=("cat", "$dog"), shares=(0.5, 0.5)), Column("when", "time", form="%Y-%m-%d")]
     x = np.stack((np.arange(40) % 2, 1.6e9 + 1e6 * np.arange(40)), 1)
     figure = sample_figures.scatter_figure(x, None, ["sort", "when"], cells=columns)
     axes = figure.axes[0]

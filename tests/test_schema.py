@@ -87,7 +87,7 @@ def test_a_whole_number_serves_as_a_float() -> None:
         ({"many": [], "scores": {"1": None}}, "x scores.1: got None, expected a number"),
         ({"many": [], "scores": {}, "one": {"at": [0, 1, 2]}}, "x one.at: got 3 values, expected 2"),
         ({"many": [], "scores": {}, "one": 3}, "x one: got 3, expected an object or null"),
-        ({"many": [], "scores": {}, "one": {"at": [-1, 1]}}, "x one.values: at: got -1.0, expected 0 or more"),
+        ({"many": [], "scores": {}, "one": {"at": [-1, 1]}}, "x one: at: got -1.0, expected 0 or more"),
         ({"many": [], "scores": {}, "word": "c" * 999}, "x word: got 'ccccccccc"),
     ],
 )

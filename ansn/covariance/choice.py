@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
+from ansn.choices import choice
 from ansn.covariance.adaptive import QUANTISATION_8BIT, AdaptiveCovariance
 from ansn.covariance.structure import STRUCTURES
 
@@ -28,7 +29,7 @@ class Choice:
     others could not; ``rows``: that were looked at, a quarter of them held out.
     """
 
-    structure: str
+    structure: Annotated[str, choice(STRUCTURES)]
     scores: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     rows: int = 0
@@ -135,7 +136,11 @@ def choose(
             except MemoryError:
                 skipped[name] = "does not fit"
             else:
-                scores[name] = score(learned.update(x[:fitted], owner, sync=False), x[fitted:], whose)
+                value = score(learned.update(x[:fitted], owner, sync=False), x[fitted:], whose)
+                if math.isfinite(value):
+                    scores[name] = value
+                else:
+                    skipped[name] = "overflows"
     best = max(scores.values(), default=math.nan)
     near = [name for name, value in scores.items() if value >= best - _LEVEL]
     taken = min(near, key=lambda name: (sizes[name], STRUCTURES[name].directed), default="diagonal")

@@ -9,12 +9,13 @@ import itertools
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ansn import ops
+from ansn.choices import choice
 from ansn.covariance.adaptive import AdaptiveCovariance
 from ansn.covariance.choice import AUTO, Choice, Rows, added_noise, choose, some_rows
 from ansn.covariance.pencil import Pencil, uncast
@@ -206,7 +207,7 @@ class Found:
     by number, where that was asked for; ``rows``: that they have learned from."""
 
     regions: int
-    structure: str
+    structure: Annotated[str, choice(STRUCTURES)]
     scores: dict[int, float]
     rows: int
 

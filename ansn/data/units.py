@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ansn import schema
 from ansn.data import streams
 
 KINDS = ("number", "whole", "binary", "category", "time", "constant")
@@ -36,6 +38,9 @@ _LOST = 1e5  # deviations from 0 from which float32 has fewer than some hundred 
 _WIDE = 1e4  # deviations from 0, a thousandth of what float32 can tell apart
 MAX_CLASSES = 65536
 """More are a mistake: a continuous target, or an identifier, taken for a label."""
+
+_DIGITS = 30  # decimals of a cell
+_FORM = re.compile("(?:[^%]|%[A-Za-z])*")
 
 _HEAVY = 30.0  # deviations of the bulk from which the standard deviation is an outlier's
 _EPOCH = datetime(1970, 1, 1)
@@ -70,6 +75,15 @@ class Affine:
     scale: Tensor
     shape: tuple[int, ...]
     grain: None = None
+
+    def __post_init__(self) -> None:
+        if not bool(self.offset.isfinite().all() and self.scale.isfinite().all() and (self.scale > 0).all()):
+            raise ValueError("offset, scale: got one that is not finite or a scale of 0, expected numbers and widths")
+        for name, size in (("offset", self.offset.shape), ("scale", self.scale.shape)):
+            if len(size) > len(self.shape) or any(
+                a not in (1, b) for a, b in zip(size[::-1], self.shape[::-1], strict=False)
+            ):
+                raise ValueError(f"{name}: got shape {list(size)}, expected one that broadcasts to {list(self.shape)}")
 
     @property
     def wide(self) -> bool:
@@ -120,6 +134,26 @@ class Column:
     words: tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
     form: str = ""
+
+    def __post_init__(self) -> None:
+        words, numbers = len(self.words), (self.offset, self.scale, self.limit, self.step, self.anchor, *self.values)
+        indices = {"category": range(2, MAX_CLASSES + 1), "binary": (0, 2), "constant": (0, 1)}.get(self.kind, (0,))
+        rules = [
+            ("kind", self.kind, self.kind in KINDS, f"one of {', '.join(KINDS)}"),
+            ("numbers", numbers, all(map(math.isfinite, (*numbers, *self.shares))), "finite ones"),
+            ("scale", self.scale, self.scale > 0, "more than 0"),
+            ("limit, step", (self.limit, self.step), self.limit >= 0 and self.step >= 0, "0 or more"),
+            ("digits", self.digits, self.digits is None or 0 <= self.digits <= _DIGITS, f"0 to {_DIGITS}"),
+            ("values", self.values, list(self.values) == sorted(set(self.values)), "rising ones"),
+            ("words", words, words in indices, f"those of kind {self.kind}"),
+            ("shares", len(self.shares), len(self.shares) == (words if self.kind == "category" else 0), "one a word"),
+            ("form", self.form, _FORM.fullmatch(self.form) is not None, "one of a date or time"),
+        ]
+        for name, value, good, expected in rules:
+            if not good:
+                raise ValueError(f"{self.name!r}, {name}: got {value}, expected {expected}")
+        if self.kind == "binary" and words and self.values != (0.0, 1.0):
+            raise ValueError(f"{self.name!r}, values: got {self.values}, expected 0 and 1, the places of its words")
 
     @property
     def width(self) -> int:
@@ -268,19 +302,28 @@ class Table:
         return x.double().split([column.width for column in self.columns], 1)
 
 
-def from_json(stored: dict[str, Any] | None) -> Affine | Table | None:
-    """What :meth:`Units.to_json` gave. TypeError, KeyError or ValueError for what it did not."""
-    if stored is None:
+@dataclass(frozen=True)
+class _Affine:
+    """JSON of :class:`Affine`."""
+
+    offset: Any
+    scale: Any
+    shape: tuple[int, ...]
+
+
+def from_json(stored: Any) -> Affine | Table | None:
+    """What :meth:`Units.to_json` gave. ValueError for what it did not."""
+    if isinstance(stored, dict) and "columns" in stored:
+        table: Table = schema.build(Table, stored, "units")
+        return table
+    plain: _Affine | None = schema.build(_Affine | None, stored, "units")
+    if plain is None:
         return None
-    if "columns" in stored:
-        columns: list[dict[str, Any]] = [
-            {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()} for each in stored["columns"]
-        ]
-        label = stored["label"]
-        place = None if label is None else (str(label[0]), int(label[1]))
-        return Table(tuple(Column(**each) for each in columns), place)
-    offset, scale = (torch.tensor(stored[key], dtype=torch.float64) for key in ("offset", "scale"))
-    return Affine(offset, scale, tuple(map(int, stored["shape"])))
+    try:
+        offset, scale = (torch.tensor(value, dtype=torch.float64) for value in (plain.offset, plain.scale))
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError("units: got an offset or a scale of other values, expected numbers") from None
+    return Affine(offset, scale, plain.shape)
 
 
 def spread(grain: Tensor, rows: int, seed: int, position: int) -> Tensor:

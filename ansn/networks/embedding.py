@@ -33,9 +33,9 @@ class LevelFeatures(nn.Module):
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"dim: got {dim}, expected an even number of features, at least 4")
-        ratio = torch.linspace(0.0, 1.0, dim // 2, dtype=torch.float64)
+        ratio = torch.linspace(0.0, 1.0, dim // 2, dtype=torch.float64, device="cpu")
         frequencies = LOWEST_FREQUENCY * (HIGHEST_FREQUENCY / LOWEST_FREQUENCY) ** ratio
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.register_buffer("frequencies", torch.tensor(frequencies.float().tolist()), persistent=False)
 
     def forward(self, level: Tensor) -> Tensor:
         angle = level[:, None] * self.frequencies.to(level.dtype)

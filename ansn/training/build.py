@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ansn import levels, networks
+from ansn import levels, networks, schema
 from ansn.config import NetworkConfig, NoiseConfig, TrainConfig
 from ansn.covariance import STRUCTURES, AdaptiveCovariance, Choice, Found, Mixture, choose, find
 from ansn.covariance.choice import AUTO, rows_wanted
 from ansn.data import Dataset
-from ansn.data.units import Affine, Column, Table, from_json
+from ansn.data.units import MAX_CLASSES, Affine, Column, Table, from_json
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
 from ansn.levels import Levels
@@ -26,6 +28,8 @@ MIXED = {"table": (), "image": ("estimate",)}
 MOST_MIXED = 1024
 """Dimensions up to which it does: the largest that docs/results.md has are the 784 of MNIST."""
 
+_MOST_NUMBERS = 2**34  # of a row; far more than any data has
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -35,7 +39,7 @@ class DataInfo:
     kind: str
     shape: tuple[int, ...]
     quantisation: float
-    units: dict[str, Any] | None
+    units: Any
     """See :func:`ansn.data.units.from_json`."""
     rows: int
     classes: tuple[str, ...]
@@ -82,24 +86,69 @@ class DataInfo:
         """Names of a table's columns."""
         return self.numbers.names if isinstance(self.numbers, Table) else None
 
+    def __post_init__(self) -> None:
+        axes = {"table": (1,), "image": (3,), "field": (2, 3, 4)}.get(self.kind, ())
+        classes, counts, numbers = len(self.classes), self.counts, math.prod(self.shape)
+        rules = [
+            ("kind", self.kind, bool(axes), "table, image or field"),
+            ("shape", list(self.shape), len(self.shape) in axes and min(self.shape) >= 1, f"that of a {self.kind}"),
+            ("shape", list(self.shape), numbers <= _MOST_NUMBERS, f"at most {_MOST_NUMBERS:,} numbers"),
+            ("rows", self.rows, self.rows >= 0, "0 or more"),
+            ("quantisation", self.quantisation, self.quantisation >= 0, "0 or more"),
+            ("levels", self.levels, self.levels is None or 2 <= self.levels <= 256, "2 to 256"),
+            ("classes", classes, classes <= MAX_CLASSES, f"at most {MAX_CLASSES:,}"),
+            ("counts", len(counts), len(counts) == classes and min(counts, default=0) >= 0, "one a class, 0 or more"),
+        ]
+        for name, value, good, expected in rules:
+            if not good:
+                raise ValueError(f"{name}: got {value}, expected {expected}")
+        if self.numbers is not None and tuple(self.numbers.shape) != self.shape:
+            raise ValueError(f"units: got those of rows {list(self.numbers.shape)}, expected {list(self.shape)}")
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DataInfo:
-        values = values if "content" in values else _before_content(values)
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+    def from_dict(cls, values: Any) -> DataInfo:
+        """The inverse of ``dataclasses.asdict``, also of formats before 4. InputError for anything else."""
+        found: DataInfo
+        if isinstance(values, dict) and "content" not in values:
+            old: _DataBefore4 = schema.build(_DataBefore4, values, "data")
+            found = old.now()
+        else:
+            found = schema.build(DataInfo, values, "data")
+        return found
 
 
-def _before_content(old: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _DataBefore4:
     """What a checkpoint of a format before 4 has of its data."""
-    names, shape, count = old["columns"], old["shape"], old["num_classes"]
-    columns = zip(names or (), old["offset"] or (), old["scale"] or (), strict=True)
-    table = Table(tuple(Column(name, offset=offset, scale=scale) for name, offset, scale in columns))
-    return {
-        "name": old["name"], "kind": {1: "table", 3: "image"}.get(len(shape), "field"), "shape": shape,
-        "quantisation": old["quantisation"], "units": table.to_json() if names else None, "rows": old["rows"],
-        "classes": list(map(str, range(count))), "counts": [old["fewest"]] * count, "levels": None, "content": "",
-        "understood": [],
-    }  # fmt: skip
+
+    name: str
+    shape: tuple[int, ...]
+    quantisation: float
+    rows: int
+    fewest: int
+    num_classes: int
+    columns: tuple[str, ...] | None = None
+    offset: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_classes <= MAX_CLASSES:
+            raise ValueError(f"num_classes: got {self.num_classes}, expected 0 to {MAX_CLASSES:,}")
+        if self.columns is not None and not len(self.columns) == len(self.offset or ()) == len(self.scale or ()):
+            raise ValueError(f"columns: got {len(self.columns)}, expected as many offsets and scales")
+
+    def now(self) -> DataInfo:
+        columns = zip(self.columns or (), self.offset or (), self.scale or (), strict=True)
+        try:
+            units = Table(tuple(Column(name, offset=offset, scale=scale) for name, offset, scale in columns)).to_json()
+            return DataInfo(
+                self.name, {1: "table", 3: "image"}.get(len(self.shape), "field"), self.shape, self.quantisation,
+                units if self.columns else None, self.rows, tuple(map(str, range(self.num_classes))),
+                (self.fewest,) * self.num_classes, None, "", (),
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(f"data: {error}") from None
 
 
 def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -150,12 +199,30 @@ def found_regions(
 
 
 def structure(config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor | None) -> Choice:
-    """The structure that is asked for, or the one that the rows ask for."""
+    """The structure that is asked for, or the one that the rows ask for. InputError for a class without a spread of its
+    own, of whose rows noise is to take its shape."""
     noise = config.noise
+    if region is not None and not mixed(config):
+        _refuse_one_point(config, info, x, region)
     if noise.structure != AUTO:
         return Choice(noise.structure)
     count = 1 if region is None else info.num_classes
     return choose(x, region, count, root=noise.root, eps_floor=info.quantisation)
+
+
+def _refuse_one_point(config: TrainConfig, info: DataInfo, x: Tensor, region: Tensor) -> None:
+    """A class of one row, or of rows that are all the same, has no S, and R needs a ridge then. One of no row is never
+    drawn."""
+    if info.quantisation if config.noise.eps is None else config.noise.eps:
+        return
+    for k, (name, count) in enumerate(zip(info.classes, info.counts, strict=True)):
+        rows = x[region == k]
+        if count == 1 or (len(rows) > 1 and bool((rows == rows[0]).all())):
+            told = "one row" if count == 1 else f"{count:,} rows that are all the same"
+            raise InputError(
+                f"--regions: got labels where class {name!r} has {told}, expected two or more that differ, for each"
+                " class's noise has the shape of its rows; leave the class out, or --regions labels, or give --eps"
+            )
 
 
 def covariance(
@@ -243,6 +310,22 @@ def network(config: TrainConfig, info: DataInfo, rungs: int, regions: int = 1) -
             return networks.build(settings.network, info.shape, **options)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights keep what they have: on the meta device there is nothing to fill, and before it draws no normal numbers
+    torch imports its compiler, which takes seconds."""
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(call, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return args[0] if call in (Tensor.normal_, Tensor.uniform_) else call(*args, **kwargs or {})
+
+
+def shapes(config: TrainConfig, info: DataInfo, rungs: int, regions: int = 1) -> dict[str, torch.Size]:
+    """Shapes of the weights of :func:`network`, by name, for which no memory is taken."""
+    with torch.device("meta"), _Unfilled():
+        return {name: value.shape for name, value in network(config, info, rungs, regions).state_dict().items()}
 
 
 def denoiser(
