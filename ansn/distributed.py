@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ansn.covariance import AdaptiveCovariance
 from ansn.errors import InputError
+
+_PARENT = os.getppid()
 
 
 @contextmanager
@@ -99,6 +101,36 @@ def agreed(chosen: Chosen, device: torch.device) -> Chosen:
     if dist.is_initialized():
         dist.broadcast_object_list(shared, 0, device=device)
     return shared[0]
+
+
+def together(act: Callable[[], Chosen], device: torch.device) -> Chosen:
+    """What ``act`` gives on this rank, once all have done it; where it fails on one, that one raises and the others end
+    quietly."""
+    error: Exception | None = None
+    try:
+        made = act()
+    except Exception as caught:
+        error = caught
+    failed = any_rank(error is not None, device)
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return made
+
+
+def as_first(load: Callable[[int | None], Chosen], step_of: Callable[[Chosen], int], device: torch.device) -> Chosen:
+    """``load(None)`` on rank 0, on the others ``load(step)`` of the step that it found (``step_of`` what it loaded): a
+    run may go on meanwhile."""
+    alone = not dist.is_initialized() or dist.get_rank() == 0
+    first = together(lambda: load(None) if alone else None, device)
+    step = agreed(None if first is None else step_of(first), device)
+    return load(step) if first is None else first
+
+
+def orphaned() -> bool:
+    """Whether this is a process of a torchrun that was killed."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
 
 
 def mean_over_ranks(value: Tensor) -> float:

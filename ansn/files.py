@@ -12,8 +12,15 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write a file under, which takes its place at the end; what was there before stays until then.
 
-    Raises OSError with nothing left behind.
+    A link of that name is replaced, never followed. Raises OSError with nothing left behind; what a killed process left
+    is removed by the next that writes the file.
     """
+    for left in path.parent.glob(f".{_literal(path.name)}.*"):
+        import psutil  # slow to import: only when used
+
+        process = left.name.rpartition(".")[2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -29,3 +36,8 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def _literal(name: str) -> str:
+    """A pattern of :mod:`glob` that this name alone fits."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

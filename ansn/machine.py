@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 def cpu_name() -> str:
@@ -26,3 +30,28 @@ def busy() -> float:
     import psutil
 
     return float(psutil.cpu_percent(0.2)) / 100
+
+
+@contextmanager
+def asked_to_end(act: Callable[[], None]) -> Iterator[None]:
+    """While it lasts, ``act`` is called when this process is asked to end: by Ctrl-C, by SIGTERM, by a terminal that
+    goes away (SIGHUP) or a scheduler that warns (SIGUSR1). What is ignored (`nohup`) stays so; in any thread but the
+    main one whoever runs us handles signals."""
+
+    def handle(number: int, _: Any) -> None:
+        act()
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before: dict[Any, Any] = {}
+    try:
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                before[number] = signal.signal(number, handle)
+    except ValueError:
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

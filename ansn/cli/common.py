@@ -13,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch.distributed as dist
+
 from ansn.errors import InputError
+from ansn.machine import asked_to_end
 from ansn.ops import current_backend, native
 from ansn.ops._dispatch import BackendError
 from ansn.training import Diverged, Interrupted
@@ -36,6 +39,7 @@ _MISTAKES = (
 def parsed(name: str, parse: Callable[[], T], options: str = "") -> T:
     """What ``parse``, a call of tyro, returns. A wrong command line is one line in place of tyro's box, exit code 2;
     ``options``: the command whose help lists the options, if it is another."""
+    _streams()
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -87,7 +91,7 @@ def guarded(name: str, command: Callable[[], None]) -> int:
 
     A warning is one line too. Of several processes that fail alike the first one tells."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), asked_to_end(_interrupt):
             warnings.showwarning = lambda message, *_: _warn(name, message)  # type: ignore[assignment]
             current_backend()  # what ANSN_BACKEND and ANSN_CPU_ISA say must be usable
             native.check_isa()
@@ -107,11 +111,35 @@ def guarded(name: str, command: Callable[[], None]) -> int:
         return 130
     except BrokenPipeError:
         _flush()
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
+            raise
+        _tell(f"{name}: error: got no answer of another process of this run, which has ended; its message says why")
+        return 2
     except OSError as error:  # a full disk, say: what was there before is still there
         where, told = error.filename or "file", error.strerror or error
         _tell(f"{name}: error: {where}: got {told}, expected a file to read or write")
         return 2
     return 0
+
+
+def _streams() -> None:
+    """A stream that is closed goes nowhere (else the next file that is opened would get its number), and a path that is
+    not UTF-8 is printed as it is."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", errors="surrogateescape"))  # noqa: SIM115
+        elif name == "stdout" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _flush() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
+import functools
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +18,7 @@ import tyro
 from ansn.choices import choice
 from ansn.cli.common import guarded, parsed
 from ansn.config import SamplingConfig
-from ansn.distributed import processes, say_device
+from ansn.distributed import as_first, processes, say_device
 from ansn.errors import InputError
 from ansn.noise import STARTS
 from ansn.sampling import METHODS, schedules
@@ -69,6 +74,10 @@ class Arguments:
     """Numbers of a .npy; uint8 for images: clipped to [0, 1], times 255, rounded."""
     resume: bool = True
     """Go on with the OUT.part that a stopped draw of the same settings left; --no-resume starts over."""
+    allow_nonfinite: bool = False
+    """Draw with weights, and store samples, that are not finite."""
+    max_minutes: float | None = None
+    """Stop after this many minutes with exit code 130, what is drawn kept, for a scheduler's time limit."""
     threads: int | None = None
     """CPU threads; by default torch's. 1 where other programs use the cores."""
     device: str = "auto"
@@ -104,20 +113,42 @@ def _sample(arguments: Arguments) -> None:
         raise InputError(f"--guidance-interval: got {low:g} {high:g} without --guidance, expected both")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    with processes(arguments.device) as (rank, _, device):
-        run = load_run(arguments.run, ema=arguments.ema, device=device)
+    minutes = arguments.max_minutes
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"--max-minutes: got {minutes:g}, expected more than 0 minutes")
+    with processes(arguments.device) as (rank, _, device), _at_most(minutes):
+        load = functools.partial(
+            load_run, arguments.run, ema=arguments.ema, device=device, finite=not arguments.allow_nonfinite
+        )
+        run = as_first(lambda step: load(step=step), lambda run: run.step, device)
         _check(arguments, run, out)
         label = _label(arguments.label, run)
         say_device(device)
         try:
             draw_to_disk(
                 run, arguments.n, out, arguments.seed, y=label, batch_size=arguments.batch_size,
-                store=arguments.store, resume=arguments.resume, progress=sys.stderr.isatty(), **_options(arguments, run)
+                store=arguments.store, resume=arguments.resume, finite=not arguments.allow_nonfinite,
+                progress=sys.stderr.isatty(), **_options(arguments, run),
             )  # fmt: skip
         except ValueError as error:
             raise error if isinstance(error, InputError) else InputError(str(error)) from None
         if rank == 0:
             print(out)
+
+
+@contextmanager
+def _at_most(minutes: float | None) -> Iterator[None]:
+    """Ctrl-C after so many minutes."""
+    if minutes is None:
+        yield
+        return
+    timer = threading.Timer(60 * minutes, _thread.interrupt_main)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _check(arguments: Arguments, run: Run, out: Path) -> None:

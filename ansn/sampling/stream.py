@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ansn.data import table as tables
 from ansn.data.units import Affine, Table
-from ansn.distributed import any_rank
+from ansn.distributed import agreed, orphaned, together
 from ansn.errors import InputError
+from ansn.lock import alone
 from ansn.sampling.common import label_rows
 from ansn.sampling.driver import Draw
 from ansn.sampling.part import Part, spans
@@ -49,6 +50,7 @@ def to_disk(
     columns: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     resume: bool = True,
+    finite: bool = True,
     progress: bool = False,
 ) -> Path:
     """Draw samples ``0 .. n - 1`` to ``out``; memory is a few batches, whatever n. Returns the path.
@@ -69,10 +71,12 @@ def to_disk(
         columns: names of a table's columns, where units do not have them.
         classes: names of the labels, for a table with a column of them.
         resume: go on with what is there; False starts over.
+        finite: refuse samples that are not.
         progress: show a bar, on stderr, in process 0.
 
-    Raises InputError for an output that cannot be, settings other than those of the unfinished draw, or a disk
-    that refuses; ValueError naming another argument; KeyboardInterrupt, saying what is kept.
+    Raises InputError for an output that cannot be or that another process writes, settings other than those of the
+    unfinished draw, samples that are not finite, or a disk that refuses; ValueError naming another argument;
+    KeyboardInterrupt, saying what is kept.
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n, batch_size: got {n}, {batch_size}, expected at least 1")
@@ -85,19 +89,29 @@ def to_disk(
     images = path.suffix not in SUFFIXES
     number = "float64" if len(shape) == 1 or (isinstance(units, Affine) and units.wide) else "float32"
     kept = "uint8" if images or store == "uint8" else number
-    part = Part(path, n, stored, kept, images=images, rank=rank)
-    settings = _settings(draw, n, labels, kept) if rank == 0 else {}
-    with _telling(part, path):
-        _agreed(draw, lambda: part.prepare(settings, resume=resume) if rank == 0 else None)
+    part, device = Part(path, n, stored, kept, images=images, rank=rank), draw.source.noise.tau.device
+    settings = _settings(draw, n, labels, kept)
+    if settings != agreed(settings, device):
+        raise InputError("model: got another than rank 0 has, expected one of all; the run was trained on, start again")
+    with ExitStack() as stack, _telling(part, path):
+        lock = path.with_name(f".{path.name}.lock")
+        together(lambda: stack.enter_context(alone(lock, path)) if rank == 0 else None, device)
+        if agreed(resume and rank == 0 and part.finished(settings), device):
+            if rank == 0:
+                part.remove()
+            return path
+        if images and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"--out: got {path}, which holds something, expected a new or an empty folder")
+        together(lambda: part.prepare(settings, resume=resume) if rank == 0 else None, device)
         # Everyone reads what is missing before anyone adds to it: the blocks are dealt out alike.
         part.open()
         missing = ~part.done()
-        _agreed(draw, lambda: None)
+        together(lambda: None, device)
         blocks = cut(missing, batch_size)
         # One batch that one process draws shows its steps instead.
         steps = progress and rank == 0 and len(blocks) == 1
         with _bar(n, int(n - missing.sum()), progress and rank == 0 and not steps) as moved:
-            _draw(draw, part, blocks[rank::world], labels, decode, moved, steps)
+            _draw(draw, part, blocks[rank::world], labels, decode, moved, steps, finite)
         _wait(part)
         if rank == 0:
             plain = Table.plain(columns or [f"x{j}" for j in range(math.prod(stored))])
@@ -119,14 +133,12 @@ def cut(missing: NDArray[np.bool_], batch_size: int) -> list[tuple[int, int]]:
 def _check(
     path: Path, shape: Sequence[int], store: str, columns: Sequence[str] | None, stored: Sequence[int], plain: bool
 ) -> None:
-    """Raises InputError for an output that cannot hold such samples or is in the way."""
+    """Raises InputError for an output that cannot hold such samples."""
     image = plain and len(shape) == 3 and shape[0] in (1, 3)
     if path.suffix == ".csv" and len(shape) != 1:
         raise InputError(f"--out: got {path} for samples of shape {list(shape)}, expected .png or .npy")
     if path.suffix not in SUFFIXES and not image:
         raise InputError(f"--out: got folder {path} for samples of shape {list(shape)}, expected grey or RGB images")
-    if path.suffix not in SUFFIXES and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--out: got {path}, which holds something, expected a new or an empty folder")
     if store not in STORES:
         raise ValueError(f"store: got {store!r}, expected one of {', '.join(STORES)}")
     if store == "uint8" and (path.suffix != ".npy" or len(shape) != 3 or not plain):
@@ -149,12 +161,22 @@ def _draw(
     decode: Callable[[Tensor], Tensor] | None,
     moved: Callable[[int, Part], None],
     steps: bool,
+    finite: bool,
 ) -> None:
     """This process's blocks into the part."""
     last = time.monotonic()
     try:
         for row, x in draw.batches(blocks, labels, progress=steps):
-            part.write(row, _numbers(x if decode is None else decode(x), part.dtype))
+            x = x if decode is None else decode(x)
+            if finite and not x.isfinite().all():
+                broken = int((~x.isfinite()).flatten(1).any(1).sum())
+                raise InputError(
+                    f"samples {row} to {row + len(x) - 1}: got {broken} with numbers that are not finite, expected"
+                    " finite ones; --allow-nonfinite stores them"
+                )
+            if orphaned():
+                raise KeyboardInterrupt
+            part.write(row, _numbers(x, part.dtype))
             if time.monotonic() - last > COMMIT_SECONDS:
                 part.commit()
                 last = time.monotonic()
@@ -175,20 +197,6 @@ def _numbers(x: Tensor, dtype: str) -> NDArray[Any]:
 
 
 # -- several processes -------------------------------------------------------------------------------------------
-
-
-def _agreed(draw: Draw, act: Callable[[], None]) -> None:
-    """Do it, and wait for the others; if one fails it tells, and the others end quietly."""
-    error: Exception | None = None
-    try:
-        act()
-    except Exception as caught:
-        error = caught
-    failed = any_rank(error is not None, draw.source.noise.tau.device)
-    if error is not None:
-        raise error
-    if failed:
-        raise SystemExit(2)
 
 
 def _wait(part: Part) -> None:
@@ -230,7 +238,7 @@ def _bar(n: int, done: int, show: bool) -> Iterator[Callable[[int, Part], None]]
 
         def moved(rows: int, part: Part) -> None:
             if show:
-                now = int((part.done() | part.mine).sum())
+                now = int(part.done().sum())
                 speed = (now - done) / max(time.monotonic() - begun, 1e-9)
                 shown.update(task, completed=now, rate=f"{speed:.3g} a second")
 
@@ -258,4 +266,3 @@ def _finish(
         rows = written
     os.replace(rows, out)
     part.remove()
-

@@ -1,17 +1,18 @@
 """Checkpoints: a folder of safetensors and JSON, complete or not there at all. No pickle is ever read or written.
 
-``RUN/checkpoints/step-00000500/`` is written under a temporary name and renamed. The newest two are kept, so that
-a damaged disk
-costs one interval and not the run.
+``RUN/checkpoints/step-00000500/`` is written under a temporary name and renamed. The newest two are kept, so that a
+damaged disk costs one interval and not the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ansn.covariance import STRUCTURES, Choice, Found
+from ansn import schema
 from ansn.distributed import laid_out
 from ansn.errors import InputError
 from ansn.ops._dispatch import BackendError
+from ansn.training.state import State
 
-FORMAT = 4
+FORMAT = 5
+_FORMATS = (2, 3, 4, FORMAT)
+_SUMS = "SHA256SUMS"
+_MOST_SUMS = 2**16  # bytes that are read of it
 _NAME = re.compile(r"step-(\d{8,})")
 _KEEP = 2
 
@@ -40,73 +45,132 @@ def steps(run: Path) -> list[int]:
 
 
 def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of ``step``: one safetensors file for each group of tensors, and ``state.json``."""
+    """Write the checkpoint of ``step``: one safetensors file for each group of tensors, ``state.json``, and
+    ``SHA256SUMS``, which `sha256sum -c` reads.
+
+    Those of later steps go: they were of a run that was not gone on with. Raises OSError or InputError, with what was
+    there before still there.
+    """
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".writing-*"):  # of a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    _sweep(folder)
     temporary = folder / f".writing-{os.getpid()}"
     temporary.mkdir()
-    for group, values in tensors.items():
-        # Contiguous copies of their own storage: safetensors refuses tensors that share memory.
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{group}.safetensors"
-        )
-    (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
-    for file in temporary.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    final = folder / f"step-{step:08d}"
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    for old in steps(run)[_KEEP:]:
-        shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
+    try:
+        _write(temporary, tensors, {"format": FORMAT, "step": step, **state})
+        final = folder / f"step-{step:08d}"
+        _remove(final)
+        os.replace(temporary, final)
+    except SafetensorError as error:
+        raise InputError(f"{temporary}: got {error}, expected room for a checkpoint; the one before is kept") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    kept = [s for s in steps(run) if s <= step][:_KEEP]
+    for other in steps(run):
+        if other not in kept:
+            _remove(folder / f"step-{other:08d}")
     return final
 
 
-def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """``(tensors by group, state)`` of a step, the newest by default. Raises InputError in one line."""
+def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    file = folder / "state.json"
+    file.write_text(json.dumps(state, indent=1))
+    for group, values in tensors.items():
+        # Contiguous copies of their own storage: safetensors refuses tensors that share memory.
+        copies = {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}
+        save_file(copies, folder / f"{group}.safetensors")
+        os.chmod(folder / f"{group}.safetensors", file.stat().st_mode)  # as the umask says; it is 600 else
+    (folder / _SUMS).write_text("".join(f"{_digest(p)}  {p.name}\n" for p in sorted(folder.iterdir())))
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint: it is whole until its name is gone."""
+    if folder.exists():
+        aside = folder.with_name(f".removing-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes that were killed left."""
+    for pattern in (".writing-*", ".removing-*"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor]], State]:
+    """``(tensors by group, state)`` of a step, by default the newest that is whole: where a newer one is damaged, a
+    warning says so. Raises InputError in one line."""
     have = steps(run)
     if not have:
         raise InputError(f"{run}: got no checkpoint, expected the folder of a run of ansn-train")
     if step is not None and step not in have:
         raise InputError(f"step: got {step}, expected one of {', '.join(map(str, have))}, which {run} holds")
-    folder = run / "checkpoints" / f"step-{have[0] if step is None else step:08d}"
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        if not isinstance(state, dict):
-            raise ValueError(f"state.json: got a {type(state).__name__}, expected an object")
-        if state.get("format") not in (2, 3, FORMAT):
-            other = "written by another version of ansn, train it anew with this one"
-            raise InputError(f"{folder}: got format {state.get('format')}, expected 2 to {FORMAT}; it was {other}")
-        tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
-        if state["format"] < 4:
-            state["config"]["data"]["test_fraction"] = 0.0  # they held out nothing
-        if state["format"] == 2 and "covariance" in tensors:
-            tensors["covariance"] = _from_format_2(tensors["covariance"])
-    except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{folder}: got {error}, expected a checkpoint that can be read; delete it to go on from the one before"
-        ) from None
+    tried = have if step is None else [step]
+    for number, before in zip(tried, [*tried[1:], None], strict=True):
+        folder = run / "checkpoints" / f"step-{number:08d}"
+        try:
+            return _read(folder)
+        except PermissionError as error:
+            raise InputError(f"{error.filename}: got {error.strerror}, expected a checkpoint to read") from None
+        except (OSError, ValueError, SafetensorError) as error:
+            if isinstance(error, _OtherFormat):
+                raise
+            if not folder.exists():  # it was the oldest, and the run has gone on
+                return load(run, step)
+            if before is None:
+                other = "" if step is None else "; the others may be whole"
+                raise InputError(f"{folder}: got {error}, expected a checkpoint that is whole{other}") from None
+            warnings.warn(f"{folder}: is damaged ({error}); step {before} before it is taken", stacklevel=3)
+    raise AssertionError
+
+
+class _OtherFormat(InputError):
+    """A checkpoint of another version of ansn."""
+
+
+def _read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
+    """Raises ValueError, OSError or SafetensorError for what is damaged."""
+    sums = folder / _SUMS
+    files = sorted(folder.glob("*.safetensors"))
+    if sums.exists():
+        with sums.open("rb") as stream:
+            lines = stream.read(_MOST_SUMS).decode().splitlines()
+        stored = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for file in (folder / "state.json", *files):
+            if stored.pop(file.name, None) != _digest(file):
+                raise ValueError(f"{file.name} that its checksum does not fit")
+        if stored:
+            raise ValueError(f"no {', '.join(stored)}")
+    values = schema.read(folder / "state.json", dict[str, Any])
+    if values.get("format") not in _FORMATS:
+        other = "written by another version of ansn, train it anew with this one"
+        raise _OtherFormat(f"{folder}: got format {values.get('format')}, expected 2 to {FORMAT}; it was {other}")
+    state = State.of(values)
+    if state.format >= 5 and not sums.exists():
+        raise ValueError(f"no {_SUMS}")
+    tensors = {p.stem: _load(p) for p in files}
+    if state.format == 2 and "covariance" in tensors:
+        tensors["covariance"] = _from_format_2(tensors["covariance"])
     return tensors, state
 
 
-def structure(state: Mapping[str, Any]) -> Choice:
-    """The covariance's structure of a checkpoint; formats before 3 name it in the settings alone."""
-    name = state["config"]["noise"]["structure"]
-    chosen = Choice(**state["structure"]) if "structure" in state else Choice(name, {}, {}, 0)
-    if chosen.structure not in STRUCTURES:
-        raise InputError(f"structure: got {chosen.structure!r}, expected one of {', '.join(STRUCTURES)}")
-    return chosen
-
-
-def found(state: Mapping[str, Any]) -> Found | None:
-    """How a checkpoint's regions were found; None where there are none, or the noise's are the classes."""
-    stored = state.get("found")
-    return stored and Found(**stored | {"scores": {int(k): v for k, v in stored["scores"].items()}})
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # not UTF-8, which safetensors asks of a path
+        with file.open("rb") as stream:
+            return load_file(f"/dev/fd/{stream.fileno()}")
+    return load_file(file)
 
 
 def _from_format_2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +204,8 @@ def fitting(run: Path) -> Iterator[None]:
 
 def remove_all(run: Path) -> None:
     """Delete the run's checkpoints."""
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    for step in steps(run):
+        _remove(run / "checkpoints" / f"step-{step:08d}")
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

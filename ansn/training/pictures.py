@@ -67,14 +67,14 @@ def as_written(run: Run, x: torch.Tensor, seed: int) -> torch.Tensor:
 
 def draw_to_disk(
     run: Run, n: int, out: Path, seed: int = 0, *, y: int | None = None, batch_size: int = 256, store: str = "float32",
-    resume: bool = True, progress: bool = False, **options: Any,
+    resume: bool = True, finite: bool = True, progress: bool = False, **options: Any,
 ) -> Path:  # fmt: skip
     """:func:`ansn.sampling.stream.to_disk` of a run, in the data's units; classes and regions as of :func:`draw` unless
     ``y`` says which. ``options``: of :class:`ansn.sampling.Draw`."""
     drawer = sampling.Draw(run.model, seed=seed, **options)
     return to_disk(
         drawer, n, out, batch_size=batch_size, y=labels(run, n, seed) if y is None else y, store=store, units=run.units,
-        classes=run.info.classes, resume=resume, progress=progress,
+        classes=run.info.classes, resume=resume, finite=finite, progress=progress,
     )  # fmt: skip
 
 

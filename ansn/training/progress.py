@@ -4,27 +4,70 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ansn import schema
+from ansn.errors import InputError
 from ansn.files import write_atomic
 
 
 def read_metrics(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl with ``step <= up_to``; a last line cut by a crash is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if up_to is None or record["step"] <= up_to:
-                records.append(record)
+    """Records of a metrics.jsonl with ``step <= up_to``. Lines that are none are left out, which a warning says: but a
+    last one, which a crash may cut."""
+    records, damaged = [], 0
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = schema.parse(line, dict[str, int | float | None])
+            if not isinstance(record.get("step"), int):
+                raise InputError(f"step: got {record.get('step')}, expected a whole number")
+        except InputError:
+            damaged += number < len(lines)
+            continue
+        if up_to is None or record["step"] <= up_to:
+            records.append(record)
+    if damaged:
+        warnings.warn(f"{path}: {damaged} of {len(lines)} lines are damaged and left out", stacklevel=2)
     return records
+
+
+class Board:
+    """TensorBoard's file of a run that goes on from step ``start``. Written here and now: SummaryWriter's thread dies
+    of a disk that refuses, with a traceback, and whoever writes after it waits for ever."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow to import: only when used
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
+        self.records = RecordWriter((folder / name).open("xb", buffering=0))
+        self._write(Event(file_version="brain.Event:2"))
+        if start:  # what a resumed run writes again takes the place of what was there
+            self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Numbers of a step."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        pairs = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=pairs)))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        self.records.close()
 
 
 class Reporter:
@@ -37,13 +80,12 @@ class Reporter:
             return
         from rich.console import Console  # slow to import: only when used
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from torch.utils.tensorboard import SummaryWriter
 
         # What a resumed run will write again is cut off.
         kept = read_metrics(self.path, start)
         write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self.board = Board(run / "tensorboard", start)
         self.terminal = sys.stderr.isatty()
         self.bar = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"),
@@ -73,9 +115,7 @@ class Reporter:
         if not self.show:
             return
         self.file.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if name != "step" and value is not None:
-                self.board.add_scalar(name, value, values["step"])
+        self.board.add({k: v for k, v in values.items() if k != "step" and v is not None}, values["step"])
         step = values["step"]
         left = (time.perf_counter() - self.begun) / max(step - self.start, 1) * (self.total - step)
         # null in the file: what JSON cannot hold, such as the condition number of a singular R

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ansn.config import TrainConfig, from_dict
+from ansn.config import TrainConfig
 from ansn.covariance import Choice, Found, Mixture
 from ansn.data.units import Affine, Table
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
-from ansn.levels import Levels
 from ansn.training import build, checkpoint
 from ansn.training.build import DataInfo
 
@@ -54,25 +54,53 @@ class Run:
 
 
 def load_run(
-    path: str | os.PathLike[str], *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu"
-) -> Run:
+    path: str | os.PathLike[str], *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu",
+    finite: bool = True,
+) -> Run:  # fmt: skip
     """Load a folder that `ansn-train` wrote. No pickle is read.
 
-    ``ema``: the averaged weights, where the run kept them; ``step``: which checkpoint, the newest by default.
-    Raises InputError in one line if there is none or it cannot be read.
+    ``ema``: the averaged weights, where the run kept them; ``step``: which checkpoint, by default the newest that is
+    whole; ``finite``: refuse weights and covariances that are not. Raises InputError in one line if there is no
+    checkpoint or it cannot be read.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder}: got no folder, expected one that ansn-train wrote")
     tensors, state = checkpoint.load(folder, step)
     with checkpoint.fitting(folder):
-        config, info = from_dict(state["config"]), DataInfo.from_dict(state["data"])
-        chosen, found = checkpoint.structure(state), checkpoint.found(state)
+        config, info, found = state.config, state.data, state.found
+        chosen = "ema" if ema and "ema" in tensors else "network"
+        weights = tensors[chosen]
+        count = found.regions if found else info.num_classes if config.noise.regions == "labels" else 1
+        _fits(config, info, len(state.levels), count, weights)
         regions = None if found is None else build.regions(config, info, found)
-        model = build.denoiser(config, info, chosen.structure, Levels.from_dict(state["levels"]), found=regions)
-        weights = tensors["ema"] if ema and "ema" in tensors else tensors["network"]
+        model = build.denoiser(config, info, state.structure.structure, state.levels, found=regions)
         model.network.load_state_dict(weights)
-        for group, covariance in build.covariances(model).items():
-            covariance.load_state_dict(tensors[group])
-        number = int(state["step"])
-    return Run(folder, model.to(device).eval(), config, info, number, chosen, found)
+        groups = {chosen: weights}
+        for name, covariance in build.covariances(model).items():
+            covariance.load_state_dict(tensors[name])
+            groups[name] = tensors[name]
+        if finite:
+            _finite(groups)
+    return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found)
+
+
+def _fits(config: TrainConfig, info: DataInfo, rungs: int, regions: int, weights: Mapping[str, Tensor]) -> None:
+    """InputError unless the settings ask for weights of these names and shapes: before memory is taken for them."""
+    with torch.device("meta"):
+        asked = build.network(config, info, rungs, 1 if build.mixed(config) else regions).state_dict()
+    for name in (*asked, *weights):
+        shapes = [list(found[name].shape) if name in found else None for found in (weights, asked)]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"weights {name}: got {shapes[0] or 'none'}, expected {shapes[1] or 'none'}")
+
+
+def _finite(groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for group, tensors in groups.items():
+        for name, value in tensors.items():
+            broken = int(value.numel() - value.isfinite().sum())
+            if broken:
+                raise InputError(
+                    f"{group}.safetensors: got {broken} of {value.numel()} numbers of {name} that are not finite,"
+                    " expected finite ones; ansn-sample --allow-nonfinite draws all the same"
+                )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ansn.config import TrainConfig, differences, from_dict, resumed, to_dict, validate
+from ansn.config import TrainConfig, differences, resumed, to_dict, validate
 from ansn.covariance.choice import AUTO, Choice
 from ansn.covariance.ranks import share_basis
 from ansn.data import Dataset, iterate
-from ansn.distributed import agreed, any_rank, gathered, mean_over_ranks, part, processes, say_device, shard
+from ansn.distributed import (
+    agreed,
+    any_rank,
+    as_first,
+    gathered,
+    mean_over_ranks,
+    orphaned,
+    part,
+    processes,
+    say_device,
+    shard,
+    together,
+)  # fmt: skip
 from ansn.errors import InputError
 from ansn.files import write_atomic
-from ansn.levels import Levels
+from ansn.lock import Lock, alone
 from ansn.loss import dsm_loss
-from ansn.machine import busy
+from ansn.machine import asked_to_end, busy
 from ansn.noise import Level
 from ansn.training import build, checkpoint, learning
 from ansn.training.build import DataInfo
 from ansn.training.data import load, same_share
 from ansn.training.progress import Reporter
+from ansn.training.state import Running, State
 
 _BUSY = 0.3  # of the cores' time, from which it is said
 
@@ -42,7 +54,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM came; a checkpoint was written."""
+    """Ctrl-C, a signal that asks to end, or the time limit came; a checkpoint was written."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -54,12 +66,22 @@ def train(config: TrainConfig) -> Path:
     validate(config)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    with processes(config.run.device) as (rank, world, device):
+    begun = time.monotonic()
+    with processes(config.run.device) as (rank, world, device), contextlib.ExitStack() as stack:
         if config.optim.batch_size % world:
             raise InputError(f"--batch-size: got {config.optim.batch_size}, expected a multiple of {world} processes")
         if config.run.shard and world == 1:
             raise InputError("--shard: got one process, expected several (torchrun --nproc-per-node N)")
         say_device(device)
+        folder = Path(config.run.out)
+        for link in (folder / "checkpoints", folder / "tensorboard"):
+            if link.is_symlink():
+                got = f"a link to {link.readlink()}"
+                raise InputError(f"{link}: got {got}, expected a folder that can be written and deleted in; link --out")
+        try:
+            lock = together(lambda: stack.enter_context(alone(folder / ".lock", folder)) if rank == 0 else None, device)
+        except OSError as error:
+            raise InputError(f"--out: got {error.strerror} for {folder}, expected a new folder") from None
         if rank == 0 and device.type == "cpu" and torch.get_num_threads() > 1 and not config.run.threads:
             taken = busy()
             if taken > _BUSY:
@@ -67,9 +89,9 @@ def train(config: TrainConfig) -> Path:
                 print(f"{taken:.0%} of the cores' time is taken: --threads 1 may be many times faster", file=sys.stderr)
         config = same_share(config)
         dataset = load(config).to(device)
-        trainer = Trainer(config, dataset, rank, world, device)
+        trainer = Trainer(config, dataset, rank, world, device, lock)
         try:
-            return trainer.run()
+            return trainer.run(begun)
         finally:
             trainer.close()
 
@@ -77,16 +99,18 @@ def train(config: TrainConfig) -> Path:
 class Trainer:
     """State of one process's part in a run. :func:`train` is the way in."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, rank: int, world: int, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, rank: int, world: int, device: torch.device,
+        lock: Lock | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.dataset, self.rank, self.world, self.device = config, dataset, rank, world, device
-        self.folder, self.step = Path(config.run.out), 0
+        self.folder, self.step, self.lock = Path(config.run.out), 0, lock
         self.info = DataInfo.of(dataset)
         stored = self._stored()
         config = self.config
         if stored:
             with checkpoint.fitting(self.folder):
-                self.levels = Levels.from_dict(stored[1]["levels"])
-                self.structure, self.found = checkpoint.structure(stored[1]), checkpoint.found(stored[1])
+                self.levels, self.structure, self.found = stored[1].levels, stored[1].structure, stored[1].found
                 self.regions = None if self.found is None else build.regions(config, self.info, self.found)
         else:
             with torch.device("meta"):  # what is wrong with the network is said before minutes of looking at the data
@@ -132,7 +156,7 @@ class Trainer:
         )  # fmt: skip
         if stored:
             with checkpoint.fitting(self.folder):
-                checkpoint.unflatten_optimizer(self.optimizer, stored[0]["optimizer"], stored[1]["groups"])
+                checkpoint.unflatten_optimizer(self.optimizer, stored[0]["optimizer"], stored[1].groups)
         self.learners = learning.learners(config, self.model, self.found, len(dataset), self.step)
         self.loss_of = torch.compile(self._loss) if config.run.compile else self._loss
         if world > 1 and not config.run.shard:
@@ -140,18 +164,18 @@ class Trainer:
             self.model.network = DistributedDataParallel(network, device_ids=ids)
         self.bare = network
         self._stop = False
+        self.running = stored[1].running if stored else Running()
         self._condition: tuple[int, float] = (-1, math.nan)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
-    def run(self) -> Path:
-        """Train to the last step, writing metrics and checkpoints. See :func:`train` for what it raises."""
+    def run(self, begun: float | None = None) -> Path:
+        """Train to the last step, writing metrics and checkpoints. See :func:`train` for what it raises. ``begun``: the
+        monotonic time that ``--max-minutes`` counts from."""
         optim, run = self.config.optim, self.config.run
+        end = math.inf if run.max_minutes is None else (begun or time.monotonic()) + 60 * run.max_minutes
         if self.rank == 0:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"--out: got {error.strerror} for {self.folder}, expected a new folder") from None
+            self.folder.mkdir(parents=True, exist_ok=True)
             if not run.resume:  # only now that settings and data are known to be good
                 checkpoint.remove_all(self.folder)
             write_atomic(self.folder / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
@@ -160,9 +184,10 @@ class Trainer:
             self.dataset, optim.batch_size, run.seed, self.step, self.rank, self.world, stop_step=optim.steps
         )
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        total, since, begun = torch.zeros((), device=self.device), 0, time.perf_counter()
+        total, since = torch.tensor(self.running.loss, device=self.device), self.running.steps
+        timed, clock = self.step, time.perf_counter()
         reporter = Reporter(self.folder, self.step, optim.steps, show=self.rank == 0)
-        with self._signals(), reporter:
+        with asked_to_end(self._ask), reporter:
             for step, x, y in batches:
                 loss, norm = self._train_step(step, x, y, self._known(step))
                 self.step = step + 1
@@ -171,17 +196,21 @@ class Trainer:
                 total, since = total + loss, since + 1
                 reporter.advance(self.step)
                 # Ranks must agree to stop, which costs them a synchronisation: not at every step.
-                stop = any_rank(self._stop, self.device) if self.world == 1 or self.step % 10 == 0 else False
+                asked = self._stop or orphaned() or time.monotonic() > end
+                stop = any_rank(asked, self.device) if self.world == 1 or self.step % 10 == 0 else False
                 last = self.step == optim.steps
                 # Reading a value waits for a GPU: only now and then there.
                 if self.device.type == "cpu" or last or stop or self.step % run.log_every == 0:
                     self._guard(bool(finite))
                 if self.step % run.log_every == 0 or last or stop:
-                    seconds = time.perf_counter() - begun
-                    reporter.record(self._metrics(mean_over_ranks(total) / since, float(norm), since, seconds))
-                    total, since, begun = torch.zeros_like(total), 0, time.perf_counter()
+                    seconds = time.perf_counter() - clock
+                    reporter.record(self._metrics(mean_over_ranks(total) / since, float(norm), since, timed, seconds))
+                    timed, clock = self.step, time.perf_counter()
+                    if self.step % run.log_every == 0:  # what an interrupted run says in between counts again
+                        total, since = torch.zeros_like(total), 0
                 if last or stop or self.step % run.checkpoint_every == 0:
                     self._guard(bool(finite) and all(bool(part(p).isfinite().all()) for p in self.weights))
+                    self.running = Running(mean_over_ranks(total), since)
                     self._save()
                 if stop:
                     raise Interrupted(f"{self.folder}: interrupted at step {self.step}; its checkpoint is there")
@@ -269,33 +298,21 @@ class Trainer:
                 " A smaller --lr or a --clip may help"
             )
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the run after the step at hand, the second one at once."""
+    def _ask(self) -> None:
+        """The first time, end after the step at hand; the second time at once."""
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
 
-        def ask(number: int, _: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        try:
-            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever runs us handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _metrics(self, loss: float, norm: float, steps: int, seconds: float) -> dict[str, Any]:
+    def _metrics(self, loss: float, norm: float, steps: int, timed: int, seconds: float) -> dict[str, Any]:
+        """``loss``: the mean of the last ``steps``; ``seconds``: since step ``timed``."""
         values = {
             "step": self.step,
             "loss": loss,
+            "steps": steps,
             "lr": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
-            "samples_per_s": steps * self.config.optim.batch_size / seconds,
+            "samples_per_s": (self.step - timed) * self.config.optim.batch_size / seconds,
             "seconds": seconds,
             "covariance_points": self.covariance.points,
             "condition_number": self._condition_number(),
@@ -322,6 +339,8 @@ class Trainer:
         tensors = {group: {k: gathered(v).to(where) for k, v in kept.items()} for group, kept in tensors.items()}
         if self.rank:
             return
+        if self.lock is not None:
+            self.lock.check()
         state = {
             "config": to_dict(self.config),
             "data": dataclasses.asdict(self.info),
@@ -329,19 +348,19 @@ class Trainer:
             "structure": dataclasses.asdict(self.structure),
             "found": self.found and dataclasses.asdict(self.found),
             "groups": groups,
+            "running": dataclasses.asdict(self.running),
         }
         checkpoint.save(self.folder, self.step, tensors, state)
 
-    def _stored(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    def _stored(self) -> tuple[dict[str, dict[str, Tensor]], State] | None:
         """The checkpoint to go on from, if there is one and it is of these settings and data."""
         if not self.config.run.resume or not checkpoint.steps(self.folder):
             return None
-        tensors, state = checkpoint.load(self.folder)
-        with checkpoint.fitting(self.folder):
-            before, data = from_dict(state["config"]), DataInfo.from_dict(state["data"])
-            chosen, found = checkpoint.structure(state), checkpoint.found(state)
+        load_step = functools.partial(checkpoint.load, self.folder)
+        tensors, state = as_first(load_step, lambda loaded: loaded[1].step, self.device)
+        before, data, found = state.config, state.data, state.found
         known = found.regions if found is not None and before.noise.regions != "labels" else None
-        self.config = resumed(before, self.config, chosen.structure, known)
+        self.config = resumed(before, self.config, state.structure.structure, known)
         changed = differences(before, self.config)
         if changed:
             raise InputError(
@@ -355,11 +374,11 @@ class Trainer:
             )
         return tensors, state
 
-    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: State) -> None:
         self.model.network.load_state_dict(tensors["network"])
         for group, covariance in build.covariances(self.model).items():
             covariance.load_state_dict(tensors[group])
-        self.step = int(state["step"])
+        self.step = state.step
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])
         if self.rank == 0:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import stat
 import struct
 import tokenize
 from collections.abc import Callable
@@ -17,13 +19,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import ansn
 from ansn.data.units import Table
 from ansn.errors import InputError
 from ansn.training import checkpoint, load_run, train
-from tests.training.helpers import assert_same_run, small, tensors, trained
+from ansn.training.state import State
+from tests.training.helpers import assert_same_run, seal, small, state, tensors, trained
 
 PACKAGE = Path(ansn.__file__).parent
 
@@ -41,9 +44,9 @@ def test_round_trip_of_any_tensors(tmp_path: Path) -> None:
         "network": {"a": base, "transposed": base.T, "row": base[1], "half": base.bfloat16()},
         "covariance": {"empty": torch.zeros(0, 3), "count": torch.tensor([7]), "double": base.double() / 3},
     }
-    checkpoint.save(tmp_path, 3, groups, {"note": ["x", 1.5, None]})
-    loaded, state = checkpoint.load(tmp_path)
-    assert state == {"format": checkpoint.FORMAT, "step": 3, "note": ["x", 1.5, None]}
+    checkpoint.save(tmp_path, 3, groups, state())
+    loaded, found = checkpoint.load(tmp_path)
+    assert found == State.of({"format": checkpoint.FORMAT, "step": 3, **state()})
     for group, values in groups.items():
         assert loaded[group].keys() == values.keys()
         for name, value in values.items():
@@ -69,8 +72,8 @@ def test_the_optimiser_survives_the_trip() -> None:
 
 
 def test_two_newest_are_kept(tmp_path: Path) -> None:
-    for step in (2, 10, 9, 123456789):
-        checkpoint.save(tmp_path, step, {"a": {"x": torch.tensor([step])}}, {})
+    for step in (2, 9, 10, 123456789):
+        checkpoint.save(tmp_path, step, {"a": {"x": torch.tensor([step])}}, state())
     assert checkpoint.steps(tmp_path) == [123456789, 10]
     assert int(checkpoint.load(tmp_path)[0]["a"]["x"]) == 123456789
     assert int(checkpoint.load(tmp_path, 10)[0]["a"]["x"]) == 10
@@ -80,7 +83,7 @@ def test_two_newest_are_kept(tmp_path: Path) -> None:
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     for value in (1, 2):
-        checkpoint.save(tmp_path, 5, {"a": {"x": torch.tensor([value])}}, {})
+        checkpoint.save(tmp_path, 5, {"a": {"x": torch.tensor([value])}}, state())
     assert checkpoint.steps(tmp_path) == [5]
     assert int(checkpoint.load(tmp_path)[0]["a"]["x"]) == 2
 
@@ -95,7 +98,7 @@ def test_only_safetensors_and_json(run: Path) -> None:
     """Read by their own published layouts: eight bytes of length, a JSON header, raw values."""
     names = {p.name for p in newest(run).iterdir()}
     groups = ("network", "ema", "covariance", "optimizer")
-    assert names == {"state.json"} | {f"{g}.safetensors" for g in groups}
+    assert names == {"state.json", "SHA256SUMS"} | {f"{g}.safetensors" for g in groups}
     for group in groups:
         data = (newest(run) / f"{group}.safetensors").read_bytes()
         (length,) = struct.unpack("<Q", data[:8])
@@ -171,9 +174,9 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     """SIGKILL between the last file and the rename: nothing of Python runs after it."""
 
     def child() -> None:
-        checkpoint.save(tmp_path, 1, {"a": {"x": torch.tensor([1.0])}}, {})
+        checkpoint.save(tmp_path, 1, {"a": {"x": torch.tensor([1.0])}}, state())
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-        checkpoint.save(tmp_path, 2, {"a": {"x": torch.tensor([2.0])}}, {})
+        checkpoint.save(tmp_path, 2, {"a": {"x": torch.tensor([2.0])}}, state())
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -182,7 +185,7 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [1]
     assert float(checkpoint.load(tmp_path)[0]["a"]["x"]) == 1.0
     assert len(list((tmp_path / "checkpoints").glob(".writing-*"))) == 1
-    checkpoint.save(tmp_path, 3, {"a": {"x": torch.tensor([3.0])}}, {})
+    checkpoint.save(tmp_path, 3, {"a": {"x": torch.tensor([3.0])}}, state())
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
 
 
@@ -240,20 +243,90 @@ def one_line(error: BaseException, run: Path) -> None:
     assert re.fullmatch(f"{re.escape(str(run))}.*: got .+, expected .+", str(error)), error
 
 
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", ""])
 @pytest.mark.parametrize("what", DAMAGES)
-def test_damage_is_one_clear_line(run: Path, what: str) -> None:
+def test_damage_is_one_clear_line(run: Path, what: str, sealed: bool) -> None:
+    """Of the only checkpoint; also where checksums fit, as of another program."""
+    shutil.rmtree(run / "checkpoints" / "step-00000030")
     DAMAGES[what](newest(run))
-    ema = what not in ("no weights", "another network's weights")  # sampling with the average needs none of these
+    if sealed:
+        seal(newest(run))
+    # sampling with the average needs no weights but it
+    ema = not sealed or what not in ("no weights", "another network's weights")
     with pytest.raises(InputError) as caught:
         load_run(run, ema=ema)
     one_line(caught.value, run)
     with pytest.raises(InputError) as caught:
         trained(run, steps=50)
     one_line(caught.value, run)
-    # The one before is whole, and serves once the damaged one is gone.
-    assert load_run(run, step=30).step == 30
-    shutil.rmtree(newest(run))
-    assert load_run(run).step == 30
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_of_a_damaged_newest_checkpoint_the_one_before_is_taken(run: Path, what: str) -> None:
+    DAMAGES[what](newest(run))
+    with pytest.warns(UserWarning, match=r"step-00000040: is damaged \(.+\); step 30 before it is taken"):
+        assert load_run(run).step == 30
+    with pytest.raises(InputError, match=r"step-00000040: got .+, expected a checkpoint that is whole"):
+        load_run(run, step=40)
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
+def test_a_flipped_bit_is_seen_and_the_run_goes_on_from_the_checkpoint_before(
+    run: Path, whole: Path, name: str
+) -> None:
+    file = newest(run) / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="step 30 before it is taken"):
+        trained(run)
+    assert_same_run(whole, run)
+    assert checkpoint.steps(run) == [40, 30]
+
+
+def test_a_checkpoint_of_a_step_is_the_newest(tmp_path: Path) -> None:
+    """Later ones were damaged, or of a run that was not gone on with: they would be taken for newer."""
+    for step in (10, 20, 30, 15):
+        checkpoint.save(tmp_path, step, {"a": {"x": torch.tensor([step])}}, state())
+    assert checkpoint.steps(tmp_path) == [15]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("group", ["ema", "covariance"])
+def test_numbers_that_are_not_finite(run: Path, group: str, value: float) -> None:
+    file = newest(run) / f"{group}.safetensors"
+    values = load_file(file)
+    name = next(k for k in values if k.endswith(("weight", "mean")))
+    values[name].view(-1)[0] = value
+    save_file(values, file)
+    seal(newest(run))
+    with pytest.raises(InputError, match=rf"{group}.safetensors: got 1 of \d+ numbers of .+ that are not finite"):
+        load_run(run)
+    assert load_run(run, finite=False).step == 40
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = checkpoint.save(tmp_path, 1, {"a": {"x": torch.ones(3)}}, state())
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()} == {0o666 & ~mask}
+
+
+def test_who_may_not_read_is_given_the_reason(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run as root, who may read everything."""
+    original = Path.open
+
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"step-00000040/.+: got Permission denied, expected a checkpoint to read"):
+        load_run(run)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +343,7 @@ def test_damage_is_one_clear_line(run: Path, what: str) -> None:
 )
 def test_a_damaged_optimiser_stops_only_training(run: Path, damage: Callable[[Path], Any]) -> None:
     damage(newest(run))
+    seal(newest(run))
     assert load_run(run).step == 40
     with pytest.raises(InputError) as caught:
         trained(run, steps=50)
@@ -289,7 +363,7 @@ FORMAT_2 = {
 def test_a_run_of_format_2_is_what_it_was(tmp_path: Path, settings: dict[str, Any]) -> None:
     """One factor, and where it was tracked the eigenbasis and l; the structure is in the settings alone."""
     new = load_run(trained(tmp_path / "run", steps=20, **settings))
-    tensors, state = checkpoint.load(new.path)
+    tensors, _ = checkpoint.load(new.path)
     kept = tensors["covariance"]
     old = {name: value for name, value in kept.items() if not name.startswith("snapshot.")}
     old["_extra_state"] = kept["_extra_state"][:5]
@@ -301,8 +375,10 @@ def test_a_run_of_format_2_is_what_it_was(tmp_path: Path, settings: dict[str, An
         old["basis"] = kept["snapshot.basis0"]
     folder = new.path / "checkpoints" / "step-00000020"
     save_file({name: value.contiguous() for name, value in old.items()}, folder / "covariance.safetensors")
-    state.pop("structure")
-    (folder / "state.json").write_text(json.dumps(state | {"format": 2}))
+    values = json.loads((folder / "state.json").read_text())
+    values.pop("structure")
+    (folder / "state.json").write_text(json.dumps(values | {"format": 2}))
+    (folder / "SHA256SUMS").unlink()
 
     found = load_run(new.path)
     x, region = torch.rand(5, 1, 8, 8), torch.arange(5) if "regions" in settings else None
@@ -347,6 +423,7 @@ def test_the_data_of_formats_before_4(tmp_path: Path) -> None:
         "offset": [c.offset for c in columns], "scale": [c.scale for c in columns], "rows": 40, "fewest": 9,
     }  # fmt: skip
     (folder / "state.json").write_text(json.dumps(state | {"format": 3}))
+    (folder / "SHA256SUMS").unlink()
     old = load_run(new.path)
     assert (old.info.kind, old.info.columns, old.info.rows, old.info.content) == ("table", ("a", "b"), 40, "")
     assert (old.info.classes, old.info.fewest, old.info.num_classes) == (("0", "1", "2"), 9, 3)

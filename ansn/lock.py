@@ -1,0 +1,95 @@
+"""One writer at a time: a lock file beside what is written, which names the process that writes.
+
+The file has the process's number, its host and its start. One whose process is gone is taken over at once on the host
+that it names, on any other after it was not refreshed for half a minute; nothing else tells a dead process there from a
+living one. (:class:`filelock.SoftFileLease`, which needs nothing of a file system but exclusive creation.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import SoftFileLease, Timeout
+
+from ansn.errors import InputError
+
+LEASE = 30.0
+"""Seconds without a sign of life after which a process on another host is taken for dead."""
+_PATIENCE = 0.2
+
+
+class Lock:
+    """The claim of this process on ``target``; see :func:`alone`."""
+
+    def __init__(self, file: Path, target: Path) -> None:
+        self.target = target
+        self._lease = SoftFileLease(file, lease_duration=LEASE, poll_interval=0.05)
+
+    def acquire(self) -> None:
+        """Claim it. InputError where another process has it; a warning where one left it behind."""
+        before = self._lease.owner
+        try:
+            self._lease.acquire(timeout=_PATIENCE)
+        except Timeout:
+            before = self._lease.owner
+            # On this host the file's process lives: else it were taken over. Containers add to the host's name.
+            import psutil
+
+            here = before is not None and before.hostname.partition("?")[0] == socket.gethostname()
+            if before is not None and here and psutil.pid_exists(before.pid):
+                raise self._taken() from None
+            where = "" if before is None else f" of process {before.pid} on {before.hostname}"
+            warnings.warn(f"{self.target}: waiting up to {LEASE:g} s to see if the writer{where} lives", stacklevel=4)
+            try:
+                self._lease.acquire(timeout=LEASE + 10.0)
+            except Timeout:
+                raise self._taken() from None
+        if before is not None:
+            gone = f"process {before.pid} on {before.hostname}"
+            warnings.warn(f"{self.target}: {gone} left its lock behind and is gone; taken over", stacklevel=4)
+
+    def check(self) -> None:
+        """InputError where the lock was lost: the folder was deleted, or another process took it over."""
+        if not self._lease.is_lock_held_by_us:
+            owner = self._lease.owner
+            by = "deleted" if owner is None else f"taken over by process {owner.pid} on {owner.hostname}"
+            raise InputError(f"{self.target}: got {by} while it was written, expected to be alone with it")
+
+    def release(self) -> None:
+        """Give it back."""
+        with suppress(OSError):  # of a folder that was deleted
+            self._lease.release()
+
+    def _taken(self) -> InputError:
+        owner = self._lease.owner
+        by = "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
+        return InputError(f"{self.target}: got an output that {by} is writing, expected to be alone; wait for it")
+
+
+@contextmanager
+def alone(file: Path, target: Path) -> Iterator[Lock]:
+    """While it lasts, this process alone writes ``target``; ``file``: the lock's.
+
+    Folders that are missing are made, and removed again where nothing was put in them. Raises InputError for a target
+    that another process writes, OSError for a folder that cannot be written.
+    """
+    missing = [folder for folder in file.parents if not folder.exists()]
+    lock = Lock(file, target)
+    try:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+        lock.acquire()
+        yield lock
+    finally:
+        lock.release()
+        for folder in missing:
+            with suppress(OSError):  # has something in it
+                folder.rmdir()
