@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.attack.trials import SLOW, Bench, Kind, Skip, Wrong
+from tests.attack.trials import SLOW, TRAIN, Bench, Kind, Skip, Wrong
 
 _MEMORY = 8 * 2**30  # bytes of addresses: a file that claims more may not take the machine's
 
@@ -39,6 +40,9 @@ def import_all() -> None:
     for name in late:
         with suppress(ImportError):
             importlib.import_module(name)
+    importlib.import_module("ansn.cli.train").parse(list(TRAIN))  # tyro imports by what it parses
+    gc.collect()
+    gc.freeze()  # memory that forks share stays shared
 
 
 class _Slow(BaseException):

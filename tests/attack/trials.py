@@ -29,11 +29,12 @@ FATAL = ("Traceback (most recent call last)", "Fatal Python error", "terminate c
 # What makes a command short: a fresh run of this takes half a second.
 TRAIN = (
     "toy2d", "--steps", "40", "--width", "16", "--samples", "0", "--threads", "1", "--structure", "diagonal",
-    "--skip", "scalar", "--batch-size", "64", "--checkpoint-every", "10", "--log-every", "1", "--out", "run",
+    "--skip", "scalar", "--tau-max", "3", "--batch-size", "64", "--checkpoint-every", "10", "--log-every", "1",
+    "--out", "run",
 )  # fmt: skip
 DIGITS = (
     "digits", "--steps", "4", "--width", "16", "--samples", "0", "--threads", "1", "--structure", "diagonal",
-    "--skip", "scalar", "--out", "digits",
+    "--skip", "scalar", "--tau-max", "9", "--out", "digits",
 )  # fmt: skip
 
 
@@ -193,11 +194,14 @@ def start(command: str, *arguments: str, before: Callable[[], None] = lambda: No
         traceback.print_exc()
         code = 1
     finally:
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:
-                stream.flush()
-        os._exit(code)
+        try:
+            atexit._run_exitfuncs()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BaseException:
+            code = 120  # as an interpreter that cannot write what was printed
+        finally:
+            os._exit(code)
 
 
 def _streams(log: Path) -> None:
