@@ -12,7 +12,7 @@ TESTS ?=
 # from the others at its end.
 CORES := -n auto --dist worksteal --benchmark-disable
 
-.PHONY: help setup train test fast test-slow lint types sanitize valgrind benchmark evidence evidence-quick clean
+.PHONY: help setup train test fast test-slow attack lint types sanitize valgrind benchmark evidence evidence-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: $(STAMP) lint ## what CI runs: lint, types, the fast tests
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" $(CORES) $(TESTS)
+
+attack: $(STAMP) ## kills, crashes, full disks, damaged files: a table of how the commands take them, under 10 minutes
+	$(BIN)/python -m tests.attack
 
 test-slow: $(STAMP) ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow $(CORES)

@@ -7,6 +7,7 @@ every trial was right.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -70,6 +71,7 @@ def _begin(bench: Bench, root: Path, kinds: list[Kind], given: argparse.Namespac
     if pid:
         return pid
     code = 1
+    gc.freeze()  # memory that forks share stays shared
     try:
         with (root / f"results-{i}").open("w", buffering=1) as results:
             for place, each in enumerate(kinds):
@@ -86,8 +88,11 @@ def _begin(bench: Bench, root: Path, kinds: list[Kind], given: argparse.Namespac
                     if given.number is not None:
                         numbers = range(given.number, given.number + 1)
                     folder = root / f"{each.name.replace(' ', '-').replace('/', '-')}-{first}"
-                    for result in trial(bench, each, given.seed, numbers, folder, until, given.number is not None):
-                        results.write(json.dumps([each.name, *result]) + "\n")
+                    begun = time.monotonic()
+                    found = trial(bench, each, given.seed, numbers, folder, until, given.number is not None)
+                    for result in found:
+                        took = (time.monotonic() - begun) / len(found)
+                        results.write(json.dumps([each.name, *result, took]) + "\n")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -126,24 +131,25 @@ def one(bench: Bench, each: Kind, seed: int, number: int) -> tuple[str, str]:
     return "right", ""
 
 
-def table(kinds: list[Kind], results: list[tuple[str, int, str, str]]) -> int:
+def table(kinds: list[Kind], results: list[tuple[str, int, str, str, float]]) -> int:
     """Print the counts, and of each kind some that went wrong. Returns the exit status."""
     widths = [len(name) + 2 for name in ("trials", "right", *COLUMNS)]
-    print(f"{'':<30}" + "".join(f"{n:>{w}}" for n, w in zip(("trials", "right", *COLUMNS), widths, strict=True)))
+    names = "".join(f"{n:>{w}}" for n, w in zip(("trials", "right", *COLUMNS), widths, strict=True))
+    print(f"{'':<30}{names}   seconds")
     total: Counter[str] = Counter()
     for each in kinds:
-        mine = [(column, number, text) for name, number, column, text in results if name == each.name]
+        mine = [(column, text, seconds) for name, _, column, text, seconds in results if name == each.name]
         counts = Counter(column for column, _, _ in mine)
-        reason = next((text for column, _, text in mine if column == "skipped"), "")
+        reason = next((text for column, text, _ in mine if column == "skipped"), "")
         trials = len(mine) - counts["skipped"]
         values = (trials, counts["right"], *(counts[c] for c in COLUMNS))
-        note = f"  left out: {reason}" if reason else ""
+        note = f"  left out: {reason}" if reason else f"{sum(seconds for *_, seconds in mine):>10.1f}"
         print(f"{each.name:<30}" + "".join(f"{v:>{w}}" for v, w in zip(values, widths, strict=True)) + note)
         total += counts
     values = (sum(total[c] for c in ("right", *COLUMNS)), total["right"], *(total[c] for c in COLUMNS))
     print(f"{'in all':<30}" + "".join(f"{v:>{w}}" for v, w in zip(values, widths, strict=True)))
     shown: Counter[tuple[str, str]] = Counter()
-    for name, number, column, text in results:
+    for name, number, column, text, _ in results:
         if column in COLUMNS and shown[name, column] < 8:
             shown[name, column] += 1
             print(f"{column}: {name} {number}: {text}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import importlib
 import json
 import os
@@ -41,8 +40,6 @@ def import_all() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     importlib.import_module("ansn.cli.train").parse(list(TRAIN))  # tyro imports by what it parses
-    gc.collect()
-    gc.freeze()  # memory that forks share stays shared
 
 
 class _Slow(BaseException):

@@ -17,7 +17,7 @@ from tests.attack.trials import TRAIN, Bench, Skip, Wrong, kind, nothing_left, r
 OTHER = 54321  # a user that is not root
 
 
-@kind("disk errors", 240, quick=4, share=2)
+@kind("disk errors", 240, quick=1, share=6)
 def refused(bench: Bench, rng: random.Random, number: int) -> None:
     name, at = aim(bench, rng, number)
     lasting = rng.random() < 0.4
@@ -28,7 +28,7 @@ def refused(bench: Bench, rng: random.Random, number: int) -> None:
     again(bench, name)
 
 
-@kind("file size limit", 40, quick=1)
+@kind("file size limit", 30)
 def limited(bench: Bench, rng: random.Random, number: int) -> None:
     # Standard error is a file too, and needs some room.
     size = rng.choice((5000, 8000, 20000, 40000) if number % 2 else (200, 400, 1000, 1400, 3000))
@@ -49,7 +49,7 @@ def limited(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("full tmpfs", 24)
+@kind("full tmpfs", 20)
 def full(bench: Bench, rng: random.Random, number: int) -> None:
     size = rng.choice((16, 64, 128, 192, 256, 320))
     Path("disk").mkdir()
@@ -73,7 +73,7 @@ def full(bench: Bench, rng: random.Random, number: int) -> None:
         subprocess.run(["umount", "disk"], check=True)
 
 
-@kind("folder deleted under a run", 30, quick=1)
+@kind("folder deleted under a run", 20)
 def deleted(bench: Bench, rng: random.Random, number: int) -> None:
     training = number % 2 == 0
     if not training:
@@ -93,7 +93,7 @@ def deleted(bench: Bench, rng: random.Random, number: int) -> None:
         same_file("x.npy", bench.golden / "x.npy")
 
 
-@kind("rights of another user", 12, quick=1)
+@kind("rights of another user", 12, share=0.5)
 def rights(bench: Bench, rng: random.Random, number: int) -> None:
     if os.geteuid():
         raise Skip("only root can become another user")

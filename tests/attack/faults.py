@@ -28,9 +28,9 @@ ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 # Command, its arguments, and what it begins from; the outputs are the golden ones.
 SCENARIOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "draw of .npy": ("sample", sample("x.npy"), ("run",)),
     "training": ("train", TRAIN, ()),
     "going on": ("train", TRAIN, ("half/run",)),
-    "draw of .npy": ("sample", sample("x.npy"), ("run",)),
     "draw of .csv": ("sample", sample("x.csv"), ("run",)),
     "draw of PNG": ("sample", sample("x/"), ("digits",)),
     "draw that goes on": ("sample", sample("x.npy"), ("run", "half/x.npy.part")),

@@ -107,14 +107,14 @@ def ready(bench: Bench, *names: str) -> None:
             bench.copy(name)
 
 
-@kind("state.json", 5000, quick=60, batch=125, share=2)
+@kind("state.json", 5000, quick=6, batch=125, share=6)
 def state(bench: Bench, rng: random.Random, number: int) -> None:
     ready(bench, "run")
     file = NEWEST / "state.json"
     checkpoint(bench, file, mutators.mutated_json(rng, file.read_bytes()), anew=rng.random() < 0.6)
 
 
-@kind("safetensors", 5000, quick=40, batch=125, share=2)
+@kind("safetensors", 5000, quick=6, batch=125, share=6)
 def tensors(bench: Bench, rng: random.Random, number: int) -> None:
     ready(bench, "run")
     file = rng.choice(sorted(NEWEST.glob("*.safetensors")))
@@ -127,7 +127,7 @@ def tensors(bench: Bench, rng: random.Random, number: int) -> None:
     checkpoint(bench, file, content, anew=rng.random() < 0.5)
 
 
-@kind("SHA256SUMS", 2000, quick=20, batch=125)
+@kind("SHA256SUMS", 2000, quick=4, batch=125, share=2)
 def sums(bench: Bench, rng: random.Random, number: int) -> None:
     ready(bench, "run")
     file = NEWEST / "SHA256SUMS"
@@ -136,7 +136,7 @@ def sums(bench: Bench, rng: random.Random, number: int) -> None:
     checkpoint(bench, file, mutators.mutated(rng, file.read_bytes()), anew=False)
 
 
-@kind("config.json, metrics.jsonl", 1500, quick=10, batch=50, share=2)
+@kind("config.json, metrics.jsonl", 1000, quick=1, batch=50, share=4)
 def logs(bench: Bench, rng: random.Random, number: int) -> None:
     """Neither is state: the run goes on, and is whole after it."""
     ready(bench, "half/run")
@@ -157,7 +157,7 @@ def logs(bench: Bench, rng: random.Random, number: int) -> None:
 # -- unfinished draws ------------------------------------------------------------------------------------------------
 
 
-@kind("OUT.part", 3000, quick=10, batch=50, share=2)
+@kind("OUT.part", 3000, quick=2, batch=50, share=5)
 def part(bench: Bench, rng: random.Random, number: int) -> None:
     """Whatever is accepted of it, the finished draw has the right bytes; else it is refused, or begun again."""
     ready(bench, "run", "half/x.npy.part")
@@ -198,7 +198,7 @@ def _framed(rng: random.Random, content: bytes) -> bytes:
 _texts: list[bytes] = []
 
 
-@kind("evaluation.json", 5000, quick=150, batch=500)
+@kind("evaluation.json", 5000, quick=60, batch=500)
 def evaluation(bench: Bench, rng: random.Random, number: int) -> None:
     from ansn.evaluation import Evaluation, Measurement
 
@@ -222,7 +222,7 @@ def evaluation(bench: Bench, rng: random.Random, number: int) -> None:
         print(*found.measurements)
 
 
-@kind("cache of classifiers", 5000, quick=150, batch=500)
+@kind("cache of classifiers", 5000, quick=40, batch=500, share=2)
 def cached(bench: Bench, rng: random.Random, number: int) -> None:
     import torch
 
@@ -292,7 +292,7 @@ def expect(path: str, right: Any, found: Any) -> None:
         raise Wrong("silently wrong", f"{path}: {found}, an independent reader has {right}")
 
 
-@kind("data: .npy", 5000, quick=60, batch=250)
+@kind("data: .npy", 5000, quick=20, batch=250, share=2)
 def npy(bench: Bench, rng: random.Random, number: int) -> None:
     content = _npy((_table, _table.astype("f4"), _images, (_table * 9).astype("i4"))[number % 4])
     # The header alone, or anything.
@@ -304,7 +304,7 @@ def npy(bench: Bench, rng: random.Random, number: int) -> None:
         expect("a.npy", right.size, found and found[0] * int(np.prod(found[1])))
 
 
-@kind("data: .npz", 5000, quick=30, batch=250)
+@kind("data: .npz", 5000, quick=10, batch=250, share=2)
 def npz(bench: Bench, rng: random.Random, number: int) -> None:
     content = _npy((_table, _images)[number % 2], np.arange((40, 20)[number % 2]) % 2)
     Path("a.npz").write_bytes(mutators.mutated(rng, content))
@@ -315,7 +315,7 @@ def npz(bench: Bench, rng: random.Random, number: int) -> None:
     expect("a.npz", right, found and found[0] * int(np.prod(found[1])))
 
 
-@kind("data: .csv", 5000, quick=60, batch=250)
+@kind("data: .csv", 5000, quick=20, batch=250, share=2.5)
 def csvs(bench: Bench, rng: random.Random, number: int) -> None:
     Path("a.csv").write_bytes(mutators.mutated(rng, _csv()))
     found = loaded("a.csv")
@@ -325,7 +325,7 @@ def csvs(bench: Bench, rng: random.Random, number: int) -> None:
             expect("a.csv", True, found and len(rows) - 1 <= found[0] <= len(rows) and found[1][0] <= len(rows[0]))
 
 
-@kind("data: IDX", 5000, quick=30, batch=250)
+@kind("data: IDX", 5000, quick=10, batch=250, share=1.5)
 def idx(bench: Bench, rng: random.Random, number: int) -> None:
     head = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in _images.shape)
     labels = b"\0\0\x08\x01" + (20).to_bytes(4, "big") + bytes(i % 3 for i in range(20))
@@ -341,7 +341,7 @@ def idx(bench: Bench, rng: random.Random, number: int) -> None:
         expect("idx", (sizes[0], (1, *sizes[1:])), found)
 
 
-@kind("data: PNG", 5000, quick=30, batch=250)
+@kind("data: PNG", 5000, quick=10, batch=250, share=2.5)
 def png(bench: Bench, rng: random.Random, number: int) -> None:
     from PIL import Image
 

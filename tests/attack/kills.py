@@ -55,7 +55,7 @@ def drawn(bench: Bench, out: str) -> None:
     nothing_left()
 
 
-@kind("kill -9, training", 60, quick=2)
+@kind("kill -9, training", 60, quick=1, share=3)
 def killed_training(bench: Bench, rng: random.Random, number: int) -> None:
     for _ in range(rng.choice((1, 1, 2))):
         begun = start("train", *TRAIN)
@@ -66,7 +66,7 @@ def killed_training(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("kill -9, sampling", 60, quick=2)
+@kind("kill -9, sampling", 60, quick=1, share=1.5)
 def killed_sampling(bench: Bench, rng: random.Random, number: int) -> None:
     out, begun = draw(bench, rng, number)
     begun.ended(moment(bench, rng, "sample"))
@@ -91,7 +91,7 @@ def checkpointed(done: Done, number: int) -> None:
         raise Wrong("lost", f"signal {number}, exit {done.code}: step {last} was done, the checkpoint is of {newest}")
 
 
-@kind("signals, training", 80, quick=2)
+@kind("signals, training", 60, quick=1, share=3)
 def signalled_training(bench: Bench, rng: random.Random, number: int) -> None:
     sign = SIGNALS[number % len(SIGNALS)]
     begun = start("train", *TRAIN)
@@ -106,7 +106,7 @@ def signalled_training(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("signals, sampling", 80, quick=2)
+@kind("signals, sampling", 60, quick=1, share=1.5)
 def signalled_sampling(bench: Bench, rng: random.Random, number: int) -> None:
     sign = SIGNALS[number // 3 % len(SIGNALS)]
     out, begun = draw(bench, rng, number)
@@ -121,7 +121,7 @@ def signalled_sampling(bench: Bench, rng: random.Random, number: int) -> None:
     drawn(bench, out)
 
 
-@kind("time limit, nohup", 20, quick=1)
+@kind("time limit, nohup", 16)
 def limited(bench: Bench, rng: random.Random, number: int) -> None:
     if number % 4 == 3:
         begun = start("train", *TRAIN, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None)
@@ -155,7 +155,7 @@ def aim(bench: Bench, rng: random.Random, number: int) -> tuple[str, int]:
     return name, rng.randint(1, faults.points(bench, name))
 
 
-@kind("crash points", 240, quick=4, share=2)
+@kind("crash points", 240, quick=1, share=6)
 def crashed(bench: Bench, rng: random.Random, number: int) -> None:
     name, at = aim(bench, rng, number)
     how = rng.choice(("before", "after", "torn"))
@@ -163,7 +163,7 @@ def crashed(bench: Bench, rng: random.Random, number: int) -> None:
     again(bench, name)
 
 
-@kind("crash before the clean-up", 12, quick=1)
+@kind("crash before the clean-up", 12, quick=1, share=0.5)
 def crashed_late(bench: Bench, rng: random.Random, number: int) -> None:
     out = [out for out in OUTPUTS if (bench.golden / out).exists()][number % 3 if (bench.golden / "x").exists() else 0]
     bench.copy("run" if out != "x/" else "digits")

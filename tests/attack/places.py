@@ -45,7 +45,7 @@ def _closed(number: int) -> Callable[[], None]:
 CHANGES = {"no home": _homeless, "no TMPDIR": _no_temporary, "no stdout": _closed(1), "no stderr": _closed(2)}
 
 
-@kind("strange surroundings", 16, quick=4)
+@kind("strange surroundings", 16, quick=1, share=0.7)
 def surroundings(bench: Bench, rng: random.Random, number: int) -> None:
     name = list(CHANGES)[number % 4]
     if number // 4 % 2:
@@ -58,14 +58,14 @@ def surroundings(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("evaluation without a home", 2)
+@kind("evaluation without a home", 2, share=0.8)
 def homeless(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("run")
     bench.seconds["evaluate"] = 60.0
     wanted(run(bench, "evaluate", "run", "--quick", "-n", "64", "--threads", "1", before=_homeless), 0, 2)
 
 
-@kind("names that are not UTF-8", 12, quick=1)
+@kind("names that are not UTF-8", 8, share=0.7)
 def odd(bench: Bench, rng: random.Random, number: int) -> None:
     way = number % 4
     if way == 0:
@@ -92,7 +92,7 @@ def _listing() -> dict[str, bytes]:
     return {str(p): p.read_bytes() if p.is_file() else b"" for p in Path("elsewhere").rglob("*")}
 
 
-@kind("links that lead elsewhere", 36, quick=2)
+@kind("links that lead elsewhere", 36, quick=1)
 def links(bench: Bench, rng: random.Random, number: int) -> None:
     name = (*FOLDERS, *FILES)[number % 9]
     bench.copy("run")

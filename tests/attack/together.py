@@ -39,7 +39,7 @@ def whole(goldens: Iterable[str], check: Callable[[str], None]) -> None:
     raise failure
 
 
-@kind("trainers at once", 50, quick=2)
+@kind("trainers at once", 40, quick=1, share=3)
 def trainers(bench: Bench, rng: random.Random, number: int) -> None:
     count = rng.choice((2, 2, 3))
     differ = number % 2 == 1 and (bench.golden / "seed1").exists()
@@ -55,7 +55,7 @@ def trainers(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("samplers at once", 80, quick=3)
+@kind("samplers at once", 80, quick=1, share=3)
 def samplers(bench: Bench, rng: random.Random, number: int) -> None:
     outputs = [out for out in OUTPUTS if (bench.golden / out).exists()]
     out = outputs[number % len(outputs)]
@@ -74,7 +74,7 @@ def samplers(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("sampler beside a trainer", 30)
+@kind("sampler beside a trainer", 20)
 def beside(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("half/run")
     trainer = start("train", *TRAIN)

@@ -102,7 +102,7 @@ def kill_all(begun: Running) -> None:
     gone(numbers)
 
 
-@kind("torchrun, training killed", 2)
+@kind("torchrun, training killed", 2, share=2.5)
 def training(bench: Bench, rng: random.Random, number: int) -> None:
     golden(bench)
     begun = ranks("train", *LONG)
@@ -115,7 +115,7 @@ def training(bench: Bench, rng: random.Random, number: int) -> None:
     check(bench)
 
 
-@kind("torchrun, sampling killed", 2)
+@kind("torchrun, sampling killed", 2, share=2)
 def sampling(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("run")
     arguments = sample("x.npy")
@@ -128,7 +128,7 @@ def sampling(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("torchrun, launcher killed", 3)
+@kind("torchrun, launcher killed", 2, share=3)
 def launcher(bench: Bench, rng: random.Random, number: int) -> None:
     """The processes outlive it for a while, and a second run begins at once."""
     golden(bench)
@@ -146,7 +146,7 @@ def launcher(bench: Bench, rng: random.Random, number: int) -> None:
     check(bench)
 
 
-@kind("torchrun, ranks apart", 2)
+@kind("torchrun, ranks apart", 2, share=2)
 def apart(bench: Bench, rng: random.Random, number: int) -> None:
     """A trainer's checkpoint comes between the starts of two ranks: all draw from one model."""
     shutil.copytree(bench.golden / "at-20", "run")

@@ -53,7 +53,7 @@ def told_before(err: str) -> bool:
     return any("step-00000040" in line and "damaged" in line for line in err.splitlines())
 
 
-@kind("numbers, drawn", 160, quick=3)
+@kind("numbers, drawn", 160, quick=1, share=2)
 def weights(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("run")
     files = sorted(NEWEST.glob("*.safetensors"))
@@ -75,7 +75,7 @@ def weights(bench: Bench, rng: random.Random, number: int) -> None:
             same_file(out, bench.golden / "at-30.npy")
 
 
-@kind("numbers, gone on with", 60, quick=1)
+@kind("numbers, gone on with", 40, share=1.5)
 def trained(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("run")
     files = sorted(NEWEST.glob("*.safetensors"))
@@ -88,7 +88,7 @@ def trained(bench: Bench, rng: random.Random, number: int) -> None:
             raise Wrong("silently wrong", f"{name}: no word of the damage")
 
 
-@kind("--allow-nonfinite", 8, quick=1)
+@kind("--allow-nonfinite", 8, share=0.5)
 def allowed(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("run")
     for group in ("network", "ema"):
