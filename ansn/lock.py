@@ -21,7 +21,7 @@ from ansn.errors import InputError
 
 LEASE = 30.0
 """Seconds without a sign of life after which a process on another host is taken for dead."""
-_PATIENCE = 0.2
+_PATIENCE, _MORE = 0.2, 10.0
 
 
 class Lock:
@@ -47,7 +47,7 @@ class Lock:
             where = "" if before is None else f" of process {before.pid} on {before.hostname}"
             warnings.warn(f"{self.target}: waiting up to {LEASE:g} s to see if the writer{where} lives", stacklevel=4)
             try:
-                self._lease.acquire(timeout=LEASE + 10.0)
+                self._lease.acquire(timeout=LEASE + _MORE)
             except Timeout:
                 raise self._taken() from None
         if before is not None:

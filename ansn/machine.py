@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ def asked_to_end(act: Callable[[], None]) -> Iterator[None]:
     main one whoever runs us handles signals."""
 
     def handle(number: int, _: Any) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_the_terminal()
         act()
 
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -55,3 +58,12 @@ def asked_to_end(act: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_the_terminal() -> None:
+    """What is printed to a terminal that is gone goes nowhere: else the next line is an error."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

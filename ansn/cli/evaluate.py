@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -24,6 +25,7 @@ from ansn.evaluation.measurement import Evaluation
 from ansn.evaluation.samples import read_samples
 from ansn.evaluation.sweep import ALL, EVALUATIONS
 from ansn.files import write_atomic
+from ansn.lock import alone
 from ansn.sampling import METHODS
 from ansn.training import Run, load_run
 from ansn.training.pictures import sampler_options
@@ -113,28 +115,29 @@ def _evaluate(arguments: Arguments) -> None:
     if arguments.quick:
         n = min(settings.n or 500, 500)
         settings = dataclasses.replace(settings, n=n, halves=min(settings.halves, 10), likelihood=0)
-    samples = None if arguments.samples is None else read_samples(arguments.samples, run, arguments.seed)
-    say_device(device)
-    try:
-        found = evaluate(
-            run, settings, data=arguments.data, sampling=sampling, samples=samples, cache=arguments.cache,
-            command=shlex.join(["ansn-evaluate", *sys.argv[1:]]), progress=sys.stderr.isatty(), tell=_tell,
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    print(table(found.evaluation))
-    for line in found.evaluation.left_out:
-        print(f"left out: {line}")
     folder = arguments.out or (run.path / "quick" if arguments.quick else run.path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder / ".evaluation.lock", folder))
+        except OSError as error:
+            raise InputError(f"--out: got {error.strerror} for {folder}, expected a folder to write in") from None
+        samples = None if arguments.samples is None else read_samples(arguments.samples, run, arguments.seed)
+        say_device(device)
+        try:
+            found = evaluate(
+                run, settings, data=arguments.data, sampling=sampling, samples=samples, cache=arguments.cache,
+                command=shlex.join(["ansn-evaluate", *sys.argv[1:]]), progress=sys.stderr.isatty(), tell=_tell,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        print(table(found.evaluation))
+        for line in found.evaluation.left_out:
+            print(f"left out: {line}")
         write_atomic(folder / "evaluation.json", found.evaluation.to_json())
-    except OSError as error:
-        raise InputError(f"--out: got {error.strerror} for {folder}, expected a folder to write in") from None
-    print(folder / "evaluation.json")
-    _tell("drawing the report")
-    way = None if samples is not None else {**sampler_options(sampling), "seed": arguments.seed}
-    print(*_report(folder, run, found, way), sep="\n")
+        print(folder / "evaluation.json")
+        _tell("drawing the report")
+        way = None if samples is not None else {**sampler_options(sampling), "seed": arguments.seed}
+        print(*_report(folder, run, found, way), sep="\n")
 
 
 def table(evaluation: Evaluation) -> str:

@@ -48,21 +48,22 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     """Write the checkpoint of ``step``: one safetensors file for each group of tensors, ``state.json``, and
     ``SHA256SUMS``, which `sha256sum -c` reads.
 
-    Those of later steps go: they were of a run that was not gone on with. Raises OSError or InputError, with what was
-    there before still there.
+    Those of later steps go: they were of a run that was not gone on with. Raises InputError where the disk refuses,
+    with what was there before still there.
     """
     folder = run / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    _sweep(folder)
     temporary = folder / f".writing-{os.getpid()}"
-    temporary.mkdir()
     try:
+        folder.mkdir(exist_ok=True)
+        _sweep(folder)
+        temporary.mkdir()
         _write(temporary, tensors, {"format": FORMAT, "step": step, **state})
         final = folder / f"step-{step:08d}"
         _remove(final)
         os.replace(temporary, final)
-    except SafetensorError as error:
-        raise InputError(f"{temporary}: got {error}, expected room for a checkpoint; the one before is kept") from None
+    except (OSError, SafetensorError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise InputError(f"{run}: got {got} at the checkpoint of step {step}, expected it to be written") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     kept = [s for s in steps(run) if s <= step][:_KEEP]

@@ -114,7 +114,10 @@ class Reporter:
         others."""
         if not self.show:
             return
-        self.file.write(json.dumps(values) + "\n")
+        try:
+            self.file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path}: got {error.strerror}, expected a log to write") from None
         self.board.add({k: v for k, v in values.items() if k != "step" and v is not None}, values["step"])
         step = values["step"]
         left = (time.perf_counter() - self.begun) / max(step - self.start, 1) * (self.total - step)

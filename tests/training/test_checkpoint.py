@@ -160,7 +160,7 @@ def test_an_error_while_writing_leaves_what_was_there(
             raise full
 
         patch.setattr(*target, refuse)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match="run: got No space left on device at the checkpoint of step 20, expected"):
             trained(run)
     assert calls
     assert checkpoint.steps(run) == [10]

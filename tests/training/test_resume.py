@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -122,6 +123,11 @@ def test_ctrl_c_writes_a_checkpoint_and_the_rest_follows(tmp_path: Path, monkeyp
     assert metrics(tmp_path / "parts")[-1]["step"] == 13
     trained(tmp_path / "parts", **options)
     assert_same_run(whole, tmp_path / "parts")
+    between, lines = [], []
+    for line in metrics(tmp_path / "parts"):
+        (between if line["step"] == 13 else lines).append(line)
+    assert lines == metrics(whole), "means are over the same steps"
+    assert [line["steps"] for line in between] == [3]
 
 
 def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
@@ -134,6 +140,69 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
     assert checkpoint.steps(tmp_path / "parts") == [10]
     trained(tmp_path / "parts")
     assert_same_run(whole, tmp_path / "parts")
+
+
+def test_a_time_limit_ends_with_a_checkpoint(whole: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Interrupted, match=r"interrupted at step \d+; its checkpoint is there"):
+            trained(tmp_path / "run", max_minutes=1e-6)
+    assert checkpoint.steps(tmp_path / "run") == [2, 1], "a step each time"
+    trained(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_second_trainer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, refused = checkpoint.save, []
+
+    def meanwhile(*args: Any) -> Path:
+        for resume in (True, False):
+            with pytest.raises(InputError, match=rf"run: got an output that process {os.getpid()} on"):
+                trained(tmp_path / "run", resume=resume)
+            refused.append(resume)
+        return save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", meanwhile)
+    trained(tmp_path / "run", steps=10)
+    assert refused == [True, False]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_folder_that_is_deleted_under_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Reporter.advance
+
+    def delete(self: Reporter, step: int) -> None:
+        advance(self, step)
+        if step == 15:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(Reporter, "advance", delete)
+    with pytest.raises(InputError, match=r"run: got deleted while it was written"):
+        trained(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_links_are_not_written_behind(tmp_path: Path, name: str) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir(), other.mkdir()
+    (other / "step-00000001").mkdir()
+    (run / name).symlink_to(other)
+    with pytest.raises(InputError, match=rf"{name}: got a link to .+other, expected a folder"):
+        trained(run, resume=False)
+    assert [p.name for p in other.iterdir()] == ["step-00000001"]
+
+
+LINES = ["null", '{"loss": 1}', "\xf3", "[" * 10**5, '{"step": 1e99}', '{"step": true}', '{"step": 5, "loss": "x"}', ""]
+
+
+def test_a_damaged_log_is_no_state(whole: Path, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", steps=10)
+    with (run / "metrics.jsonl").open("a", encoding="latin-1") as file:
+        file.write("\n".join(LINES) + '\n{"st')
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: 8 of \d+ lines are damaged and left out"):
+        trained(run)
+    assert_same_run(whole, run)
+    assert metrics(run) == metrics(whole)
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

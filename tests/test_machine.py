@@ -1,0 +1,46 @@
+"""Asked to end: every signal that means it, none that is ignored."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from ansn.machine import asked_to_end
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_is_heard_and_handed_back(number: signal.Signals) -> None:
+    before, heard = [signal.getsignal(s) for s in SIGNALS], []
+    with asked_to_end(lambda: heard.append(1)):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+    assert heard == [1, 1]
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_what_is_ignored_stays_so(number: signal.Signals) -> None:
+    before, heard = signal.signal(number, signal.SIG_IGN), []
+    try:
+        with asked_to_end(lambda: heard.append(1)):  # nohup
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    assert heard == []
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with asked_to_end(lambda: None):
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]
