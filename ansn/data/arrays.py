@@ -28,6 +28,7 @@ _IMAGE_KEYS = ("x", "images", "data")
 _LABEL_KEYS = ("y", "labels", "label", "target", "targets")
 _SPLIT_KEYS = ("x_{}", "{}_x", "{}_images", "images_{}"), ("y_{}", "{}_y", "{}_labels", "labels_{}")
 _FULL = 128  # largest grey value from which all 256 are meant
+_AXES, _MOST = 32, 2**48  # axes and numbers, beside those of no size
 _PIECE = 1 << 22  # bytes converted at a time
 
 Splits = tuple[Index, Index]
@@ -114,6 +115,9 @@ def read_npy(stream: IO[bytes], path: Path | str, text: bool = False) -> NDArray
         )
     if dtype.kind not in ("buifU" if text else "buif"):
         raise InputError(f"{path}: got values of type {dtype}, expected integers, floats or booleans")
+    sizes = all(type(size) is int and size >= 0 for size in shape) and len(shape) <= _AXES
+    if not (sizes and dtype.itemsize and math.prod(max(size, 1) for size in shape) < _MOST):
+        raise InputError(f"{path}: got {dtype} of shape {layout.by(shape)[:80]}, expected sizes that an array can have")
     count = math.prod(shape) * dtype.itemsize
     data = read_exactly(stream, count, path, f"its header says {dtype} of shape {layout.by(shape)}")
     values: NDArray[Any] = _widened(data, dtype) if dtype.str[1:] == "f2" else np.frombuffer(data, dtype=dtype)

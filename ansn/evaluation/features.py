@@ -6,8 +6,10 @@ A distance says nothing without the name of its space; every space has one.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,8 +82,14 @@ class ClassifierFeatures:
         if state is None:
             self._layers = self._fit(x, labels, hidden, seed)
         else:
-            count = len(hidden) + 1
-            self._layers = [(state[f"weight{i}"].numpy(), state[f"bias{i}"].numpy()) for i in range(count)]
+            outputs = 1 if len(self._classes) == 2 else len(self._classes)  # scikit-learn's
+            widths = (math.prod(self._shape), *hidden, outputs)
+            expected: dict[str, tuple[int, ...]] = {f"weight{i}": pair for i, pair in enumerate(pairwise(widths))}
+            expected |= {f"bias{i}": (width,) for i, width in enumerate(widths[1:])}
+            found = {name: tuple(value.shape) for name, value in state.items() if value.dtype == torch.float64}
+            if found != expected:
+                raise ValueError(f"state: got tensors {found}, expected float64 ones {expected}")
+            self._layers = [(state[f"weight{i}"].numpy(), state[f"bias{i}"].numpy()) for i in range(len(widths) - 1)]
         self.name = f"{name}-mlp-{'-'.join(map(str, hidden))}"
         self.n = len(x)
         self.accuracy = None if test is None else self.score(*test)

@@ -7,7 +7,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from ansn import schema
 
 FORMAT = 1  # of evaluation.json
 
@@ -88,24 +90,49 @@ class Evaluation:
         return json.dumps({"format": FORMAT, **_plain(dataclasses.asdict(self))}, indent=1, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Evaluation:
+    def from_json(cls, text: str | bytes) -> Evaluation:
         """The inverse of :meth:`to_json`, with NaN for a measurement's value that was not finite.
 
-        Raises ValueError for text that is no evaluation.
+        Raises InputError, a ValueError, for text that is no evaluation.
         """
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise ValueError(f"text: got something else, expected an evaluation of format {FORMAT}")
-        try:
-            made = tuple(Measurement(**{**m, "value": _number(m["value"])}) for m in values.pop("measurements"))
-            rows: dict[str, Any] = {key: tuple(values.pop(key)) for key in ("quality", "left_out")}
-            return cls(measurements=made, **rows, **values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"text: got something else, expected an evaluation ({error})") from None
+        stored: _Stored = schema.parse(text, _Stored, "evaluation")
+        made = []
+        for values in stored.measurements:
+            known = values.get("value", 0.0) is not None
+            one: Measurement = schema.build(Measurement, values if known else {**values, "value": 0.0}, "measurement")
+            made.append(one if known else dataclasses.replace(one, value=math.nan))
+        near = stored.neighbours
+        return cls(
+            stored.settings, stored.command, stored.run, stored.provenance, tuple(made), stored.quality,
+            None if near is None else dataclasses.asdict(near), stored.left_out,
+        )  # fmt: skip
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+@dataclass(frozen=True)
+class _Neighbours:
+    index: list[list[int]]
+    distance: list[list[float]]
+    space: str
+
+    def __post_init__(self) -> None:
+        sizes = [[len(row) for row in self.index], [len(row) for row in self.distance]]
+        if sizes[0] != sizes[1] or len(set(sizes[0])) > 1:
+            raise ValueError("index, distance: got rows of several lengths, expected as many of both for each sample")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """JSON of :class:`Evaluation`."""
+
+    format: Literal[1]
+    settings: dict[str, Any]
+    command: str
+    run: dict[str, Any]
+    provenance: dict[str, Any]
+    measurements: list[dict[str, Any]]
+    quality: tuple[dict[str, int | float | str | None], ...]
+    left_out: tuple[str, ...]
+    neighbours: _Neighbours | None = None
 
 
 def _plain(value: Any) -> Any:

@@ -79,12 +79,17 @@ def classifier(
     settings |= {"data": train.fingerprint(), "format": 1}
     place = place or cache.folder()
     if convolutional:
-        made = ConvFeatures(train, state=cache.kept(settings, lambda: ConvFeatures(train).network.state_dict(), place))
+        state = cache.kept(
+            settings, lambda: ConvFeatures(train).network.state_dict(), place, lambda s: ConvFeatures(train, state=s)
+        )
+        made = ConvFeatures(train, state=state)
         if held_out is not None:
             made.score(*held_out)
         return made
     x, labels = labelled(train)
-    state = cache.kept(settings, lambda: ClassifierFeatures(x, labels).state(), place)
+    state = cache.kept(
+        settings, lambda: ClassifierFeatures(x, labels).state(), place, lambda s: ClassifierFeatures(x, labels, state=s)
+    )
     return ClassifierFeatures(x, labels, test=held_out, name=train.name, state=state)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
+from typing import Any
 
-from ansn.config import TrainConfig
+from ansn import schema
+from ansn.config import TrainConfig, from_dict
 from ansn.data import Dataset, load_dataset
 from ansn.errors import InputError
 from ansn.training import checkpoint
@@ -44,10 +45,10 @@ def same_share(config: TrainConfig) -> TrainConfig:
     if not config.run.resume or config.data.test_fraction is not None or not checkpoint.steps(Path(config.run.out)):
         return config
     try:
-        stored = json.loads((Path(config.run.out) / "config.json").read_text())["data"].get("test_fraction", 0.0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stored = schema.read(Path(config.run.out) / "config.json", dict[str, dict[str, Any]])
+        fraction = from_dict({"data": {"test_fraction": 0.0} | stored["data"]}).data.test_fraction
+    except (OSError, ValueError, KeyError):
         return config
-    fraction = stored if isinstance(stored, float | int) else None
     return dataclasses.replace(config, data=dataclasses.replace(config.data, test_fraction=fraction))
 
 

@@ -273,6 +273,23 @@ def test_npy_of_the_wrong_length(tmp_path: Path) -> None:
         refused(tmp_path / "a.npy", "a.npy", part)
 
 
+@pytest.mark.parametrize(
+    ("shape", "part"),
+    [
+        ("(True, 12)", "a.npy: got float64 of shape Truex12, expected sizes that an array can have"),
+        ("(-4, -3)", "a.npy: got float64 of shape -4x-3, expected sizes"), ("(0, 9223372036854775808)", "of shape 0x92"),
+        ("(4294967296, 4294967296)", "of shape 4294967296x4294967296"), ("(12" + ",1" * 40 + ")", "of shape 12x1x1"),
+        ("(10000000000000000000000000000000000000000,)", "of shape 1000000"), ("(12.0,)", "got no readable .npy array"),
+        ("12", "got no readable .npy array"), ("(None, 12)", "got no readable .npy array"),
+    ],
+)  # fmt: skip
+def test_npy_of_a_shape_that_no_array_has(tmp_path: Path, shape: str, part: str) -> None:
+    content = npy_bytes(np.zeros((4, 3))).split(b"\n", 1)[1]
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content)
+    refused(tmp_path / "a.npy", part)
+
+
 def test_broken_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     images = some_images(6, 4, 4)

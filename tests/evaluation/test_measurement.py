@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
+import re
 
 import pytest
 
+from ansn.errors import InputError
 from ansn.evaluation import Evaluation, Measurement
 
 FULL = Measurement(
@@ -57,6 +60,23 @@ def test_json_has_no_number_that_is_not_finite(value: float) -> None:
     assert math.isnan(back.measurements[0].value)
     assert back.measurements[0].low is None
     assert back.quality[0]["value"] is None
+
+
+def test_damage_is_one_line_or_an_evaluation_that_can_be_told() -> None:
+    text, chance = EVALUATION.to_json(), random.Random(0)
+    words = ["null", "[]", "{}", "true", "-1", "1e999", '"x"', "2.5", "[1, [2]]", '{"value": 1}', "1" + "0" * 30]
+    tokens = [match.span() for match in re.finditer(r'"[^"]*"|-?[0-9][0-9.e+-]*|null|true|[\[\]{},:]', text)]
+    refused = 0
+    for _ in range(2000):
+        start, stop = chance.choice(tokens)
+        try:
+            found = Evaluation.from_json(text[:start] + chance.choice([*words, ""]) + text[stop:])
+        except InputError:  # anything else is a failure
+            refused += 1
+        else:
+            told = [*map(str, found.measurements), found.to_json()]
+            assert all(map(len, told))
+    assert refused > 1000
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"format": 99}', '{"format": 1, "measurements": [{"value": 1}]}', "no"])

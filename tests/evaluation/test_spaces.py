@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ansn
@@ -199,6 +202,39 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: Any) -> None:
     assert all(torch.equal(first[k], again[k]) for k in first)
     cache.kept({"seed": 0}, make, tmp_path)
     assert make.made == 2
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "dtype", "nan", "none"])
+def test_tensors_that_are_of_no_classifier_are_made_again(
+    small: Dataset, stripes: Dataset, tmp_path: Path, change: str
+) -> None:
+    """Whatever the hash says."""
+    for number, data in enumerate((small, stripes)):
+        place = tmp_path / str(number)
+        first = spaces.classifier(data, place=place)
+        (tensors,), (entry,) = place.glob("*.safetensors"), place.glob("*.json")
+        values = load_file(tensors)
+        name = sorted(values)[0]
+        wrong = {"shape": values[name][:1], "dtype": values[name].half(), "nan": values[name] * float("nan")}
+        values |= {name: wrong[change]} if change in wrong else {}
+        values = {k: v for k, v in values.items() if change != "none" and (k != name or change != "missing")}
+        save_file(values, tensors)
+        digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
+        entry.write_text(json.dumps(json.loads(entry.read_text()) | {"sha256": digest}))
+        if change == "dtype" and data is stripes:  # a float16 weight loads as a float32 one
+            continue
+        with pytest.warns(UserWarning, match="is damaged and made again"):
+            again = spaces.classifier(data, place=place)
+        assert np.array_equal(first(everything(data)), again(everything(data)))
+
+
+def test_without_a_home_nothing_is_kept(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ANSN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # of whom there is no entry
+    assert cache.folder() is None
+    with pytest.warns(UserWarning, match="the classifier is not kept: there is no home"):
+        spaces.classifier(small)
 
 
 def test_a_folder_that_cannot_be_written_costs_the_training_alone(tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ def neighbours(m: Material) -> Section:
         s.missing.append("No neighbours were searched, or the training data was not at hand.")
         return s
     index, distance = torch.tensor(near["index"]), torch.tensor(near["distance"])
+    known = index.numel() > 0 and 0 <= int(index.min()) <= int(index.max()) < len(m.train)
+    if not known or len(index) > len(m.samples):
+        s.missing.append("The neighbours that were found are not of these samples and this data.")
+        return s
     order = distance[:, 0].nan_to_num(math.inf).argsort(stable=True).tolist()
     picked = order[: _ROWS // 2]
     picked += [i for i in range(len(order)) if i not in picked][: _ROWS - len(picked)]

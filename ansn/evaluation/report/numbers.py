@@ -77,18 +77,19 @@ def cost(m: Material) -> Section:
     if not rows:
         s.missing.append("No sampler was tried at several numbers of evaluations; ansn-evaluate --sweep does it.")
         return s
-    counts = sorted({int(_value(row, "n")) for row in rows if math.isfinite(_value(row, "n"))})
-    usual = max(counts, key=lambda n: sum(row.get("n") == n for row in rows), default=None)
+    rows = [{**row, "method": str(row.get("method")), "n": _value(row, "n")} for row in rows]
+    counts = sorted({int(row["n"]) for row in rows if math.isfinite(row["n"])})
+    usual = max(counts, key=lambda n: sum(row["n"] == n for row in rows), default=None)
     if len(counts) > 1:
         told = " and ".join(f"{n:,}" for n in counts)
         s.text.append(
             f"The rows are of n = {told} samples. Distances fall with n, so only those of one n compare; the floor that"
             f" is drawn is that of n = {usual:,}. The row of the run's sampler is the measurement above."
         )
-    floor = next((_value(row, "floor") for row in rows if row.get("n") == usual and row.get("floor") is not None), None)
+    floor = next((_value(row, "floor") for row in rows if row["n"] == usual and row.get("floor") is not None), None)
     what = str(rows[0].get("name", "distance"))
     # A line for each sampler and n.
-    named = [(f"{row['method']}, n = {row['n']:,}" if len(counts) > 1 else str(row["method"]), row) for row in rows]
+    named = [(f"{row['method']}, n = {row['n']:,.0f}" if len(counts) > 1 else row["method"], row) for row in rows]
     for key, label in (("evaluations", "network evaluations a sample"), ("seconds", "seconds")):
         known = [(name, row) for name, row in named if math.isfinite(_value(row, key))]
         if not known:
@@ -105,7 +106,7 @@ def cost(m: Material) -> Section:
         s.draw(f"quality-{key}", alt, f"{what} against {label}.",
                partial(draw.curves, lines, label, what, floor))  # fmt: skip
     header = ["sampler", "evaluations", "n", "value", "floor", "seconds"]
-    cells = [[str(r["method"]), *("" if r.get(k) is None else number(_value(r, k)) for k in header[1:])] for r in rows]
+    cells = [[r["method"], *("" if r.get(k) is None else number(_value(r, k)) for k in header[1:])] for r in rows]
     s.tables.append(Table("The rows of these pictures", header, cells, "numbers", folded=True))
     return s
 
