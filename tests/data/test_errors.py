@@ -277,7 +277,7 @@ def test_npy_of_the_wrong_length(tmp_path: Path) -> None:
     ("shape", "part"),
     [
         ("(True, 12)", "a.npy: got float64 of shape Truex12, expected sizes that an array can have"),
-        ("(-4, -3)", "a.npy: got float64 of shape -4x-3, expected sizes"), ("(0, 9223372036854775808)", "of shape 0x92"),
+        ("(-4, -3)", "a.npy: got float64 of shape -4x-3, expected sizes"), ("(0, 9223372036854775808)", "shape 0x92"),
         ("(4294967296, 4294967296)", "of shape 4294967296x4294967296"), ("(12" + ",1" * 40 + ")", "of shape 12x1x1"),
         ("(10000000000000000000000000000000000000000,)", "of shape 1000000"), ("(12.0,)", "got no readable .npy array"),
         ("12", "got no readable .npy array"), ("(None, 12)", "got no readable .npy array"),

@@ -11,7 +11,8 @@ from ansn.evaluation.columns import correlation, correlations, marginals
 from ansn.evaluation.compare import Resampling
 
 COLUMNS = [
-    Column("a"), Column("b", "whole"), Column("sort", "category", words=("x", "y", "z"), shares=(0.5, 0.25, 0.25)), Column("when", "time"),
+    Column("a"), Column("b", "whole"), Column("sort", "category", words=("x", "y", "z"), shares=(0.5, 0.25, 0.25)),
+    Column("when", "time"),
     Column("yes", "binary"),
 ]  # fmt: skip
 HALVES = Resampling(8, 0)

@@ -15,6 +15,7 @@ import jinja2
 from torch import Tensor
 
 from ansn.data import Dataset
+from ansn.errors import InputError
 from ansn.evaluation.measurement import Evaluation
 from ansn.evaluation.report import data, fields, numbers, tables, words
 from ansn.evaluation.report.page import NAMES, Material, Section, Shares
@@ -59,7 +60,7 @@ def write_report(
         shares: of the classes, among samples and data. commands: further ``(what it does, command)``.
 
     What is missing or cannot be drawn is a sentence on the page. Raises OSError if a file cannot be written, ValueError
-    for samples that are not of the model's shape.
+    for samples that are not of the model's shape and where ``folder/report`` is a link.
     """
     shape = run.info.shape
     if samples.ndim != 1 + len(shape) or tuple(samples.shape[1:]) != tuple(shape) or len(samples) < 1:
@@ -70,6 +71,8 @@ def write_report(
     page = _render(words.title(material), words.summary(material), made, words.footer())
     target = Path(folder)
     pictures = target / PICTURES
+    if pictures.is_symlink():
+        raise InputError(f"{pictures}: got a link, expected a folder to write pictures in")
     pictures.mkdir(parents=True, exist_ok=True)
     written = [write_atomic(pictures / f"{p.name}.png", p.image.light) for s in made for p in s.pictures]
     page_path = write_atomic(target / NAME, page.encode("utf-8", "replace"))
