@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
-
 from ansn.errors import InputError
 
 LEASE = 30.0
@@ -29,10 +27,14 @@ class Lock:
 
     def __init__(self, file: Path, target: Path) -> None:
         self.target = target
+        from filelock import SoftFileLease  # slow to import: only when used
+
         self._lease = SoftFileLease(file, lease_duration=LEASE, poll_interval=0.05)
 
     def acquire(self) -> None:
         """Claim it. InputError where another process has it; a warning where one left it behind."""
+        from filelock import Timeout
+
         before = self._lease.owner
         try:
             self._lease.acquire(timeout=_PATIENCE)

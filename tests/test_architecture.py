@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     "choices errors files hostread machine rest _native",
-    "schema",
+    "lock schema",
     "ops data networks",
     "covariance sample_figures",
     "levels figures distributed",

@@ -148,7 +148,7 @@ class _DataBefore4:
                 (self.fewest,) * self.num_classes, None, "", (),
             )  # fmt: skip
         except ValueError as error:
-            raise InputError(f"data: {error}") from None
+            raise InputError(f"data: got columns of no use ({error}), expected finite scales above 0") from None
 
 
 def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor, Tensor | None]:

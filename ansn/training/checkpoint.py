@@ -130,7 +130,8 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
                 return load(run, step)
             if before is None:
                 other = "" if step is None else "; the others may be whole"
-                raise InputError(f"{folder}: got {error}, expected a checkpoint that is whole{other}") from None
+                got = f"a damaged checkpoint ({' '.join(str(error).splitlines())})"
+                raise InputError(f"{folder}: got {got}, expected one that is whole{other}") from None
             warnings.warn(f"{folder}: is damaged ({error}); step {before} before it is taken", stacklevel=3)
     raise AssertionError
 
@@ -140,7 +141,7 @@ class _OtherFormat(InputError):
 
 
 def _read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
-    """Raises ValueError, OSError or SafetensorError for what is damaged."""
+    """Raises InputError, OSError or SafetensorError for what is damaged."""
     sums = folder / _SUMS
     files = sorted(folder.glob("*.safetensors"))
     if sums.exists():
@@ -149,16 +150,16 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
         stored = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         for file in (folder / "state.json", *files):
             if stored.pop(file.name, None) != _digest(file):
-                raise ValueError(f"{file.name} that its checksum does not fit")
+                raise InputError(f"{file.name}: got another checksum, expected that of {_SUMS}")
         if stored:
-            raise ValueError(f"no {', '.join(stored)}")
+            raise InputError(f"{', '.join(stored)}: got no such file, expected all of {_SUMS}")
     values = schema.read(folder / "state.json", dict[str, Any])
     if values.get("format") not in _FORMATS:
         other = "written by another version of ansn, train it anew with this one"
         raise _OtherFormat(f"{folder}: got format {values.get('format')}, expected 2 to {FORMAT}; it was {other}")
     state = State.of(values)
     if state.format >= 5 and not sums.exists():
-        raise ValueError(f"no {_SUMS}")
+        raise InputError(f"{_SUMS}: got no such file, expected one")
     tensors = {p.stem: _load(p) for p in files}
     if state.format == 2 and "covariance" in tensors:
         tensors["covariance"] = _from_format_2(tensors["covariance"])

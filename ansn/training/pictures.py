@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,10 @@ def write_pictures(
     count = run.config.sampling.samples
     if count:
         x = draw(run, count, run.config.run.seed, progress=progress, **sampler_options(run.config.sampling))
+        broken = int((~x.isfinite()).flatten(1).any(1).sum())
+        if broken:
+            text = f"{folder}: {broken} of {count} samples of samples.png have numbers that are not finite"
+            warnings.warn(text, stacklevel=2)
         reference = None
         if data is not None:
             index = data.order(run.config.run.seed, 0)[: _BEHIND if table is not None else count]

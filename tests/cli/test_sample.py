@@ -20,6 +20,7 @@ from ansn.sampling import Draw
 from ansn.training import load_run
 from tests.cli.helpers import PLAIN, TINY, Outcome, call, environment, start, succeeded
 from tests.tolerances import BATCH_INVARIANCE
+from tests.training.helpers import seal
 
 DEVICE = "device: cpu, 1 thread\n"
 
@@ -152,6 +153,7 @@ def test_the_runs_own_method_is_the_default(digits: Path, tmp_path: Path) -> Non
     state = next(run.glob("checkpoints/step-00000020")) / "state.json"
     text = state.read_text().replace('"method": "dpmpp_2m"', '"method": "euler"')
     state.write_text(text.replace('"sample_steps": null', '"sample_steps": 3'))
+    seal(state.parent)
     own = drawn(run, tmp_path, "-n", 3)
     np.testing.assert_array_equal(own, drawn(digits, tmp_path, "-n", 3, "--method", "euler", "--steps", 3))
     # Another method comes with its own defaults, not with these steps.

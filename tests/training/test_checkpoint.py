@@ -266,7 +266,7 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_taken(run: Path, what:
     DAMAGES[what](newest(run))
     with pytest.warns(UserWarning, match=r"step-00000040: is damaged \(.+\); step 30 before it is taken"):
         assert load_run(run).step == 30
-    with pytest.raises(InputError, match=r"step-00000040: got .+, expected a checkpoint that is whole"):
+    with pytest.raises(InputError, match=r"step-00000040: got a damaged checkpoint \(.+\), expected one that is whole"):
         load_run(run, step=40)
 
 

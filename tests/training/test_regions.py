@@ -17,7 +17,7 @@ from ansn.errors import InputError
 from ansn.training import build, checkpoint, load_run
 from ansn.training.pictures import draw, write_pictures
 from ansn.training.trainer import Trainer
-from tests.training.helpers import small, tensors, trained, trainer
+from tests.training.helpers import seal, small, tensors, trained, trainer
 
 NOISE: dict[str, Any] = {"regions": 4, "structure": "cosine"}
 MIXTURE: dict[str, Any] = NOISE | {"skip": "mixture", "inputs": ("estimate",)}
@@ -230,10 +230,11 @@ def test_a_run_from_before_there_were_found_regions_is_what_it_was(tmp_path: Pat
     folder = run / "checkpoints" / "step-00000003"
     state = json.loads((folder / "state.json").read_text())
     del state["found"], state["config"]["network"]["inputs"]
-    (folder / "state.json").write_text(json.dumps(state))
     groups, _ = checkpoint.load(run)
+    (folder / "state.json").write_text(json.dumps(state))
     older = {k: v for k, v in groups["covariance"].items() if k not in ("share", "moments.pseudo")}
     checkpoint.save_file(older, folder / "covariance.safetensors")
+    seal(folder)
     found = load_run(run)
     assert found.found is found.regions is None
     with torch.no_grad():
