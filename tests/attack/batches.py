@@ -28,7 +28,7 @@ def import_all() -> None:
     torch.set_num_threads(1)
     for name in ("train", "sample", "info", "evaluate"):
         importlib.import_module(f"ansn.cli.{name}")
-    for name in ("disk", "files", "kills", "places", "together", "torchrun", "weights"):
+    for name in ("torchrun", "kills", "together", "disk", "weights", "files", "places"):  # the table's order
         importlib.import_module(f"tests.attack.{name}")
     late = (
         "ansn.figures", "ansn.region_figures", "ansn.networks.unet", "ansn.networks.mlp", "rich.progress",
