@@ -14,7 +14,20 @@ import time
 from pathlib import Path
 
 from tests.attack.runs import steps
-from tests.attack.trials import TRAIN, Bench, Done, Running, Wrong, kind, nothing_left, program, same_file, sample, start, wanted
+from tests.attack.trials import (
+    TRAIN,
+    Bench,
+    Done,
+    Running,
+    Wrong,
+    kind,
+    nothing_left,
+    program,
+    same_file,
+    sample,
+    start,
+    wanted,
+)
 
 LIMIT = 120.0  # seconds: a torchrun takes ten to start where others use the cores
 RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -148,14 +161,28 @@ def launcher(bench: Bench, rng: random.Random, number: int) -> None:
     check(bench, bits=bool(second.code))  # one process rounds otherwise than two
 
 
+# The second rank loads the model three seconds after the first.
+_APART = """
+import os, pathlib, time
+from ansn.cli import sample
+load = sample.load_run
+def late(*arguments, **named):
+    time.sleep(3 * int(os.environ["RANK"]))
+    found = load(*arguments, **named)
+    pathlib.Path("loaded").touch()
+    return found
+sample.load_run = late
+raise SystemExit(sample.main())
+"""
+
+
 @kind("torchrun, ranks apart", 2, share=2)
 def apart(bench: Bench, rng: random.Random, number: int) -> None:
-    """A trainer's checkpoint comes between the starts of two ranks: all draw from one model."""
+    """A trainer's checkpoint comes between the loads of two ranks: all draw from one model."""
     shutil.copytree(bench.golden / "at-20", "run")
-    delayed = ["--no-python", "sh", "-c", f'sleep $((RANK * 3)); exec "{sys.executable}" -m ansn.cli.sample "$@"', "x"]
-    begun = program(*RANKS, *delayed, *sample("x.npy"))
-    begun.ended(rng.uniform(6.0, 8.0))
     shutil.copytree(bench.golden / "at-30/checkpoints/step-00000030", "new")
+    begun = program(*RANKS, "--no-python", sys.executable, "-c", _APART, *sample("x.npy"))
+    until(begun, "loaded", 0)
     os.rename("new", "run/checkpoints/step-00000030")
     done = finished(begun, 0, 1)
     if done.code == 0:
