@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -326,6 +327,26 @@ def shapes(config: TrainConfig, info: DataInfo, rungs: int, regions: int = 1) ->
     """Shapes of the weights of :func:`network`, by name, for which no memory is taken."""
     with torch.device("meta"), _Unfilled():
         return {name: value.shape for name, value in network(config, info, rungs, regions).state_dict().items()}
+
+
+def check_fits(
+    config: TrainConfig, info: DataInfo, rungs: int, found: Found | None,
+    tensors: Mapping[str, Mapping[str, Tensor]], weights: str = "network",
+) -> None:  # fmt: skip
+    """InputError unless stored ``tensors`` are those of these settings: before memory is taken for a model that a
+    damaged file makes of any size. ``weights``: the group of the network's."""
+    regions = found.regions if found is not None else info.num_classes if config.noise.regions == "labels" else 1
+    of_noise, dim = 1 if mixed(config) else regions, math.prod(info.shape)
+    groups = {weights: shapes(config, info, rungs, of_noise)}
+    for name, count in (("covariance", of_noise), ("mixture", regions)):
+        if name in tensors:
+            groups[name] = {"center": torch.Size((count, dim))}
+    for group, asked in groups.items():
+        for name in (*asked, *(tensors[group] if group == weights else ())):
+            have = list(tensors[group][name].shape) if name in tensors[group] else "none"
+            want = list(asked[name]) if name in asked else "none"
+            if have != want:
+                raise InputError(f"{group}.safetensors {name}: got {have}, expected {want}")
 
 
 def denoiser(

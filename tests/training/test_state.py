@@ -123,3 +123,23 @@ def test_shapes_are_those_of_the_network() -> None:
         info = DataInfo("x", "image", (1, 8, 8), 0.0, None, 10, (), (), None, "", ())
         network = build.network(config, info, 7, 3)
         assert build.shapes(config, info, 7, 3) == {name: value.shape for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("skip", ["mixture", "scalar"])
+def test_tensors_of_other_sizes_are_refused_before_a_model_is_made(skip: str) -> None:
+    config = change(TrainConfig(), width=8, skip=skip, regions=3)
+    info = DataInfo("x", "image", (1, 4, 4), 0.0, None, 99, (), (), None, "", ())
+    found, levels = Found(3, "diagonal", {}, 99), Levels((2.0, 1.0))
+    model = build.denoiser(config, info, "diagonal", levels, found=build.regions(config, info, found))
+    tensors = {"network": model.network.state_dict()}
+    tensors |= {name: covariance.state_dict() for name, covariance in build.covariances(model).items()}
+    build.check_fits(config, info, 2, found, tensors)
+    larger = dataclasses.replace(info, shape=(1, 2**14, 2**14))
+    for other in (
+        (change(config, width=2**15), info, found), (config, larger, found), (change(config, blocks=128), info, found),
+        (config, info, Found(2**16, "diagonal", {}, 99)),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"^[a-z]+.safetensors [a-z0-9_.]+: got .*, expected "):
+            build.check_fits(other[0], other[1], 2, other[2], tensors)
+    with pytest.raises(InputError, match="expected none"):
+        build.check_fits(config, info, 2, found, tensors | {"network": tensors["network"] | {"x": torch.ones(1)}})
