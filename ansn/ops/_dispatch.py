@@ -1,14 +1,16 @@
 """Which back end runs an operation: registration, choice, and the errors when a choice cannot run.
 
 ``reference`` runs anywhere. ``native`` is the C++ module. ``triton`` holds GPU kernels. ``auto``, the default,
-takes the first of the device's preference list that can run the very call at hand. ``ANSN_BACKEND`` sets the start
-value.
+takes the first of the device's preference list that can run the very call at hand. ``ANSN_BACKEND`` is what every
+thread starts with.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -41,32 +43,82 @@ def _check_name(name: str, origin: str) -> str:
 
 
 # As it stands in the environment: a wrong name is an error at first use, where a command can say it in one line.
-_current = os.environ.get("ANSN_BACKEND", "auto")
+_start = os.environ.get("ANSN_BACKEND", "auto")
+_chosen: ContextVar[str] = ContextVar("ansn.backend", default=_start)
+_current = _chosen.get
+_KEY = "ansn.backend"
 
 
 class backend:
-    """Choose the back end: ``ansn.ops.backend("reference")`` until changed, or in a ``with`` block.
+    """Choose the back end, in a ``with`` block or, called as ``ansn.ops.backend("reference")``, until changed.
 
-    The choice is one for the process. An explicit back end that cannot run a call raises RuntimeError
-    when the call comes; ``"auto"`` never does. Raises ValueError for an unknown name.
+    Either is a choice of this thread, or of this asyncio task and those that it starts: other threads never see it, and
+    start with ``ANSN_BACKEND``. The backward of an operation runs on the back end of its forward, and a compiled graph
+    on the one where it is called, in whichever thread autograd runs them. An explicit back end that cannot run a call
+    raises RuntimeError when the call comes; ``"auto"`` never does. Raises ValueError for an unknown name.
     """
 
     def __init__(self, name: str) -> None:
-        global _current
-        self._previous = _current
-        _current = _check_name(name, "backend")
+        self._token = _chosen.set(_check_name(name, "backend"))
+        _pass_on()
 
     def __enter__(self) -> backend:
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _current
-        _current = self._previous
+        _chosen.reset(self._token)
+        _pass_on()
+
+
+def _pass_on() -> None:
+    """Say the choice to the threads in which autograd will run backwards of this one: torch hands this store to
+    them."""
+    _c._stash_obj_in_tls(_KEY, (get_ident(), _current()))
+
+
+def _inherited() -> str | None:
+    """The choice of the thread whose backward autograd runs in this one; None in any other."""
+    if _c._is_key_in_tls(_KEY):
+        thread, name = _c._get_obj_in_tls(_KEY)
+        if thread != get_ident():
+            return _chosen.get(name)
+    return None
+
+
+def _run_on(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` on a back end."""
+    token = _chosen.set(name)
+    try:
+        return function(*args)
+    finally:
+        _chosen.reset(token)
+
+
+class Function(torch.autograd.Function):
+    """One whose backward runs on the back end of its forward."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        first = "setup_context" if "setup_context" in vars(cls) else "forward"
+        saves, back = getattr(cls, first), cls.backward
+
+        def saving(ctx: Any, *args: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                ctx.chosen = _inherited() or _current()
+            return saves(ctx, *args)
+
+        def backward(ctx: Any, *grads: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return back(ctx, *grads)
+            return _run_on(ctx.chosen, back, ctx, *grads)
+
+        setattr(cls, first, staticmethod(saving))
+        cls.backward = staticmethod(backward)  # type: ignore[method-assign]
 
 
 def current_backend() -> str:
     """The name in force: ``"auto"`` or an explicit back end. Raises ValueError if ``ANSN_BACKEND`` names none."""
-    return _check_name(_current, "ANSN_BACKEND")
+    return _check_name(_current(), "ANSN_BACKEND")
 
 
 def register(
@@ -108,7 +160,9 @@ def define(schema: str, values: Callable[..., None] | None = None) -> Callable[.
         _values[name] = values
 
     def here(*args: Any) -> Any:
-        return call(name, next(a.device for a in args if isinstance(a, Tensor)), *args)
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        chosen = _inherited()
+        return call(name, device, *args) if chosen is None else _run_on(chosen, call, name, device, *args)
 
     for key in ("CPU", "CUDA"):
         library.impl(name, here, key)
@@ -154,7 +208,7 @@ def direct(args: Sequence[Any]) -> bool:
         elif kind is not float and not _ordinary(a):
             return False
     return (
-        _current != "triton"
+        _current() != "triton"
         and not _c._len_torch_dispatch_stack()
         and not _c._len_torch_function_stack()
         and not transformed()
@@ -172,20 +226,20 @@ def _ordinary(a: Any) -> bool:
 
 def _kernel(operation: str, kind: str, args: tuple[Any, ...]) -> tuple[str, Callable[..., Any]]:
     """The back end in force and its implementation. Raises BackendError where an explicit choice cannot run."""
-    kernels = _table[operation]
-    if _current == "auto":
+    kernels, chosen = _table[operation], _current()
+    if chosen == "auto":
         for name in _PREFERENCE.get(kind, ("reference",)):
             kernel = kernels.get(name)
             if kernel is not None and kernel[1](*args) is None:
                 return name, kernel[0]
     if current_backend() not in kernels:
         have = ", ".join(kernels)
-        raise BackendError(f"{operation}: no kernel on back end {_current!r}; it has {have}, or use 'auto'")
-    function, why_not = kernels[_current]
+        raise BackendError(f"{operation}: no kernel on back end {chosen!r}; it has {have}, or use 'auto'")
+    function, why_not = kernels[chosen]
     reason = why_not(*args)
     if reason is not None:
-        raise BackendError(f"{operation}: cannot run on back end {_current!r}: {reason}")
-    return _current, function
+        raise BackendError(f"{operation}: cannot run on back end {chosen!r}: {reason}")
+    return chosen, function
 
 
 def call(operation: str, device: torch.device, *args: Any) -> Any:

@@ -21,7 +21,7 @@ def _(v: Tensor, *_args: Any) -> Tensor:
     return torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
-class _ApplyFactor(torch.autograd.Function):
+class _ApplyFactor(_dispatch.Function):
     """The adjoint of a product with ``A`` is the product with ``A^T``; the factor is data and has no gradient."""
 
     @staticmethod

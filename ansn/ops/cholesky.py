@@ -19,7 +19,7 @@ def _(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return factor, matrix.new_empty(matrix.shape[:1], dtype=torch.int32)
 
 
-class _Cholesky(torch.autograd.Function):
+class _Cholesky(_dispatch.Function):
     """``A_bar = sym(L^-T Phi(L^T L_bar) L^-1)``, Phi the lower triangle with half the diagonal (Murray 2016, Eq. 8)."""
 
     @staticmethod

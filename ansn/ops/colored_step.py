@@ -31,7 +31,7 @@ def _(x: Tensor, *_args: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-class _ColoredStep(torch.autograd.Function):
+class _ColoredStep(_dispatch.Function):
     """Linear in x, D and f: the gradients are ``(1 - c) g``, ``c g`` and ``a L^T g``."""
 
     @staticmethod

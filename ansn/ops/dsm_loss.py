@@ -31,7 +31,7 @@ def _is_one(scale: Tensor) -> bool:
     return scale.ndim == 0 and float(scale) == 1.0
 
 
-class _DsmLoss(torch.autograd.Function):
+class _DsmLoss(_dispatch.Function):
     """The gradient is made in the forward pass, that of the mean with the mean's share already in it; where it is
     differentiated itself, again and in plain torch."""
 

@@ -78,7 +78,7 @@ def _(x: Tensor, center: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return (torch.empty_like(x, memory_format=torch.contiguous_format) if args[3] else x.new_empty(0)), logs
 
 
-class _Apply(torch.autograd.Function):
+class _Apply(_dispatch.Function):
     """Affine in v: the adjoint is the same operation from the other side, without the center."""
 
     @staticmethod

@@ -18,6 +18,7 @@ from ansn.training import checkpoint
 from ansn.training.trainer import Trainer
 from tests.cli.helpers import PLAIN, TINY, Outcome, call, start
 from tests.data.writers import some_images, write_mnist
+from tests.training.helpers import seal
 
 
 def assert_refused(outcome: Outcome, command: str, *parts: str) -> None:
@@ -44,7 +45,7 @@ def test_a_wrong_instruction_set_is_one_line_too(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_wrong_back_end_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "_current", "fast")  # what the environment said when the module was loaded
+    monkeypatch.setattr(_dispatch, "_current", lambda: "fast")  # what the environment said when the module was loaded
     assert_refused(call("info"), "info", "ANSN_BACKEND: got 'fast', expected one of auto, reference, native, triton")
 
 
@@ -283,6 +284,7 @@ def test_evaluate_without_the_data_of_the_run(table: tuple[Path, np.ndarray], tm
     run = Path(shutil.copytree(table[0], tmp_path / "run"))
     state = next(run.glob("checkpoints/*/state.json"))
     state.write_text(state.read_text().replace(str(table[0].parent / "data.csv"), "/gone/data.csv"))
+    seal(state.parent)
     assert_refused(call("evaluate", run), "evaluate", "/gone/data.csv")
 
 
@@ -299,6 +301,7 @@ def test_a_damaged_run(command: str, digits: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     state = run / "checkpoints" / "step-00000020" / "state.json"
     state.write_text(json.dumps({"format": 7}))
+    seal(state.parent)
     where = ["--out", run] if command == "train" else [run]
     assert_refused(call(command, *where), command, str(run), f"got format 7, expected 2 to {checkpoint.FORMAT}")
 

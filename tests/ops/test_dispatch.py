@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import threading
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -45,6 +50,137 @@ def test_called_as_a_function_it_stays():
     with before:
         pass
     assert ops.current_backend() == "auto"
+
+
+def in_thread(function: Callable[[], None]) -> None:
+    """Run in a thread, and raise here what it raises."""
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def test_a_choice_is_its_thread_s():
+    def other() -> None:
+        assert ops.current_backend() == "auto"
+        ops.backend("native")
+        assert ops.current_backend() == "native"
+
+    with ops.backend("reference"):
+        in_thread(other)
+        assert ops.current_backend() == "reference"
+    with ops.backend("triton"):
+        in_thread(lambda: None if ops.current_backend() == "auto" else pytest.fail("seen"))
+    assert ops.current_backend() == "auto"
+
+
+def nested(generator: random.Random, depth: int, wait: Callable[[], None]) -> None:
+    for _ in range(2):
+        before, name = ops.current_backend(), generator.choice(ops.BACKENDS)
+        with ops.backend(name):
+            wait()
+            assert ops.current_backend() == name
+            if depth:
+                nested(generator, depth - 1, wait)
+            assert ops.current_backend() == name
+        assert ops.current_backend() == before
+
+
+def test_blocks_of_threads_that_overlap_do_not_meet():
+    """Each waits for all the others within each of its blocks."""
+    meet, failed = threading.Barrier(4, timeout=10), []
+
+    def work(seed: int) -> None:
+        try:
+            nested(random.Random(seed), 3, meet.wait)
+        except BaseException as error:
+            failed.append(error)
+            meet.abort()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert ops.current_backend() == "auto"
+
+
+def test_tasks_do_not_meet_either():
+    """And begin with the choice of the one that starts them."""
+
+    async def task(name: str) -> None:
+        assert ops.current_backend() == "reference"
+        with ops.backend(name):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert ops.current_backend() == name
+            ops.backend("triton")
+        ops.backend(name)
+
+    async def main() -> None:
+        with ops.backend("reference"):
+            await asyncio.gather(*map(task, ops.BACKENDS * 3))
+            assert ops.current_backend() == "reference"
+
+    asyncio.run(main())
+    assert ops.current_backend() == "auto"
+
+
+class Deep(torch.autograd.Function):
+    """Its backward runs one within it, and so on; torch takes another thread for those that lie deep."""
+
+    @staticmethod
+    def forward(ctx, x, depth, last):
+        ctx.depth, ctx.last = depth, last
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        if ctx.depth:
+            with torch.enable_grad():
+                Deep.apply(torch.ones(1, requires_grad=True), ctx.depth - 1, ctx.last).backward()
+        else:
+            ctx.last()
+        return g, None, None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("depth", [0, 70])
+def test_a_backward_in_another_thread_knows_the_choice(monkeypatch, compiled, depth):
+    """As on a GPU, whose backward has threads of its own: an operation's is its forward's, a graph's the caller's."""
+    seen: list[tuple[str, bool]] = []
+    here, plain = threading.get_ident(), ops.reference.apply_factor
+    factor = torch.eye(3).unsqueeze(0)
+
+    def watched(*args):
+        seen.append((ops.current_backend(), threading.get_ident() == here))
+        return plain(*args)
+
+    kernels = {name: (watched, lambda *_: None) for name in ("reference", "native")}
+    monkeypatch.setitem(_dispatch._table, "apply_factor", kernels)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return ops.apply_factor(x, factor)
+
+    graph = torch.compile(product, backend="aot_eager", fullgraph=True) if compiled else product
+    for around in ("reference", "auto"):
+        with ops.backend("native"):
+            made = graph(torch.ones(4, 3, requires_grad=True)).sum()
+        with ops.backend(around):
+            Deep.apply(torch.ones(1, requires_grad=True), depth, made.backward).backward()
+        assert seen == [("native", True), (around if compiled else "native", not depth)]
+        assert ops.current_backend() == "auto"
+        seen.clear()
 
 
 def test_an_unknown_name_changes_nothing():
