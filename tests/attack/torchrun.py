@@ -119,7 +119,7 @@ def kill_all(begun: Running) -> None:
     gone(numbers)
 
 
-@kind("torchrun, training killed", 2, share=2.5)
+@kind("torchrun, training killed", 1)
 def training(bench: Bench, rng: random.Random, number: int) -> None:
     golden(bench)
     begun = ranks("train", *LONG)
@@ -132,7 +132,7 @@ def training(bench: Bench, rng: random.Random, number: int) -> None:
     check(bench)
 
 
-@kind("torchrun, sampling killed", 2, share=2)
+@kind("torchrun, sampling killed", 1)
 def sampling(bench: Bench, rng: random.Random, number: int) -> None:
     bench.copy("run")
     arguments = sample("x.npy")
