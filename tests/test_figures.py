@@ -189,7 +189,8 @@ def test_samples_of_no_number_and_data_of_one_are_drawn(kind: str, shape: tuple[
 
 
 def test_words_and_times_mark_the_axes() -> None:
-    columns = [Column("sort", "category", words=("cat", "$dog"), shares=(0.5, 0.5)), Column("when", "time", form="%Y-%m-%d")]
+    columns = [Column("sort", "category", words=("cat", "$dog"), shares=(0.5, 0.5))]
+    columns.append(Column("when", "time", form="%Y-%m-%d"))
     x = np.stack((np.arange(40) % 2, 1.6e9 + 1e6 * np.arange(40)), 1)
     figure = sample_figures.scatter_figure(x, None, ["sort", "when"], cells=columns)
     axes = figure.axes[0]
@@ -427,3 +428,12 @@ def test_wrong_arguments_are_named(x: torch.Tensor, options: dict[str, Any], mes
     with pytest.raises(ValueError, match=message):
         figures.save_samples(x, tmp_path / "x.png", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_of_the_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("someone's")
+    (tmp_path / "loss.png").symlink_to(tmp_path / "other")
+    figures.save_loss([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], tmp_path / "loss.png")
+    assert (tmp_path / "other").read_text() == "someone's"
+    assert not (tmp_path / "loss.png").is_symlink()
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ansn
+from ansn.errors import InputError
 from ansn.evaluation.report import figures as draw
 from ansn.evaluation.report import write_report
 from ansn.evaluation.report.numbers import environment
@@ -298,3 +299,24 @@ def test_other_models_have_a_page(regions: str, tmp_path: Path) -> None:
     count = {"none": "one Gaussian", "labels": "10 regions"}.get(regions, "3 regions")
     assert all(words in page.text["measurements"] for words in ("7.25", "The baseline is as many samples of", count))
     assert {"figure-samples", "figure-spectrum", "figure-directions", "figure-levels"} <= set(page.text)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report").symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match=r"out/report: got a link, expected a folder to write pictures in"):
+        write_report(tmp_path / "out", run, evaluation(), samples=torch.rand(4, 1, 8, 8))
+    assert not list((tmp_path / "other").iterdir())
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_neighbours_of_other_data_are_a_sentence(tmp_path: Path) -> None:
+    run, data = digits_run(tmp_path / "run"), ansn.load_dataset("digits")
+    wrong: list[list[list[int]]] = [[[10**9]], [[-1]], [[]], [[0]] * 50]
+    for index in wrong:
+        near = {"index": index, "distance": [[1.0] * len(row) for row in index], "space": "pixels"}
+        written = write_report(tmp_path, run, evaluation(neighbours=near), samples=torch.rand(4, 1, 8, 8), train=data)
+        assert "are not of these samples and this data" in Page(written[0]).text["neighbours"]

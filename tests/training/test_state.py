@@ -25,7 +25,7 @@ UNITS = json.loads(json.dumps(TABLE.to_json()))
 INFO = DataInfo("t", "table", (4,), 0.0, UNITS, 40, ("u", "v"), (30, 10), None, "abc", ("a table",))
 STATE = State(
     5, 40, TrainConfig(), INFO, Levels((2.0, 1.0), start=1.5), Choice("dense", {"dense": -1.5}, {"cosine": "no"}, 40),
-    Found(3, "diagonal", {1: -1.0, 2: -0.5}, 40), [{"lr": 0.1, "params": [0]}], Running(3.5, 7),
+    Found(3, "diagonal", {1: -1.0, 2: -0.5}, 40), [{"lr": 0.1, "params": [0]}], Running(steps=7),
 )  # fmt: skip
 
 
