@@ -142,6 +142,15 @@ def mean_over_ranks(value: Tensor) -> float:
     return float(total) / dist.get_world_size()
 
 
+def of_each_rank(value: Tensor) -> tuple[float, ...]:
+    """A scalar of every rank."""
+    if not dist.is_initialized():
+        return (float(value),)
+    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, value)
+    return tuple(map(float, found))
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any rank."""
     if not dist.is_initialized():

@@ -125,7 +125,11 @@ def _filled(arguments: Arguments, run: Run, values: Tensor, y: Tensor | None, dr
     except ValueError as error:
         raise InputError(str(error)) from None
     decoded = torch.stack([run.to_data_units(one).double() for one in drawn])
-    return torch.where(values.isnan(), decoded, values)
+    filled = torch.where(values.isnan(), decoded, values)
+    broken = int((~filled.isfinite()).sum())
+    if broken:
+        raise InputError(f"{arguments.run}: got {broken} numbers that are not finite for missing ones, expected finite")
+    return filled
 
 
 def _write(arguments: Arguments, units: Table, values: Tensor, filled: Tensor, classes: list[str]) -> None:

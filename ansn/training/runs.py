@@ -71,28 +71,18 @@ def load_run(
         config, info, found = state.config, state.data, state.found
         chosen = "ema" if ema and "ema" in tensors else "network"
         weights = tensors[chosen]
-        count = found.regions if found else info.num_classes if config.noise.regions == "labels" else 1
-        _fits(config, info, len(state.levels), count, weights)
+        build.check_fits(config, info, len(state.levels), found, tensors, chosen)
         regions = None if found is None else build.regions(config, info, found)
         model = build.denoiser(config, info, state.structure.structure, state.levels, found=regions)
         model.network.load_state_dict(weights)
         groups = {chosen: weights}
         for name, covariance in build.covariances(model).items():
             covariance.load_state_dict(tensors[name])
+            covariance.load_gathered(tensors.get(f"{name}-gathered", {}), sync=False)
             groups[name] = tensors[name]
         if finite:
             _finite(groups)
     return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found)
-
-
-def _fits(config: TrainConfig, info: DataInfo, rungs: int, regions: int, weights: Mapping[str, Tensor]) -> None:
-    """InputError unless the settings ask for weights of these names and shapes: before memory is taken for them."""
-    with torch.device("meta"):
-        asked = build.network(config, info, rungs, 1 if build.mixed(config) else regions).state_dict()
-    for name in (*asked, *weights):
-        shapes = [list(found[name].shape) if name in found else None for found in (weights, asked)]
-        if shapes[0] != shapes[1]:
-            raise InputError(f"weights {name}: got {shapes[0] or 'none'}, expected {shapes[1] or 'none'}")
 
 
 def _finite(groups: Mapping[str, Mapping[str, Tensor]]) -> None:

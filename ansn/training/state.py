@@ -18,9 +18,9 @@ _MOST_RUNGS = 10_000
 
 @dataclass(frozen=True)
 class Running:
-    """Of the loss since the last line of metrics.jsonl: its sum and its steps."""
+    """Of the loss since the last line of metrics.jsonl: its sum, of each process, and its steps."""
 
-    loss: float = 0.0
+    loss: tuple[float, ...] = (0.0,)
     steps: int = 0
 
 
@@ -48,6 +48,7 @@ class State:
         for name, value, least, most in (
             ("step", self.step, 0, 2**53), ("levels", len(self.levels), 1, _MOST_RUNGS),
             ("regions", regions, 1, MAX_CLASSES), ("running", self.running.steps, 0, 2**53),
+            ("processes", len(self.running.loss), 1, 2**20),
         ):  # fmt: skip
             if not least <= value <= most:
                 raise ValueError(f"{name}: got {value}, expected {least} to {most:,}")

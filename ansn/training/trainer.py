@@ -27,6 +27,7 @@ from ansn.distributed import (
     as_first,
     gathered,
     mean_over_ranks,
+    of_each_rank,
     orphaned,
     part,
     processes,
@@ -111,10 +112,11 @@ class Trainer:
         if stored:
             with checkpoint.fitting(self.folder):
                 self.levels, self.structure, self.found = stored[1].levels, stored[1].structure, stored[1].found
+                build.check_fits(config, self.info, len(self.levels), self.found, stored[0])
                 self.regions = None if self.found is None else build.regions(config, self.info, self.found)
         else:
-            with torch.device("meta"):  # what is wrong with the network is said before minutes of looking at the data
-                build.network(config, self.info, rungs=2)  # of any number
+            # What is wrong with the network is said before minutes of looking at the data; rungs of any number.
+            build.shapes(config, self.info, rungs=2)
             if rank == 0:
                 print(*self.info.understood, sep="\n", file=sys.stderr)
             x, labels = build.first_rows(config.noise, dataset, config.run.seed)
@@ -184,7 +186,9 @@ class Trainer:
             self.dataset, optim.batch_size, run.seed, self.step, self.rank, self.world, stop_step=optim.steps
         )
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        total, since = torch.tensor(self.running.loss, device=self.device), self.running.steps
+        sums, since = self.running.loss, self.running.steps
+        total = torch.tensor(sums[self.rank] if len(sums) == self.world else math.fsum(sums) / len(sums))
+        total = total.to(self.device)
         timed, clock = self.step, time.perf_counter()
         reporter = Reporter(self.folder, self.step, optim.steps, show=self.rank == 0)
         with asked_to_end(self._ask), reporter:
@@ -210,7 +214,7 @@ class Trainer:
                         total, since = torch.zeros_like(total), 0
                 if last or stop or self.step % run.checkpoint_every == 0:
                     self._guard(bool(finite) and all(bool(part(p).isfinite().all()) for p in self.weights))
-                    self.running = Running(mean_over_ranks(total), since)
+                    self.running = Running(of_each_rank(total), since)
                     self._save()
                 if stop:
                     raise Interrupted(f"{self.folder}: interrupted at step {self.step}; its checkpoint is there")
@@ -329,9 +333,12 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.model.noise.sync()
         optimizer, groups = checkpoint.flatten_optimizer(self.optimizer)
-        tensors = {name: covariance.state_dict() for name, covariance in build.covariances(self.model).items()}
+        tensors: dict[str, dict[str, Any]] = {}
+        for name, covariance in build.covariances(self.model).items():
+            tensors[name], pending = covariance.state_dict(), covariance.gathered()
+            if pending:  # not merged now: no bit of a run may depend on when it was stored
+                tensors[f"{name}-gathered"] = pending
         tensors |= {"network": self.bare.state_dict(), "optimizer": optimizer}
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
@@ -378,6 +385,7 @@ class Trainer:
         self.model.network.load_state_dict(tensors["network"])
         for group, covariance in build.covariances(self.model).items():
             covariance.load_state_dict(tensors[group])
+            covariance.load_gathered(tensors.get(f"{group}-gathered", {}))
         self.step = state.step
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])

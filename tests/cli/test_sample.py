@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import ansn
 from ansn import ops
@@ -160,6 +162,31 @@ def test_the_runs_own_method_is_the_default(digits: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(
         drawn(run, tmp_path, "-n", 3, "--method", "dpmpp_2m"), drawn(digits, tmp_path, "-n", 3)
     )
+
+
+@pytest.mark.parametrize("value", [1e30, math.nan])
+def test_a_network_that_gives_no_numbers_writes_nothing(digits: Path, tmp_path: Path, value: float) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    folder = run / "checkpoints" / "step-00000020"
+    weights = load_file(folder / "ema.safetensors")
+    save_file({name: torch.full_like(weight, value) for name, weight in weights.items()}, folder / "ema.safetensors")
+    seal(folder)
+    for name in ("x.npy", "x.png", "x/"):
+        outcome = call("sample", run, "-n", 3, "--out", f"{tmp_path}/{name}")
+        assert (outcome.code, "not finite" in outcome.err) == (2, True), outcome.err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    succeeded(call("sample", run, "-n", 3, "--out", tmp_path / "x.npy", "--allow-nonfinite"))
+    assert not np.isfinite(np.load(tmp_path / "x.npy")).any()
+
+
+def test_a_time_limit_keeps_what_is_drawn(digits: Path, tmp_path: Path) -> None:
+    options = ("sample", digits, "-n", 400, "--steps", 50, "--batch-size", 2, "--seed", 3, "--out", tmp_path / "x.npy")
+    outcome = call(*options, "--max-minutes", 0.02)
+    assert outcome.code == 130, outcome.err
+    assert "of 400 samples are kept" in outcome.err
+    succeeded(call(*options))
+    succeeded(call(*options[:-1], tmp_path / "y.npy"))
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "y.npy").read_bytes()
 
 
 def test_a_table_comes_in_the_units_of_its_columns(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:

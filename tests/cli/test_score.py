@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.cli.helpers import PLAIN, TINY, call, succeeded
+from tests.training.helpers import seal
 
 HEADER = ["height (m)", "kind", "count", "note", "price"]
 
@@ -156,3 +160,16 @@ def test_a_mistake_is_one_line(run: Path, digits: Path, tmp_path: Path):
         assert done.code == 2, arguments
         assert words in done.err
         assert done.err.count("\n") == 1, done.err
+
+
+def test_a_network_that_gives_no_numbers_writes_nothing(run: Path, tmp_path: Path):
+    broken = Path(shutil.copytree(run, tmp_path / "run"))
+    folder = next(broken.glob("checkpoints/*"))
+    weights = load_file(folder / "ema.safetensors")
+    save_file({name: torch.full_like(value, 1e30) for name, value in weights.items()}, folder / "ema.safetensors")
+    seal(folder)
+    rows = write(tmp_path / "new.csv", ROWS)
+    for command, told in (("score", "leaves the finite numbers"), ("impute", "not finite")):
+        outcome = call(command, broken, rows, "--out", tmp_path / "out.csv", "--threads", 1)
+        assert (outcome.code, told in outcome.err, "Traceback" in outcome.err) == (2, True, False), outcome.err
+    assert not (tmp_path / "out.csv").exists()
