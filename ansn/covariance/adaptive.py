@@ -178,6 +178,8 @@ class AdaptiveCovariance(nn.Module):
         if self.frozen:
             return self
         self._settle()
+        if isinstance(x, Tensor) and x.dtype == torch.float64:  # others fit, but for what a refresh refuses
+            _checks.summable(x, self.center.dtype, 0.5)
         if several(sync):
             if self._gathered is None or self._gathered.sync is not sync:
                 self.sync()
@@ -201,6 +203,7 @@ class AdaptiveCovariance(nn.Module):
         if not self.oriented and not self.frozen:
             self.moments.check(x, region)
             _checks.update_values(x.flatten(1), region, self.regions)
+            _checks.summable(x, self.moments.mean.dtype)
             if len(x) > 1:
                 self.structure.orient(self.moments, x, region)
                 self.seen_at_basis = len(x)
@@ -324,7 +327,7 @@ class AdaptiveCovariance(nn.Module):
     def _install(self, level: Tensor, good: Tensor | None = None) -> None:
         """Take the new center and scale where ``good``, keep the old ones where not; the device decides."""
         # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
-        level = torch.where(level > 0, level, self.rules.ridge(level))
+        level = torch.where(level > torch.finfo(self.scale.dtype).tiny ** 2, level, self.rules.ridge(level))
         scale = torch.where(level > 0, level, 1.0).sqrt()
         share = self.count / self.count.sum() if self.seen else torch.full_like(self.share, 1 / self.regions)
         for name, new in (("center", self.moments.mean), ("scale", scale), ("share", share)):

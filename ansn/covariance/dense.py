@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ansn import ops
 from ansn.covariance.moments import Basis, Moments
-from ansn.covariance.pencil import Pencil, Rules, refusal
+from ansn.covariance.pencil import Pencil, Rules, floored, refusal
 from ansn.covariance.structure import Structure, eigh, register
 from ansn.errors import InputError
 
@@ -87,7 +87,9 @@ class DensePencil(Pencil):
         full = full and self.complete
         found = self._decomposed(s, rules) if full or rules.gamma is not None or not self.lower else None
         factor, status = self._root(self._shape(s, level, rules, found) if self.lower else s, found)
-        good = (status == 0).all()
+        factor = factor.to(self.factor.dtype)
+        l = rules.idle(level) if found is None else rules.ratio(found[1], floored(found[2]), moments)
+        good = (status == 0).all() & self.holds(factor.diagonal(dim1=1, dim2=2), factor, l, moments.mean)
         self._take_factor(factor, good)
         if full and found is not None:
             self.take(*found, moments, rules, good)
@@ -110,6 +112,8 @@ class DensePencil(Pencil):
         for _ in range(7):
             factor, status = self._root(r, None)
             if not bool((status != 0).any()):
+                if not bool(self.holds(factor.diagonal(dim1=1, dim2=2), factor, rules.idle(level), moments.mean)):
+                    raise InputError(self.beyond(moments, level))
                 self._take_factor(factor)
                 if full and found is not None:
                     self.take(*found, moments, rules)
@@ -117,6 +121,8 @@ class DensePencil(Pencil):
             r.diagonal(dim1=1, dim2=2).add_(torch.where(status != 0, jitter, 0.0).unsqueeze(1))
             jitter = jitter * 10
         k = int((status != 0).nonzero()[0])
+        if not bool(torch.isfinite(r[k]).all() | (level[k] == 0)):
+            raise InputError(self.beyond(moments, level))
         raise InputError(refusal(k, obstacle(r[k], int(status[k]), self.lower)))
 
     def _take_factor(self, factor: Tensor, good: Tensor | None = None) -> None:

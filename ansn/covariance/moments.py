@@ -97,6 +97,7 @@ class Moments(nn.Module):
         corrects the mean (math section 1)."""
         flat = x.detach().flatten(1)
         _checks.update_values(flat, region, self.regions)
+        _checks.summable(flat, self.mean.dtype)
         flat = flat.to(self.mean.dtype)
         if decay != 1.0:
             self.decay_(decay)

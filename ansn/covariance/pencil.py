@@ -342,26 +342,46 @@ class Pencil(nn.Module):
         warm = moments.points(rules.warmup)
         basis, variances = self.structure.spectrum(moments, self.basis, full, warm, initial)
         noise = rules.noise(variances)
-        level = noise.mean(1)
-        good = ((level > 0) & torch.isfinite(level)).all()
+        l = rules.ratio(variances, floored(noise), moments)
+        good = (noise.mean(1) > 0).all() & self.holds(floored(noise).sqrt(), l, moments.mean)
         self.take(basis, variances, noise, moments, rules, good)
         return good, variances.mean(1)
+
+    def holds(self, deviation: Tensor, *others: Tensor) -> Tensor:
+        """Whether the snapshot's dtype has numbers, their reciprocals and squares for deviations of the noise, and
+        numbers for all else, bool ``[]``; the device knows."""
+        dtype = self.like.dtype
+        deviation, finite = deviation.to(dtype), (torch.isfinite(v.to(dtype)).all() for v in others)
+        good = ((deviation >= torch.finfo(dtype).tiny) & torch.isfinite(deviation.square())).all()
+        return torch.stack((good, *finite)).all()
 
     def take(
         self, basis: Basis, variances: Tensor, noise: Tensor, moments: Moments, rules: Rules, good: Tensor | None = None
     ) -> None:
         """:meth:`install` of S and R by their variances."""
-        # Rounding can put the smallest variance of a semidefinite R below 0.
-        noise = torch.maximum(noise, torch.finfo(noise.dtype).eps * noise.mean(1, keepdim=True))
+        noise = floored(noise)
         self.install(basis, noise, rules.ratio(variances, noise, moments), good)
 
     def repair(self, moments: Moments, initial: Tensor, rules: Rules, full: bool) -> Tensor:
         """What to do where :meth:`remake` took nothing: find a larger ridge and return the mean variances ``[K]``, or
         raise InputError naming the region."""
         warm = moments.points(rules.warmup)
-        noise = rules.noise(self.structure.spectrum(moments, self.basis, False, warm, initial)[1])
-        k = int((~((noise.mean(1) > 0) & torch.isfinite(noise).all(1))).nonzero()[0])
-        raise InputError(refusal(k, f"smallest variance {float(noise[k].min()):.3g}"))
+        variances = self.structure.spectrum(moments, self.basis, False, warm, initial)[1]
+        noise, level = rules.noise(variances), variances.mean(1)
+        singular = torch.isfinite(level) & ~(noise.mean(1) > 0)
+        if not bool(singular.any()):
+            raise InputError(self.beyond(moments, level))
+        k = int(singular.nonzero()[0])
+        raise InputError(refusal(k, f"smallest variance {float(noise[k].nan_to_num(0.0).min()):.3g}"))
+
+    def beyond(self, moments: Moments, level: Tensor) -> str:
+        """The line for data of mean variances ``level`` ``[K]``, of which the snapshot's dtype has no numbers."""
+        size = torch.maximum(moments.mean.abs().amax(1), level.sqrt().to(moments.mean.dtype)).nan_to_num(math.inf)
+        k, numbers = int((size.log().abs()).argmax()), torch.finfo(self.like.dtype)
+        return (
+            f"covariance: got data of size {float(size[k]):.3g} in region {k}, expected {numbers.tiny:.3g} to"
+            f" {numbers.max**0.5:.3g}, what a snapshot in {numbers.dtype} holds; change the data's unit"
+        )
 
     @torch.no_grad()
     def install(self, basis: Basis, noise: Tensor, l: Tensor, good: Tensor | None = None) -> None:
@@ -442,6 +462,11 @@ def replaced(buffer: Tensor, new: Tensor, good: Tensor | None) -> Tensor:
         if good is None:
             return new.clone(memory_format=torch.contiguous_format)
         return torch.where(good, new, buffer).contiguous()
+
+
+def floored(noise: Tensor) -> Tensor:
+    """Variances of R ``[K, d]``: rounding can put the smallest of a semidefinite one below 0."""
+    return torch.maximum(noise, torch.finfo(noise.dtype).eps * noise.mean(1, keepdim=True))
 
 
 def uncast(v: Tensor) -> AbstractContextManager[None]:

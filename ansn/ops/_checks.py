@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
@@ -154,6 +155,23 @@ def moments(
     if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
         raise ValueError(f"decay: got {decay!r}, expected a number in (0, 1]")
     region(owner, rows, count, device)
+    summable(x, mean.dtype)
+
+
+def summable(x: Tensor, dtype: torch.dtype, share: float = 2.0**-16) -> None:
+    """Raises ValueError for finite values beyond ``share`` of the root of the largest number of ``dtype``, where a look
+    is free: by default squares of 2^30 rows then have a sum."""
+    largest = share * torch.finfo(dtype).max ** 0.5
+    if torch.finfo(x.dtype).max <= largest or not readable(x) or not x.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(x.detach()))
+    size = max(-low, high)
+    if largest < size < math.inf:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"x: got a value of size {size:.3g}, expected at most {largest:.3g}, of which squares have a sum in {name};"
+            " the covariance was left as it was"
+        )
 
 
 def update_values(x: Tensor, region: Tensor | None, count: int) -> None:

@@ -44,7 +44,8 @@ class Measured(Wrapper):
     With regions, a row's region shapes its V, its start and its noise. The region itself does not follow the
     measurement: give ``y``, the labels, or the mixture's weights stay those of the data.
 
-    Raises ValueError naming the argument for shapes that do not fit and a ``sigma_y`` that is negative or not finite.
+    Raises ValueError naming the argument for shapes that do not fit, a ``sigma_y`` that is negative or not finite, and
+    a measurement that is not finite where it is known.
     """
 
     measured: Tensor
@@ -69,6 +70,11 @@ class Measured(Wrapper):
             if len(measured) not in (1, many):
                 raise ValueError(f"measured: got {len(measured)} measurements, expected {many}, one a mask")
             measured = operator(measured.expand(many, *operator.shape))
+        finite = torch.isfinite(measured)
+        if not bool(finite.all()):
+            at = (~finite).nonzero()[0].tolist()
+            where = f"at {at[1:]}" if one else f"in measurement {at[0]}"
+            raise ValueError(f"measured: got {float(measured[tuple(at)])} {where}, expected finite numbers")
         self.gaussian = MeasuredGaussian.learned(covariance, self.operator, self.sigma_y)
         self.register_buffer("measured", measured)
 

@@ -341,6 +341,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "no measured": (lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(0, 6)), "measured: got shape [0, 6]"),
     "sigma": (lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(6), -1.0), "sigma_y: got -1.0"),
+    "no number": (
+        lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.tensor([0, 1, math.nan, 0, 0, 0])),
+        "measured: got nan at [2], expected finite numbers",
+    ),
+    "no number in one": (
+        lambda m: Replacement(m, IMAGE_OPERATORS["mask"], torch.tensor([[0.0] * 6, [math.inf] * 6])),
+        "measured: got inf in measurement 1, expected finite numbers",
+    ),
     "sigma nan": (lambda m: Replacement(m, IMAGE_OPERATORS["mask"], torch.zeros(6), math.nan), "sigma_y: got nan"),
     "covariance": (
         lambda m: Posterior(m, IMAGE_OPERATORS["mask"], torch.zeros(6), 0.1, "full"),
