@@ -13,6 +13,7 @@ from torch import Tensor
 from ansn.choices import choice
 from ansn.covariance.adaptive import QUANTISATION_8BIT, AdaptiveCovariance
 from ansn.covariance.structure import STRUCTURES
+from ansn.ops import _checks
 
 AUTO = "auto"
 """The name that stands for :func:`choose` among those of structures."""
@@ -108,6 +109,7 @@ def choose(
     """
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: got a value that is not finite, expected rows of data")
+    _checks.summable(x, torch.float64)
     # Rows may lie by class, or by date.
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     x, region = x[order].double(), None if region is None else region[order]

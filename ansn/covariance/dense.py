@@ -108,12 +108,13 @@ class DensePencil(Pencil):
         full = full and self.complete
         found = self._decomposed(s, rules) if full or rules.gamma is not None else None
         r = self._shape(s, level, rules, found)
-        jitter = r.diagonal(dim1=1, dim2=2).mean(1) * torch.finfo(r.dtype).eps
+        middle = r.diagonal(dim1=1, dim2=2).mean(1)
+        jitter = middle * torch.finfo(r.dtype).eps
         for _ in range(7):
             factor, status = self._root(r, None)
             if not bool((status != 0).any()):
                 if not bool(self.holds(factor.diagonal(dim1=1, dim2=2), factor, rules.idle(level), moments.mean)):
-                    raise InputError(self.beyond(moments, level))
+                    raise InputError(self.beyond(moments, level, middle))
                 self._take_factor(factor)
                 if full and found is not None:
                     self.take(*found, moments, rules)
@@ -122,7 +123,7 @@ class DensePencil(Pencil):
             jitter = jitter * 10
         k = int((status != 0).nonzero()[0])
         if not bool(torch.isfinite(r[k]).all() | (level[k] == 0)):
-            raise InputError(self.beyond(moments, level))
+            raise InputError(self.beyond(moments, level, middle))
         raise InputError(refusal(k, obstacle(r[k], int(status[k]), self.lower)))
 
     def _take_factor(self, factor: Tensor, good: Tensor | None = None) -> None:

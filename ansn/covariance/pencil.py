@@ -370,17 +370,19 @@ class Pencil(nn.Module):
         noise, level = rules.noise(variances), variances.mean(1)
         singular = torch.isfinite(level) & ~(noise.mean(1) > 0)
         if not bool(singular.any()):
-            raise InputError(self.beyond(moments, level))
+            raise InputError(self.beyond(moments, level, noise.mean(1)))
         k = int(singular.nonzero()[0])
         raise InputError(refusal(k, f"smallest variance {float(noise[k].nan_to_num(0.0).min()):.3g}"))
 
-    def beyond(self, moments: Moments, level: Tensor) -> str:
-        """The line for data of mean variances ``level`` ``[K]``, of which the snapshot's dtype has no numbers."""
-        size = torch.maximum(moments.mean.abs().amax(1), level.sqrt().to(moments.mean.dtype)).nan_to_num(math.inf)
-        k, numbers = int((size.log().abs()).argmax()), torch.finfo(self.like.dtype)
+    def beyond(self, moments: Moments, level: Tensor, noise: Tensor) -> str:
+        """The line for what the snapshot's dtype has no numbers for; mean variances of S and R, ``[K]``."""
+        mean, numbers = moments.mean.abs().amax(1).clamp_min(1.0), torch.finfo(self.like.dtype)
+        deviations = level.abs().sqrt().nan_to_num(math.inf), noise.abs().sqrt().nan_to_num(1.0)
+        sizes = torch.stack((mean.nan_to_num(math.inf), *deviations)).double().mT.flatten()
+        at = int(torch.where(sizes > 0, sizes.log().abs(), 0.0).argmax())
         return (
-            f"covariance: got data of size {float(size[k]):.3g} in region {k}, expected {numbers.tiny:.3g} to"
-            f" {numbers.max**0.5:.3g}, what a snapshot in {numbers.dtype} holds; change the data's unit"
+            f"covariance: got a mean or deviation of {float(sizes[at]):.3g} in region {at // 3}, expected sizes of"
+            f" {numbers.tiny:.3g} to {numbers.max**0.5:.3g}, which a snapshot in {numbers.dtype} holds; change the unit"
         )
 
     @torch.no_grad()

@@ -390,7 +390,7 @@ def test_a_bad_shape_leaves_the_spectrum_as_it_was(structure, root, family, trac
         covariance.track()
     before, at = snapshot(covariance), covariance.seen_at_basis
     monkeypatch.setattr(_checks, "readable", lambda _: False)  # as on a GPU, where a look at the rows would wait
-    with pytest.raises(ValueError, match=r"^covariance: got data of size .* in region 0, expected"):
+    with pytest.raises(ValueError, match=r"^covariance: got a mean or deviation of .* in region 0, expected"):
         covariance.update(1e160 * randn(40, D))
     assert snapshot(covariance) == before
     assert covariance.seen_at_basis == at
