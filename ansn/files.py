@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
         import psutil  # slow to import: only when used
 
         process = left.name.rpartition(".")[2]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
+        if process.isdecimal() and int(process) < 2**31 and not psutil.pid_exists(int(process)):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -181,7 +181,8 @@ def _text(path: Path, is_header: IsHeader) -> Cells:
     found = Cells(names, [], notes, place, not named or bool(first[0][1][0].strip()))
     if not _by_arrow(found, data, delimiter, named):
         found.columns = [list(map(_known, column)) for column in zip(*(row for _, row in records()), strict=True)]
-    _commas(found, delimiter)
+    if len(found):
+        _commas(found, delimiter)
     return found
 
 

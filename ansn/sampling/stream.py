@@ -204,6 +204,8 @@ def _wait(part: Part) -> None:
     another, and a collective gives up after minutes. (Whoever started us ends us if another process fails.)"""
     with suppress(FileNotFoundError):  # process 0 was quicker, and the part is gone
         while dist.is_initialized() and part.folder.exists() and not part.done().all():
+            if orphaned():
+                raise KeyboardInterrupt
             time.sleep(0.2)
 
 

@@ -34,7 +34,7 @@ from ansn.distributed import (
     say_device,
     shard,
     together,
-)  # fmt: skip
+)
 from ansn.errors import InputError
 from ansn.files import write_atomic
 from ansn.lock import Lock, alone

@@ -338,6 +338,7 @@ def test_broken_labels(tmp_path: Path, labels: np.ndarray, options: dict[str, in
 @pytest.mark.parametrize(
     ("text", "options", "part"),
     [
+        ("a", {}, "got a header and no rows, expected rows of numbers"),
         ("a,b\n1,2\n3,x\n", {}, "'x' in line 3, column 'b', expected a finite number"),
         ("1,2\n3,4\n5,oops\n", {}, "'oops' in line 3, column 'x1', expected a finite number"),
         ("1,2,abc\n3,4,5\n", {}, "'abc' in line 1, column 'x2'"),
