@@ -313,6 +313,15 @@ def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_a_floor_of_unknown_n_and_settings_of_other_kinds(tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    found = evaluation(measured("precision", 0.9, floor_n=None), settings={"halves": "x", "seed": [], "draw": 3})
+    page = Page(write_report(tmp_path, run, found, samples=torch.rand(4, 1, 8, 8))[0])
+    assert "0.125" in page.text["measurements"]
+    assert "None" not in page.text["measurements"]
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_neighbours_of_other_data_are_a_sentence(tmp_path: Path) -> None:
     run, data = digits_run(tmp_path / "run"), ansn.load_dataset("digits")
     wrong: list[list[list[int]]] = [[[10**9]], [[-1]], [[]], [[0]] * 50]

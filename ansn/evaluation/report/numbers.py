@@ -62,7 +62,7 @@ def measured(caption: str, made: Sequence[Measurement]) -> Table:
     rows = []
     for v in made:
         interval = "" if v.low is None or v.high is None else f"{number(v.low)} to {number(v.high)}"
-        floor = number(v.floor) + (f" (n = {v.floor_n:,})" if v.floor is not None and v.floor_n != v.n else "")
+        floor = number(v.floor) + ("" if v.floor is None or v.floor_n in (None, v.n) else f" (n = {v.floor_n:,})")
         reference = f"{v.reference} ({v.reference_n:,})" if v.reference_n else v.reference
         known = [number(v.value), interval, floor, number(v.baseline)]
         rows.append([v.name, *known, f"{v.n:,}", reference, v.better, v.note])

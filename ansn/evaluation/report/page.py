@@ -114,8 +114,12 @@ class Material:
     @property
     def resampling(self) -> Resampling:
         """As the measurements were made."""
-        given = self.evaluation.settings
-        return Resampling(int(given.get("halves", 40)), int(given.get("seed", 0)))
+        return Resampling(self._setting("halves", 40, 2, 10_000), self._setting("seed", 0, 0, 2**63 - 1))
+
+    def _setting(self, name: str, default: int, least: int, most: int) -> int:
+        """Of the evaluation, which may come from a file."""
+        value = self.evaluation.settings.get(name)
+        return value if isinstance(value, int) and least <= value <= most else default
 
     @cached_property
     def marginals(self) -> dict[int, Measurement]:
