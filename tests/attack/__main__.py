@@ -53,10 +53,9 @@ def main() -> int:
         runs.make(bench, quick=given.quick)
         count = 1 if given.quick or given.number is not None else 2
         begun = [_begin(bench, root, chosen, given, worker, count, end) for worker in range(count)]
-        for pid in begun:
-            os.waitpid(pid, 0)
+        broken = [pid for pid in begun if os.waitpid(pid, 0)[1]]
         results = [json.loads(line) for i in range(count) for line in (root / f"results-{i}").read_text().splitlines()]
-        return table(chosen, results)
+        return table(chosen, results) or int(bool(broken))
     finally:
         os.chdir("/")
         if given.number is None:

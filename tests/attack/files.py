@@ -28,11 +28,12 @@ def taken(load: Callable[[], T], *refusals: type[Exception]) -> T | None:
     """What it gives; None where it refuses in one line."""
     from ansn.errors import InputError
 
+    expected: tuple[type[Exception], ...] = (InputError, *refusals)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return load()
-    except (InputError, *refusals) as error:
+    except expected as error:
         if not grammar(str(error)):
             raise Wrong("wrong exit code", f"no refusal in one line: {error}") from None
     except MemoryError:  # the commands say it in one line
@@ -42,7 +43,7 @@ def taken(load: Callable[[], T], *refusals: type[Exception]) -> T | None:
 
 def command(name: str, *arguments: str) -> Done:
     """A command as a call in this process."""
-    module = importlib.import_module(f"ansn.cli.{name}")
+    module: Any = importlib.import_module(f"ansn.cli.{name}")
     if name == "train":
         module.write_pictures = lambda *_, **__: []
     out, err, sys.argv = io.StringIO(), io.StringIO(), [f"ansn-{name}", *arguments]

@@ -86,7 +86,7 @@ def logged() -> int | None:
 
 def checkpointed(done: Done, number: int) -> None:
     """A signal ended the trainer as it should: the step at hand has a checkpoint."""
-    last, newest = logged(), (steps() or [None])[0]
+    last, newest = logged(), next(iter(steps()), None)
     if last is not None and last != newest:
         raise Wrong("lost", f"signal {number}, exit {done.code}: step {last} was done, the checkpoint is of {newest}")
 
@@ -106,7 +106,7 @@ def signalled_training(bench: Bench, rng: random.Random, number: int) -> None:
     nothing_left()
 
 
-@kind("signals, sampling", 60, quick=1, share=1.5)
+@kind("signals, sampling", 60, share=1.5)
 def signalled_sampling(bench: Bench, rng: random.Random, number: int) -> None:
     sign = SIGNALS[number // 3 % len(SIGNALS)]
     out, begun = draw(bench, rng, number)
@@ -124,7 +124,11 @@ def signalled_sampling(bench: Bench, rng: random.Random, number: int) -> None:
 @kind("time limit, nohup", 16)
 def limited(bench: Bench, rng: random.Random, number: int) -> None:
     if number % 4 == 3:
-        begun = start("train", *TRAIN, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None)
+
+        def ignore() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+        begun = start("train", *TRAIN, before=ignore)
         at_work(begun)
         while not begun.ended(0.05):
             begun.kill(signal.SIGHUP)
@@ -163,7 +167,7 @@ def crashed(bench: Bench, rng: random.Random, number: int) -> None:
     again(bench, name)
 
 
-@kind("crash before the clean-up", 12, quick=1, share=0.5)
+@kind("crash before the clean-up", 12, share=0.5)
 def crashed_late(bench: Bench, rng: random.Random, number: int) -> None:
     out = [out for out in OUTPUTS if (bench.golden / out).exists()][number % 3 if (bench.golden / "x").exists() else 0]
     bench.copy("run" if out != "x/" else "digits")

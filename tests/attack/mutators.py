@@ -102,7 +102,8 @@ _BYTES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 def _paths(root: Any) -> list[tuple[Any, ...]]:
     """Where each value is; a list of what is still to be looked into, for values may be nested deeply."""
-    found, left = [], [((), root)]
+    found: list[tuple[Any, ...]] = []
+    left: list[tuple[tuple[Any, ...], Any]] = [((), root)]
     while left:
         path, value = left.pop()
         found.append(path)

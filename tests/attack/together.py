@@ -64,8 +64,8 @@ def samplers(bench: Bench, rng: random.Random, number: int) -> None:
     begun, names = [], []
     for i in range(rng.choice((2, 2, 3))):
         names.append("seed1.npy" if differ and i % 2 else out.rstrip("/"))
-        more = ("--seed", "1") if names[-1] == "seed1.npy" else ()
-        more += ("--no-resume",) if rng.random() < 0.6 else ()
+        more = ["--seed", "1"] if names[-1] == "seed1.npy" else []
+        more += ["--no-resume"] if rng.random() < 0.6 else []
         begun.append(start("sample", *sample(out, *more), before=often_committed))
         apart(rng, bench, "sample")
     finished = ended(bench, begun)

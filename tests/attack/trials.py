@@ -185,7 +185,7 @@ def start(command: str, *arguments: str, before: Callable[[], None] = lambda: No
         sys.argv = [f"ansn-{command}", *arguments]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-        module = importlib.import_module(f"ansn.cli.{command}")
+        module: Any = importlib.import_module(f"ansn.cli.{command}")
         if command == "train" and not pictures:
             module.write_pictures = lambda *_, **__: []
         before()
