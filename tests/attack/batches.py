@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import faulthandler
 import importlib
 import json
@@ -39,6 +40,8 @@ def import_all() -> None:
     for name in late:
         with suppress(ImportError):
             importlib.import_module(name)
+    for name in ("ascii", "idna", "latin-1", "utf-16"):  # another user may not read where Python lies
+        codecs.lookup(name)
     importlib.import_module("ansn.cli.train").parse(list(TRAIN))  # tyro imports by what it parses
 
 

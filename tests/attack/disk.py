@@ -104,13 +104,18 @@ def rights(bench: Bench, rng: random.Random, number: int) -> None:
         os.setgid(OTHER)
         os.setuid(OTHER)
 
-    if number % 3 == 0:  # a run that may not be written
+    if number % 4 == 3:  # a run with the rights that the umask gives
+        os.chmod(".", 0o777)
+        wanted(run(bench, "sample", *sample("x.npy"), before=other), 0)
+        same_file("x.npy", bench.golden / "x.npy")
+        return
+    if number % 4 == 0:  # a run that may not be written
         for path in ("run", *map(str, Path("run").rglob("*"))):
             os.chmod(path, 0o755 if os.path.isdir(path) else 0o644)
         wanted(run(bench, "train", *TRAIN, before=other), 2)
         check_run(bench)
         return
-    if number % 3 == 1:  # checkpoints that may not be read
+    if number % 4 == 1:  # checkpoints that may not be read
         target = rng.choice([p for p in Path("run/checkpoints").rglob("*") if p.name.startswith(("step", "net", "st"))])
         os.chmod(target if "step-00000040" in str(target) else "run/checkpoints", 0)
         os.chmod(".", 0o777)
