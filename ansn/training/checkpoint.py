@@ -153,7 +153,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
                 raise InputError(f"{file.name}: got another checksum, expected that of {_SUMS}")
         if stored:
             raise InputError(f"{', '.join(stored)}: got no such file, expected all of {_SUMS}")
-    values = schema.read(folder / "state.json", dict[str, Any])
+    values = schema.read(folder / "state.json", dict[str, Any], most=2**30)  # units of each point of a field are long
     if values.get("format") not in _FORMATS:
         other = "written by another version of ansn, train it anew with this one"
         raise _OtherFormat(f"{folder}: got format {values.get('format')}, expected 2 to {FORMAT}; it was {other}")
@@ -220,18 +220,21 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def unflatten_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """The inverse of :func:`flatten_optimizer`, into ``optimizer``, which goes on as the one that was stored: fused or
-    not. ValueError if a parameter's state is missing."""
+    """The inverse of :func:`flatten_optimizer`, into ``optimizer``, whose settings stay; but it goes on as the one that
+    was stored, fused or not. ValueError if a parameter's state is missing."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
-    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    settings = optimizer.state_dict()["param_groups"]
+    parameters = sum(len(group["params"]) for group in settings)
     if set(state) != set(range(parameters)):
         raise ValueError(f"optimizer: got a state of {len(state)} parameters, expected {parameters}")
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if [group.get("params") for group in groups] != [group["params"] for group in settings]:
+        raise ValueError(f"optimizer: got groups of other parameters, expected those of all {parameters}")
+    for group, stored in zip(settings, groups, strict=True):
+        group |= {name: stored.get(name) is True or None for name in ("fused", "foreach")}
+    optimizer.load_state_dict({"state": state, "param_groups": settings})
     # Files hold row-major tensors; a channels-last weight wants its moments in its own layout: a fused step is wrong
     # otherwise, any other slower.
     for parameter, values in optimizer.state.items():
