@@ -197,6 +197,7 @@ def start(command: str, *arguments: str, before: Callable[[], None] = lambda: No
         code = 1
     finally:
         try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over, and an interpreter's end is not its own
             atexit._run_exitfuncs()
             if sys.stdout is not None:
                 sys.stdout.flush()
