@@ -327,8 +327,9 @@ class AdaptiveCovariance(nn.Module):
     def _install(self, level: Tensor, good: Tensor | None = None) -> None:
         """Take the new center and scale where ``good``, keep the old ones where not; the device decides."""
         # Data that does not vary has the ridge's scale, or 1: a denoiser divides by it.
-        level = torch.where(level > torch.finfo(self.scale.dtype).tiny ** 2, level, self.rules.ridge(level))
-        scale = torch.where(level > 0, level, 1.0).sqrt()
+        least = torch.finfo(self.scale.dtype).tiny ** 2
+        level = torch.where(level > least, level, self.rules.ridge(level))
+        scale = torch.where(level > least, level, 1.0).sqrt()
         share = self.count / self.count.sum() if self.seen else torch.full_like(self.share, 1 / self.regions)
         for name, new in (("center", self.moments.mean), ("scale", scale), ("share", share)):
             setattr(self, name, replaced(getattr(self, name), new, good))

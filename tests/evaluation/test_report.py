@@ -278,7 +278,7 @@ def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "regions", ["none", "found", *(pytest.param(name, marks=pytest.mark.slow) for name in ("labels", "mixture"))]
+    "regions", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("found", "labels", "mixture"))]
 )
 def test_other_models_have_a_page(regions: str, tmp_path: Path) -> None:
     """One column, one level, a diagonal covariance; regions for the classes, found ones, and those of a skip."""

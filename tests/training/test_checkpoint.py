@@ -243,10 +243,14 @@ def one_line(error: BaseException, run: Path) -> None:
     assert re.fullmatch(f"{re.escape(str(run))}.*: got .+, expected .+", str(error)), error
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", ""])
-@pytest.mark.parametrize("what", DAMAGES)
+UNSEALED = ("truncated weights", "no weights", "no covariance", "no state", "truncated state", "a step that is a word")
+
+
+@pytest.mark.parametrize(
+    ("what", "sealed"), [*((what, True) for what in DAMAGES), *((what, False) for what in UNSEALED)]
+)
 def test_damage_is_one_clear_line(run: Path, what: str, sealed: bool) -> None:
-    """Of the only checkpoint; also where checksums fit, as of another program."""
+    """Of the only checkpoint; where checksums fit, as of another program, and where they do not."""
     shutil.rmtree(run / "checkpoints" / "step-00000030")
     DAMAGES[what](newest(run))
     if sealed:
@@ -261,7 +265,7 @@ def test_damage_is_one_clear_line(run: Path, what: str, sealed: bool) -> None:
     one_line(caught.value, run)
 
 
-@pytest.mark.parametrize("what", DAMAGES)
+@pytest.mark.parametrize("what", UNSEALED)
 def test_of_a_damaged_newest_checkpoint_the_one_before_is_taken(run: Path, what: str) -> None:
     DAMAGES[what](newest(run))
     with pytest.warns(UserWarning, match=r"step-00000040: is damaged \(.+\); step 30 before it is taken"):

@@ -146,11 +146,13 @@ def assert_weights_agree(found: Path, expected: Path) -> None:
             torch.testing.assert_close(told[name], value, rtol=0.01, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_sharded_processes_have_the_weights_of_whole_ones(sharded: Path, two: Path) -> None:
     assert_weights_agree(sharded, two)
     assert load_run(sharded).step == 40
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_sharded_processes_serves_one(sharded: Path, two: Path, tmp_path: Path) -> None:
     """Which goes on with whole weights and Adam's whole state."""
     runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in (sharded, two)]
