@@ -13,6 +13,7 @@ from ansn.covariance import STRUCTURES
 from ansn.covariance.choice import AUTO
 from ansn.covariance.pencil import ROOTS
 from ansn.data import NAMES as DATASETS
+from ansn.data.units import MAX_CLASSES
 from ansn.denoiser import PREDICTIONS
 from ansn.errors import InputError, refuse
 from ansn.levels import TRAINING
@@ -215,7 +216,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and when interrupted."""
     max_minutes: float | None = None
-    """Stop after this many minutes with a checkpoint and exit code 130, as at Ctrl-C; for a scheduler's time limit."""
+    """Stop at the first step after this many minutes with a checkpoint and exit code 130; for a scheduler's limit."""
     threads: int | None = None
     """CPU threads; by default torch's. 1 where other programs use the cores."""
 
@@ -280,9 +281,11 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     return out
 
 
+MOST_RUNGS = 10**6
 # Far more than any run has. Settings that came with a file from elsewhere must not take the memory or the day.
 _MOST: dict[str, float] = {
-    "image_size": 2**16, "channels": 2**12, "window": 2**31, "regions": 2**16, "rungs": 10_000, "freeze_after": 2**53,
+    "image_size": 2**16, "channels": 2**12, "window": 2**31, "regions": MAX_CLASSES, "rungs": MOST_RUNGS,
+    "freeze_after": 2**53,
     "width": 2**16, "blocks": 128, "multipliers": 1024, "steps": 10**10,
     "batch_size": 10**8, "warmup": 10**10, "sample_steps": 10**6, "sampler_levels": 10**6, "samples": 10**6,
     "log_every": 10**10, "checkpoint_every": 10**10, "threads": 2**12, "tau_max": 1e9,
@@ -300,7 +303,8 @@ def check_numbers(config: TrainConfig) -> None:
             for number in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     most, name = _MOST.get(key, math.inf), key.replace("_", "-")
-                    refuse([(name, value, math.isfinite(number), "a finite number")])
+                    finite = isinstance(number, int) or math.isfinite(number)
+                    refuse([(name, value, finite, "a finite number")])
                     refuse([(name, value, number <= most, f"at most {most:,}")])
     rules: list[tuple[str, float | str | None, bool, str]] = [
         ("steps", optim.steps, optim.steps >= 1, "at least 1"),

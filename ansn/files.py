@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,16 +13,17 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write a file under, which takes its place at the end; what was there before stays until then.
 
-    A link of that name is replaced, never followed. Raises OSError with nothing left behind; what a killed process left
-    is removed by the next that writes the file.
+    A link of that name is replaced, never followed. Raises OSError with nothing left behind; what a killed process of
+    this host left is removed by the next that writes the file.
     """
-    for left in path.parent.glob(f".{_literal(path.name)}.*"):
+    stem = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{_literal(stem)}*.tmp"):
         import psutil  # slow to import: only when used
 
-        process = left.name.rpartition(".")[2]
+        process = left.name.removeprefix(stem).removesuffix(".tmp")
         if process.isdecimal() and int(process) < 2**31 and not psutil.pid_exists(int(process)):
             left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{stem}{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -1,8 +1,8 @@
 """One writer at a time: a lock file beside what is written, which names the process that writes.
 
 The file has the process's number, its host and its start. One whose process is gone is taken over at once on the host
-that it names, on any other after it was not refreshed for half a minute; nothing else tells a dead process there from a
-living one. (:class:`filelock.SoftFileLease`, which needs nothing of a file system but exclusive creation.)
+that it names, on any other (and where a file system cannot exchange two names) after it was not refreshed for half a
+minute; nothing else tells a dead process there from a living one. (:class:`filelock.SoftFileLease`.)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ansn.errors import InputError
 LEASE = 30.0
 """Seconds without a sign of life after which a process on another host is taken for dead."""
 _PATIENCE, _MORE = 0.2, 10.0
+_INITIAL = 0xEFFFFFFC  # Linux's namespace of process numbers outside of any container
 
 
 class Lock:
@@ -39,22 +40,31 @@ class Lock:
         try:
             self._lease.acquire(timeout=_PATIENCE)
         except Timeout:
-            before = self._lease.owner
-            # On this host the file's process lives: else it were taken over. Containers add to the host's name.
             import psutil
 
-            here = before is not None and before.hostname.partition("?")[0] == socket.gethostname()
-            if before is not None and here and psutil.pid_exists(before.pid):
+            before, seen = self._lease.owner, self._sign()
+            if before is not None and before.hostname == _here() and psutil.pid_exists(before.pid):
                 raise self._taken() from None
             where = "" if before is None else f" of process {before.pid} on {before.hostname}"
             warnings.warn(f"{self.target}: waiting up to {LEASE:g} s to see if the writer{where} lives", stacklevel=4)
             try:
                 self._lease.acquire(timeout=LEASE + _MORE)
             except Timeout:
-                raise self._taken() from None
+                # filelock leaves alone an empty file, and any where two names cannot be exchanged (NFS).
+                if seen is None or self._sign() != seen:
+                    raise self._taken() from None
+                self._lease.force_break()
+                self._lease.acquire(timeout=_PATIENCE)
         if before is not None:
             gone = f"process {before.pid} on {before.hostname}"
             warnings.warn(f"{self.target}: {gone} left its lock behind and is gone; taken over", stacklevel=4)
+
+    def _sign(self) -> tuple[int, int] | None:
+        """What a sign of life, or another file in its place, changes."""
+        with suppress(OSError):
+            found = os.lstat(self._lease.lock_file)
+            return found.st_ino, found.st_mtime_ns
+        return None
 
     def check(self) -> None:
         """InputError where the lock was lost: the folder was deleted, or another process took it over."""
@@ -71,7 +81,17 @@ class Lock:
     def _taken(self) -> InputError:
         owner = self._lease.owner
         by = "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
-        return InputError(f"{self.target}: got an output that {by} is writing, expected to be alone; wait for it")
+        file = self._lease.lock_file
+        return InputError(f"{self.target}: got an output that {by} is writing (see {file}), expected to be alone")
+
+
+def _here() -> str:
+    """This host, as a lock file names it: with the namespace where processes have numbers of a container."""
+    try:
+        numbers = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        numbers = _INITIAL
+    return socket.gethostname() + ("" if numbers == _INITIAL else f"?pidns-{numbers:x}")
 
 
 @contextmanager

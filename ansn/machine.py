@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_ONCE = 1.0
+"""Seconds in which two signals are one: a terminal and its shell say the same twice, torchrun and its group too."""
 
 
 def cpu_name() -> str:
@@ -36,13 +41,17 @@ def busy() -> float:
 @contextmanager
 def asked_to_end(act: Callable[[], None]) -> Iterator[None]:
     """While it lasts, ``act`` is called when this process is asked to end: by Ctrl-C, by SIGTERM, by a terminal that
-    goes away (SIGHUP) or a scheduler that warns (SIGUSR1). What is ignored (`nohup`) stays so; in any thread but the
-    main one whoever runs us handles signals."""
+    goes away (SIGHUP) or a scheduler that warns (SIGUSR1); signals within a second are one. But for Ctrl-C, what is
+    ignored (`nohup`) stays so; in any thread but the main one whoever runs us handles signals."""
+    last = -math.inf
 
     def handle(number: int, _: Any) -> None:
+        nonlocal last
         if number == getattr(signal, "SIGHUP", None):
             _leave_the_terminal()
-        act()
+        since, last = time.monotonic() - last, time.monotonic()
+        if since > _ONCE:
+            act()
 
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -57,7 +66,7 @@ def asked_to_end(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set from C
 
 
 def _leave_the_terminal() -> None:

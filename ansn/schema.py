@@ -137,7 +137,7 @@ def _fits(kind: Any, value: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return any(value == one and type(value) is type(one) for one in typing.get_args(kind))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return _fits(int, value) or (isinstance(value, float) and math.isfinite(value))
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
     return isinstance(value, type(None) if kind is None else typing.get_origin(kind) or kind)
@@ -154,7 +154,7 @@ def _expected(kind: Any) -> str:
 
 
 def _whole(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+    if not -(2**63) <= int(text) < 2**63:
         raise InputError(f"{_SHORT.repr(text)}: got a whole number of more than 64 bits, expected a smaller one")
     return int(text)
 

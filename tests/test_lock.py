@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from filelock import SoftFileLease
 
 from ansn import lock
 from ansn.errors import InputError
@@ -76,9 +78,12 @@ def test_a_dead_process_of_this_host_is_followed_at_once(tmp_path: Path) -> None
         taken.check()
 
 
-def test_half_a_lock_file_is_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["filelock/2\npid=1", ""])
+def test_half_a_lock_file_is_taken_over(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a process that was killed while it wrote it."""
-    (tmp_path / ".lock").write_text("filelock/2\npid=1")
+    monkeypatch.setattr(lock, "LEASE", 1.0)
+    monkeypatch.setattr(lock, "_MORE", 1.5)
+    (tmp_path / ".lock").write_text(content)
     with pytest.warns(UserWarning, match="waiting up to"), alone(tmp_path / ".lock", tmp_path) as taken:
         taken.check()
 
@@ -94,6 +99,19 @@ def test_a_process_of_another_host_is_dead_when_it_gives_no_sign(
     first, second = (str(w.message) for w in warned)
     assert "waiting up to 1 s to see if the writer of process" in first
     assert "on elsewhere left its lock behind" in second
+
+
+def test_where_names_cannot_be_exchanged_a_dead_process_is_followed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where filelock takes nothing over; and a container of this host's name has numbers of its own."""
+    monkeypatch.setattr(lock, "LEASE", 1.0)
+    monkeypatch.setattr(lock, "_MORE", 0.5)
+    monkeypatch.setattr(SoftFileLease, "_try_break_stale_lock", lambda _: None)
+    for host, pid in ((None, None), (f"{socket.gethostname()}?pidns-f0000001", os.getpid())):
+        claim(tmp_path / ".lock", host, pid)
+        with pytest.warns(UserWarning, match="waiting"), alone(tmp_path / ".lock", tmp_path) as taken:
+            taken.check()
 
 
 def test_a_process_of_another_host_that_lives_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,18 +7,21 @@ import threading
 
 import pytest
 
+from ansn import machine
 from ansn.machine import asked_to_end
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_each_signal_is_heard_and_handed_back(number: signal.Signals) -> None:
+def test_each_signal_is_heard_and_handed_back(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     before, heard = [signal.getsignal(s) for s in SIGNALS], []
-    with asked_to_end(lambda: heard.append(1)):
-        signal.raise_signal(number)
-        signal.raise_signal(number)
-    assert heard == [1, 1]
+    for once, expected in ((60.0, [1]), (0.0, [1, 1, 1])):
+        monkeypatch.setattr(machine, "_ONCE", once)
+        with asked_to_end(lambda: heard.append(1)):
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+        assert heard == expected, "twice within a second is once"
     assert [signal.getsignal(s) for s in SIGNALS] == before
 
 

@@ -118,7 +118,7 @@ def _evaluate(arguments: Arguments) -> None:
     folder = arguments.out or (run.path / "quick" if arguments.quick else run.path)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(alone(folder / ".evaluation.lock", folder))
+            lock = stack.enter_context(alone(folder / ".evaluation.lock", folder))
         except OSError as error:
             raise InputError(f"--out: got {error.strerror} for {folder}, expected a folder to write in") from None
         samples = None if arguments.samples is None else read_samples(arguments.samples, run, arguments.seed)
@@ -133,6 +133,7 @@ def _evaluate(arguments: Arguments) -> None:
         print(table(found.evaluation))
         for line in found.evaluation.left_out:
             print(f"left out: {line}")
+        lock.check()
         write_atomic(folder / "evaluation.json", found.evaluation.to_json())
         print(folder / "evaluation.json")
         _tell("drawing the report")

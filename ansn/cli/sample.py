@@ -114,8 +114,8 @@ def _sample(arguments: Arguments) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     minutes = arguments.max_minutes
-    if minutes is not None and not minutes > 0:
-        raise InputError(f"--max-minutes: got {minutes:g}, expected more than 0 minutes")
+    if minutes is not None and not 0 < minutes <= threading.TIMEOUT_MAX / 60:
+        raise InputError(f"--max-minutes: got {minutes:g}, expected more than 0 minutes, and a finite number")
     with processes(arguments.device) as (rank, _, device), _at_most(minutes):
         load = functools.partial(
             load_run, arguments.run, ema=arguments.ema, device=device, finite=not arguments.allow_nonfinite

@@ -380,6 +380,11 @@ class Pencil(nn.Module):
         deviations = level.abs().sqrt().nan_to_num(math.inf), noise.abs().sqrt().nan_to_num(1.0)
         sizes = torch.stack((mean.nan_to_num(math.inf), *deviations)).double().mT.flatten()
         at = int(torch.where(sizes > 0, sizes.log().abs(), 0.0).argmax())
+        if numbers.tiny <= float(sizes[at]) <= numbers.max**0.5:
+            return (
+                f"covariance: got variances of the data over those of the noise that {numbers.dtype} does not hold,"
+                " expected a larger eps, or a noise of about the data's size"
+            )
         return (
             f"covariance: got a mean or deviation of {float(sizes[at]):.3g} in region {at // 3}, expected sizes of"
             f" {numbers.tiny:.3g} to {numbers.max**0.5:.3g}, which a snapshot in {numbers.dtype} holds; change the unit"

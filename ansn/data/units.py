@@ -78,7 +78,7 @@ class Affine:
 
     def __post_init__(self) -> None:
         if not bool(self.offset.isfinite().all() and self.scale.isfinite().all() and (self.scale > 0).all()):
-            raise ValueError("offset, scale: got one that is not finite or a scale of 0, expected numbers and widths")
+            raise ValueError("offset, scale: got one that is not finite or above 0, expected finite scales above 0")
         for name, size in (("offset", self.offset.shape), ("scale", self.scale.shape)):
             if len(size) > len(self.shape) or any(
                 a not in (1, b) for a, b in zip(size[::-1], self.shape[::-1], strict=False)

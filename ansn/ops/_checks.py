@@ -162,7 +162,7 @@ def summable(x: Tensor, dtype: torch.dtype, share: float = 2.0**-16) -> None:
     """Raises ValueError for finite values beyond ``share`` of the root of the largest number of ``dtype``, where a look
     is free: by default squares of 2^30 rows then have a sum."""
     largest = share * torch.finfo(dtype).max ** 0.5
-    if torch.finfo(x.dtype).max <= largest or not readable(x) or not x.numel():
+    if not x.is_floating_point() or torch.finfo(x.dtype).max <= largest or not readable(x) or not x.numel():
         return
     low, high = (float(value) for value in torch.aminmax(x.detach()))
     size = max(-low, high)

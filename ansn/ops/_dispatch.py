@@ -7,6 +7,7 @@ thread starts with.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -54,7 +55,8 @@ class backend:
 
     Either is a choice of this thread, or of this asyncio task and those that it starts: other threads never see it, and
     start with ``ANSN_BACKEND``. The backward of an operation runs on the back end of its forward, and a compiled graph
-    on the one where it is called, in whichever thread autograd runs them. An explicit back end that cannot run a call
+    on the one where it is called, in whichever thread autograd runs them (of asyncio tasks that interleave, the last
+    choice of their thread). An explicit back end that cannot run a call
     raises RuntimeError when the call comes; ``"auto"`` never does. Raises ValueError for an unknown name.
     """
 
@@ -66,7 +68,8 @@ class backend:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _chosen.reset(self._token)
+        with contextlib.suppress(ValueError, RuntimeError):  # left in another context, or left already
+            _chosen.reset(self._token)
         _pass_on()
 
 

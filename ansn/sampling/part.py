@@ -26,6 +26,7 @@ from ansn.errors import InputError
 from ansn.files import write_atomic
 
 _SETTINGS, _DATA = "settings.json", ("rows.npy", "images")
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BLOCK = 256
 """Rows that one checksum is of, about: what is drawn again where one byte is wrong."""
 
@@ -61,7 +62,7 @@ class RowFile:
         form = {"descr": self.dtype.str, "fortran_order": False, "shape": (n, *shape)}
         np.lib.format.write_array_header_1_0(header, form)
         self.start = len(header.getvalue())
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT if new else os.O_RDONLY, 0o666)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK if new else os.O_RDONLY, 0o666)
         if not new:
             return
         # All the room that it needs, or the error now; of a file that is there, what a disk spoilt of it.
@@ -110,7 +111,8 @@ class PngFolder:
         for i, image in enumerate(values):
             file = io.BytesIO()
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "png")
-            self._name(row + i).write_bytes(file.getvalue())
+            with open(self._name(row + i), "wb", opener=_new_or_whole) as written:
+                written.write(file.getvalue())
             crc = zlib.crc32(file.getvalue(), crc)
         return crc
 
@@ -163,7 +165,7 @@ class Part:
                 )
             self._gather()
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._discard()
         self.folder.mkdir(parents=True)
         try:
             self._data(self.data).close()
@@ -199,7 +201,9 @@ class Part:
         """The settings of the folder that is there; None where nothing was begun."""
         if not self.folder.exists():
             return None
-        foreign = [p.name for p in self.folder.iterdir() if not _ours(p.name)] if self.folder.is_dir() else ["a file"]
+        foreign = ["a file"]
+        if self.folder.is_dir() and not self.folder.is_symlink():
+            foreign = [p.name for p in self.folder.iterdir() if not _ours(p.name) or p.is_symlink()]
         if foreign:
             raise InputError(f"--out: got {self.folder} in the way, which holds {foreign[0]}, expected to make it")
         known, begun = self._settings(), any((self.folder / name).exists() for name in _DATA)
@@ -266,7 +270,12 @@ class Part:
         self.rows.close()
         self.rows = None
         if self.rank == 0 and not self.done().any():
-            self.remove()
+            self._discard()
+
+    def _discard(self) -> None:
+        """The folder away. Its settings go first: nothing is to take it for that of an output in its place."""
+        (self.folder / _SETTINGS).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove(self) -> None:
         """The output is in its place, the folder is not needed. Its settings go last: see :meth:`finished`."""
@@ -285,6 +294,10 @@ def spans(rows: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """The runs ``start .. stop - 1`` of true entries."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], rows.astype(np.int8), [0]))))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _new_or_whole(path: str, flags: int) -> int:
+    return os.open(path, flags | _NO_LINK, 0o666)
 
 
 def _ours(name: str) -> bool:

@@ -27,7 +27,7 @@ from ansn.data import table as tables
 from ansn.data.units import Affine, Table
 from ansn.distributed import agreed, orphaned, together
 from ansn.errors import InputError
-from ansn.lock import alone
+from ansn.lock import Lock, alone
 from ansn.sampling.common import label_rows
 from ansn.sampling.driver import Draw
 from ansn.sampling.part import Part, spans
@@ -81,6 +81,8 @@ def to_disk(
     if n < 1 or batch_size < 1:
         raise ValueError(f"n, batch_size: got {n}, {batch_size}, expected at least 1")
     path, labels = Path(out), label_rows(y, n)
+    if path.suffix not in SUFFIXES:
+        path = path.resolve()  # a link to a folder is no name that another can take
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     shape = draw.source.noise.covariance.shape
     decode = units if units is None or callable(units) else units.decode
@@ -95,7 +97,7 @@ def to_disk(
         raise InputError("model: got another than rank 0 has, expected one of all; the run was trained on, start again")
     with ExitStack() as stack, _telling(part, path):
         lock = path.with_name(f".{path.name}.lock")
-        together(lambda: stack.enter_context(alone(lock, path)) if rank == 0 else None, device)
+        mine = together(lambda: stack.enter_context(alone(lock, path)) if rank == 0 else None, device)
         if agreed(resume and rank == 0 and part.finished(settings), device):
             if rank == 0:
                 part.remove()
@@ -111,9 +113,10 @@ def to_disk(
         # One batch that one process draws shows its steps instead.
         steps = progress and rank == 0 and len(blocks) == 1
         with _bar(n, int(n - missing.sum()), progress and rank == 0 and not steps) as moved:
-            _draw(draw, part, blocks[rank::world], labels, decode, moved, steps, finite)
+            _draw(draw, part, blocks[rank::world], labels, decode, moved, steps, finite, mine)
         _wait(part)
-        if rank == 0:
+        if mine is not None:
+            mine.check()
             plain = Table.plain(columns or [f"x{j}" for j in range(math.prod(stored))])
             kind = "field" if isinstance(units, Affine) else None  # a map of C channels looks like an image
             _finish(part, path, units if isinstance(units, Table) else plain, labels, classes, kind)
@@ -162,8 +165,9 @@ def _draw(
     moved: Callable[[int, Part], None],
     steps: bool,
     finite: bool,
+    lock: Lock | None,
 ) -> None:
-    """This process's blocks into the part."""
+    """This process's blocks into the part; ``lock``: of process 0."""
     last = time.monotonic()
     try:
         for row, x in draw.batches(blocks, labels, progress=steps):
@@ -178,6 +182,8 @@ def _draw(
                 raise KeyboardInterrupt
             part.write(row, _numbers(x, part.dtype))
             if time.monotonic() - last > COMMIT_SECONDS:
+                if lock is not None:
+                    lock.check()
                 part.commit()
                 last = time.monotonic()
             moved(len(x), part)

@@ -219,7 +219,7 @@ def _refuse_one_point(config: TrainConfig, info: DataInfo, x: Tensor, region: Te
     for k, (name, count) in enumerate(zip(info.classes, info.counts, strict=True)):
         rows = x[region == k]
         if count == 1 or (len(rows) > 1 and bool((rows == rows[0]).all())):
-            told = "one row" if count == 1 else f"{count:,} rows that are all the same"
+            told = "one row" if count == 1 else "rows that are all the same"
             raise InputError(
                 f"--regions: got labels where class {name!r} has {told}, expected two or more that differ, for each"
                 " class's noise has the shape of its rows; leave the class out, or --regions labels, or give --eps"

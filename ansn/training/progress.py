@@ -116,9 +116,9 @@ class Reporter:
             return
         try:
             self.file.write(json.dumps(values) + "\n")
+            self.board.add({k: v for k, v in values.items() if k != "step" and v is not None}, values["step"])
         except OSError as error:
-            raise InputError(f"{self.path}: got {error.strerror}, expected a log to write") from None
-        self.board.add({k: v for k, v in values.items() if k != "step" and v is not None}, values["step"])
+            raise InputError(f"{self.path}: got {error.strerror}, expected logs to write") from None
         step = values["step"]
         left = (time.perf_counter() - self.begun) / max(step - self.start, 1) * (self.total - step)
         # null in the file: what JSON cannot hold, such as the condition number of a singular R

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansn import config, schema
-from ansn.config import TrainConfig
+from ansn.config import MOST_RUNGS, TrainConfig
 from ansn.covariance import Choice, Found
 from ansn.data.units import MAX_CLASSES
 from ansn.levels import Levels
 from ansn.training.build import DataInfo
-
-_MOST_RUNGS = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class State:
     def __post_init__(self) -> None:
         regions = 1 if self.found is None else self.found.regions
         for name, value, least, most in (
-            ("step", self.step, 0, 2**53), ("levels", len(self.levels), 1, _MOST_RUNGS),
+            ("step", self.step, 0, 2**53), ("levels", len(self.levels), 1, MOST_RUNGS),
             ("regions", regions, 1, MAX_CLASSES), ("running", self.running.steps, 0, 2**53),
             ("processes", len(self.running.loss), 1, 2**20),
         ):  # fmt: skip

@@ -48,6 +48,7 @@ from ansn.training.progress import Reporter
 from ansn.training.state import Running, State
 
 _BUSY = 0.3  # of the cores' time, from which it is said
+_SLOW = 0.1  # seconds a step, from which processes agree at each to go on
 
 
 class Diverged(RuntimeError):
@@ -187,9 +188,10 @@ class Trainer:
         )
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         sums, since = self.running.loss, self.running.steps
-        total = torch.tensor(sums[self.rank] if len(sums) == self.world else math.fsum(sums) / len(sums))
-        total = total.to(self.device)
+        before = sums[self.rank] if len(sums) == self.world else math.fsum(sums) / len(sums)
+        total = torch.tensor(before, dtype=torch.float64, device=self.device)
         timed, clock = self.step, time.perf_counter()
+        every, looked = 10, time.monotonic()
         reporter = Reporter(self.folder, self.step, optim.steps, show=self.rank == 0)
         with asked_to_end(self._ask), reporter:
             for step, x, y in batches:
@@ -199,9 +201,12 @@ class Trainer:
                 finite = finite & torch.isfinite(loss) & torch.isfinite(norm)
                 total, since = total + loss, since + 1
                 reporter.advance(self.step)
-                # Ranks must agree to stop, which costs them a synchronisation: not at every step.
-                asked = self._stop or orphaned() or time.monotonic() > end
-                stop = any_rank(asked, self.device) if self.world == 1 or self.step % 10 == 0 else False
+                # Ranks must agree to stop, which costs them a synchronisation: not at every step, but of slow ones.
+                stop, now = False, time.monotonic()
+                if self.world == 1 or self.step % every == 0:
+                    stop = any_rank(self._stop or orphaned() or now > end, self.device)
+                    slow = any_rank((now - looked) / every > _SLOW, self.device)
+                    every, looked = 1 if slow else 10, now
                 last = self.step == optim.steps
                 # Reading a value waits for a GPU: only now and then there.
                 if self.device.type == "cpu" or last or stop or self.step % run.log_every == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,53 @@ def test_another_output_in_place_of_a_finished_one_is_drawn_over(tmp_path: Path)
     (tmp_path / "x.npy.part" / "rows.npy").unlink()
     found = to_disk(quick(seed=5), N, tmp_path / "x.npy", batch_size=3)
     assert found.read_bytes() == to_disk(quick(seed=5), N, tmp_path / "y.npy", batch_size=3).read_bytes()
+
+
+def test_what_a_kill_leaves_of_a_draw_that_had_no_row_is_no_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside an older output of another seed."""
+    to_disk(quick(seed=1), N, tmp_path / "x.npy", batch_size=3)
+    monkeypatch.setattr(part.shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(Stopped):
+        to_disk(stopping(quick(), 0), N, tmp_path / "x.npy", batch_size=3)
+    monkeypatch.undo()
+    assert (tmp_path / "x.npy.part").exists()
+    found = to_disk(quick(), N, tmp_path / "x.npy", batch_size=3)
+    assert found.read_bytes() == to_disk(quick(), N, tmp_path / "y.npy", batch_size=3).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "images"])
+def test_links_in_an_unfinished_draw_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Stopped):
+        to_disk(stopping(quick(), 2), N, tmp_path / name, batch_size=3)
+    data, other = tmp_path / f"{name}.part" / part._DATA[name == "images"], tmp_path / "other"
+    other.mkdir() if name == "images" else other.write_text("mine")
+    shutil.rmtree(data) if data.is_dir() else data.unlink()
+    data.symlink_to(other)
+    with pytest.raises(InputError, match=r"\.part in the way, which holds (rows.npy|images), expected to make it"):
+        to_disk(quick(), N, tmp_path / name, batch_size=3)
+    assert list(other.iterdir()) == [] if other.is_dir() else other.read_text() == "mine"
+
+
+def test_a_picture_is_not_written_behind_a_link(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        to_disk(stopping(quick(), 2), N, tmp_path / "images", batch_size=3)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "images.part" / "images" / "000010.png").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="Too many levels of symbolic links"):
+        to_disk(quick(), N, tmp_path / "images", batch_size=3)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_draw_that_lost_its_lock_ends(tmp_path: Path) -> None:
+    draw, batch = quick(), Draw.batch
+
+    def lost(*args: Any, **options: Any) -> Tensor:
+        (tmp_path / ".x.npy.lock").unlink(missing_ok=True)
+        return batch(draw, *args, **options)
+
+    draw.batch = lost  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"x\.npy: got deleted while it was written"):
+        to_disk(draw, N, tmp_path / "x.npy", batch_size=3)
+    assert not (tmp_path / "x.npy").exists()

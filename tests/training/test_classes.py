@@ -26,7 +26,7 @@ def classes(folder: Path, rows: int, spread: float = 1.0, **settings: Any) -> Tr
     return trainer(small(folder / "run", "table", **table | labels | settings))
 
 
-@pytest.mark.parametrize(("rows", "spread", "told"), [(1, 1.0, "one row"), (7, 0.0, "7 rows that are all the same")])
+@pytest.mark.parametrize(("rows", "spread", "told"), [(1, 1.0, "one row"), (7, 0.0, "rows that are all the same")])
 def test_a_class_without_a_spread_is_named_before_training(rows: int, spread: float, told: str, tmp_path: Path) -> None:
     line = f'--regions: got labels where class "bob\'s" has {told}, expected two or more that differ, for each class'
     with pytest.raises(InputError, match=f"^{re.escape(line)}.*leave the class out, or --regions .*--eps$"):

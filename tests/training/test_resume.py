@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ansn import machine
 from ansn.errors import InputError
 from ansn.training import Interrupted, build, checkpoint, load_run, train
 from ansn.training.progress import Reporter
@@ -134,6 +135,7 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
+        patch.setattr(machine, "_ONCE", 0.0)
         interrupt_at(patch, 13, times=2)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "parts")
