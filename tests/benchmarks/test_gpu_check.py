@@ -166,6 +166,7 @@ def test_a_step_that_cannot_start_is_a_failure(tmp_path, monkeypatch):
     assert report.failures(journal, "parity") == ["start: the process died with status 3"]
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_what_was_done_and_no_process(tmp_path):
     """As at the end of a machine's time, in the middle of a step."""
     words = [sys.executable, str(gpu_check.ROOT / "benchmarks" / "gpu_check.py"), "--device", "cpu", "--quick"]

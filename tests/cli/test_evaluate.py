@@ -42,6 +42,7 @@ def evaluated(run: Path, out: Path, *options: object) -> tuple[dict[str, Measure
     return {m.name: m for m in found.measurements}, found, outcome
 
 
+@pytest.mark.slow
 def test_as_a_user_starts_it(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ansn.cli.evaluate._report", _report)
     run = Path(shutil.copytree(digits, tmp_path / "run"))

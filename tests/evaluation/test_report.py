@@ -43,7 +43,7 @@ SECTIONS = ["samples", "measurements", "space", *_REST]
 OF_TABLES = ["samples", "measurements", "columns", "correlations", *_REST]
 
 
-@pytest.fixture(scope="module", params=["digits_report", "table_report"])
+@pytest.fixture(scope="module", params=["digits_report", pytest.param("table_report", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest) -> tuple[Page, list[Path]]:
     made: tuple[Page, list[Path]] = request.getfixturevalue(request.param)
     return made
@@ -114,6 +114,7 @@ def test_a_dark_page_has_dark_pictures_of_the_same_size(digits_report: tuple[Pag
         assert (corner[0].max(), corner[1].min()) == (28, 255)
 
 
+@pytest.mark.slow
 def test_names_from_files_stay_text(table_report: tuple[Page, list[Path]]) -> None:
     page, _ = table_report
     assert len(page.all("script")) == 0
@@ -163,6 +164,7 @@ def test_the_gpu_is_that_of_the_run(device: str, said: str, monkeypatch: pytest.
     assert ["GPU", said] in environment(material).tables[0].rows
 
 
+@pytest.mark.slow
 def test_every_column_is_there_beside_its_floor(table_report: tuple[Page, list[Path]]) -> None:
     page, written = table_report
     for name in COLUMNS:

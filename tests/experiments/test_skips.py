@@ -66,7 +66,10 @@ def test_the_section_turns_with_the_rows(tmp_path: Path) -> None:
     assert (tmp_path / found.figures[0][1]).exists()
 
 
-@pytest.mark.parametrize("arm", ["mixture 10, estimate and regions seen", "told 10", "told classes"])
+SEEN = pytest.param("mixture 10, estimate and regions seen", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("arm", [SEEN, "told 10", "told classes"])
 def test_an_arm_runs(arm: str) -> None:
     rows = skips.run({"problem": "digits", "arm": arm, "steps": 2, "seeds": 1}, Settings(quick=True))
     assert rows[-1]["step"] == 2

@@ -297,6 +297,7 @@ def test_it_is_the_density_that_the_sampler_draws_from(network: Denoiser, densit
 # -- the contract
 
 
+@pytest.mark.slow
 def test_rows_depend_on_seed_and_number_alone(network: Denoiser):
     x = randn(10, 2)
     options = {"trace": "hutchinson", "row": 7}

@@ -60,7 +60,7 @@ def step_error(rows, dim, regions, dtype, terms, lower=True, per_row=True, **opt
     return error_ratio(out, numpy_step(x, denoised, f, **numbers, factor=factor, region=region, **counter))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_equals_the_formula(data):
     """Any shape, regions without rows, terms, dtypes; the noise made in the product (one block of columns) and before

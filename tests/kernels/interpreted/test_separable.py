@@ -68,7 +68,7 @@ def drawn(data):
     return shape, axes, regions, rows, dtype, bases, region
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_apply_equals_the_formula(data):
     shape, axes, regions, rows, dtype, bases, region = drawn(data)
@@ -92,7 +92,7 @@ def test_apply_equals_the_formula(data):
     assert error_ratio(out, v.double().numpy() - y if rest else y) <= allowed("separable_apply", dtype)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_step_equals_the_formula(data):
     """Any terms; quads within a line, and across lines; the noise of rows that wrap."""
@@ -118,7 +118,7 @@ def test_step_equals_the_formula(data):
     assert error_ratio(out, wanted) <= allowed("separable_step", dtype)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_mixture_equals_the_formula(data):
     """Noise that tells regions apart and noise that does not; a region of weight 0; coordinates without variance."""
