@@ -301,4 +301,4 @@ def _new_or_whole(path: str, flags: int) -> int:
 
 
 def _ours(name: str) -> bool:
-    return name in (_SETTINGS, *_DATA) or name.startswith(("done-", ".done-", f".{_SETTINGS}", "written"))
+    return name in (_SETTINGS, *_DATA) or name.lstrip(".").startswith(("done-", _SETTINGS, "written"))

@@ -129,6 +129,15 @@ def test_a_kill_after_the_last_rename_is_a_draw_that_is_done(tmp_path: Path, nam
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "whole"])
 
 
+@pytest.mark.parametrize("left", [".done-0.json.host-1.tmp", ".settings.json.host-1.tmp", ".written.csv.host-1.tmp"])
+def test_temporary_files_of_a_killed_process_are_not_in_the_way(tmp_path: Path, left: str) -> None:
+    with pytest.raises(Stopped):
+        to_disk(stopping(quick(), 2), N, tmp_path / "x.npy", batch_size=3)
+    (tmp_path / "x.npy.part" / left).write_text("")
+    to_disk(quick(), N, tmp_path / "x.npy", batch_size=3)
+    assert entries(tmp_path) == ["x.npy"]
+
+
 def test_another_output_in_place_of_a_finished_one_is_drawn_over(tmp_path: Path) -> None:
     """Its folder says that all was drawn and moved, but what lies there is another draw's."""
     to_disk(quick(), N, tmp_path / "x.npy", batch_size=3)
