@@ -81,8 +81,8 @@ class Lock:
     def _taken(self) -> InputError:
         owner = self._lease.owner
         by = "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
-        file = self._lease.lock_file
-        return InputError(f"{self.target}: got an output that {by} is writing (see {file}), expected to be alone")
+        got = f"an output that {by} is writing (see {self._lease.lock_file})"
+        return InputError(f"{self.target}: got {got}, expected to be alone; wait for it")
 
 
 def _here() -> str:

@@ -18,7 +18,8 @@ from ansn.training.pictures import write_pictures
 _DESCRIPTION = (
     "Train a score model whose noise has a covariance learned online. Without a preset it is `digits`;"
     " `ansn-train PRESET --help` lists every option. Rerun a command to go on from its last checkpoint."
-    " Exit codes: 0 done, 1 the loss diverged, 2 bad arguments or input, 130 interrupted (a checkpoint was written)."
+    " Exit codes: 0 done, 1 the loss diverged, 2 bad arguments or input, or a disk, a right or a lock that refuses, 130"
+    " interrupted (a checkpoint was written, if there was a step)."
 )
 
 

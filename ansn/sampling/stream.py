@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +110,8 @@ def to_disk(
         part.open()
         missing = ~part.done()
         together(lambda: None, device)
+        if rank == 0 and not missing.all():
+            print(f"going on: {n - int(missing.sum()):,} of {n:,} samples are in {part.folder}", file=sys.stderr)
         blocks = cut(missing, batch_size)
         # One batch that one process draws shows its steps instead.
         steps = progress and rank == 0 and len(blocks) == 1

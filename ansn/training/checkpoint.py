@@ -62,8 +62,10 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         _remove(final)
         os.replace(temporary, final)
     except (OSError, SafetensorError) as error:
-        got = getattr(error, "strerror", None) or error
-        raise InputError(f"{run}: got {got} at the checkpoint of step {step}, expected it to be written") from None
+        number = re.search(r"os error (\d+)", str(error))
+        got = getattr(error, "strerror", None) or (os.strerror(int(number[1])) if number else error)
+        before = f"; that of step {steps(run)[0]} is kept" if steps(run) else ""
+        raise InputError(f"{run}: got {got} at the checkpoint of step {step}, expected to write it{before}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     kept = [s for s in steps(run) if s <= step][:_KEEP]
@@ -129,7 +131,7 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
             if not folder.exists():  # it was the oldest, and the run has gone on
                 return load(run, step)
             if before is None:
-                other = "" if step is None else "; the others may be whole"
+                other = "; there is none before it" if step is None else "; the others may be whole"
                 got = f"a damaged checkpoint ({' '.join(str(error).splitlines())})"
                 raise InputError(f"{folder}: got {got}, expected one that is whole{other}") from None
             warnings.warn(f"{folder}: is damaged ({error}); step {before} before it is taken", stacklevel=3)

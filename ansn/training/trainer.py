@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> Path:
         try:
             lock = together(lambda: stack.enter_context(alone(folder / ".lock", folder)) if rank == 0 else None, device)
         except OSError as error:
-            raise InputError(f"--out: got {error.strerror} for {folder}, expected a new folder") from None
+            raise InputError(f"--out: got {error.strerror} for {folder}, expected a folder to write in") from None
         if rank == 0 and device.type == "cpu" and torch.get_num_threads() > 1 and not config.run.threads:
             taken = busy()
             if taken > _BUSY:
@@ -395,4 +395,5 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])
         if self.rank == 0:
-            print(f"going on from step {self.step} in {self.folder}", file=sys.stderr)
+            more = "" if self.step < self.config.optim.steps else ", which is all that --steps asks for"
+            print(f"going on from step {self.step} in {self.folder}{more}", file=sys.stderr)
