@@ -281,7 +281,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     return out
 
 
-MOST_RUNGS = 10**6
+MOST_RUNGS = 10**5
 # Far more than any run has. Settings that came with a file from elsewhere must not take the memory or the day.
 _MOST: dict[str, float] = {
     "image_size": 2**16, "channels": 2**12, "window": 2**31, "regions": MAX_CLASSES, "rungs": MOST_RUNGS,

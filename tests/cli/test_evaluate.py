@@ -148,7 +148,9 @@ def test_likelihood_of_held_out_rows(digits: Path, tmp_path: Path) -> None:
     assert "an upper bound, dequantisation uniform" in bits.note
 
 
-@pytest.mark.parametrize(("which", "asked"), [("digits", 16), ("regions", 3), ("mixture", 10)])
+@pytest.mark.parametrize(
+    ("which", "asked"), [("digits", 16), pytest.param("regions", 3, marks=pytest.mark.slow), ("mixture", 10)]
+)
 def test_the_baseline_is_the_run_s_own_gaussians(
     which: str, asked: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -180,7 +180,7 @@ def test_a_network_that_gives_no_numbers_writes_nothing(digits: Path, tmp_path: 
 
 
 def test_a_time_limit_keeps_what_is_drawn(digits: Path, tmp_path: Path) -> None:
-    options = ("sample", digits, "-n", 60, "--steps", 100, "--batch-size", 2, "--seed", 3, "--out", tmp_path / "x.npy")
+    options = ("sample", digits, "-n", 24, "--steps", 200, "--batch-size", 2, "--seed", 3, "--out", tmp_path / "x.npy")
     outcome = call(*options, "--max-minutes", 0.01)
     assert (outcome.code, "ansn-sample: interrupted" in outcome.err) == (130, True), outcome.err
     succeeded(call(*options))

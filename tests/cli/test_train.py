@@ -83,7 +83,7 @@ def test_a_finished_run_is_drawn_again(digits: Path) -> None:
     assert (digits / "samples.png").read_bytes() == before
 
 
-@pytest.mark.parametrize("device", ["cpu", "auto"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "auto"])
 def test_the_pictures_are_drawn_on_the_runs_own_device(
     device: str, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

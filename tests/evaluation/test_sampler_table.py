@@ -31,6 +31,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_command_writes_rows_and_a_table(tmp_path: Path) -> None:
     out = tmp_path / "results" / "rows.csv"
     done = run(
