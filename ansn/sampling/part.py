@@ -281,7 +281,8 @@ class Part:
         """The output is in its place, the folder is not needed. Its settings go last: see :meth:`finished`."""
         for path in self.folder.glob("*"):
             if path.name != _SETTINGS:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                with suppress(OSError):  # the output is whole
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

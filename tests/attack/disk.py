@@ -24,8 +24,9 @@ def refused(bench: Bench, rng: random.Random, number: int) -> None:
     done = wanted(faults.scenario(bench, name, faults.Faults(at, rng.choice(faults.ERRORS), lasting=lasting)), 0, 2)
     if done.code == 0:
         faults.check(bench, name)
-    nothing_left("**/.writing-*", "**/.[a-z]*.[0-9]*")
-    again(bench, name)
+    nothing_left("**/.writing-*", "**/.[a-z]*.tmp")
+    if done.code or faults.SCENARIOS[name][0] == "train" or not Path(faults.output(name)).is_dir():
+        again(bench, name)  # a folder whose draw is over is no place for another
 
 
 @kind("file size limit", 30)
