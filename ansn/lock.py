@@ -47,14 +47,15 @@ class Lock:
                 raise self._taken() from None
             where = "" if before is None else f" of process {before.pid} on {before.hostname}"
             warnings.warn(f"{self.target}: waiting up to {LEASE:g} s to see if the writer{where} lives", stacklevel=4)
-            try:
+            with suppress(Timeout):
                 self._lease.acquire(timeout=LEASE + _MORE)
-            except Timeout:
-                # filelock leaves alone an empty file, and any where two names cannot be exchanged (NFS).
-                if seen is None or self._sign() != seen:
-                    raise self._taken() from None
+            # filelock leaves alone an empty file, and any where two names cannot be exchanged (NFS).
+            if not self._lease.is_locked and seen is not None and self._sign() == seen:
                 self._lease.force_break()
-                self._lease.acquire(timeout=_PATIENCE)
+                with suppress(Timeout):
+                    self._lease.acquire(timeout=_PATIENCE)
+            if not self._lease.is_locked:
+                raise self._taken() from None
         if before is not None:
             gone = f"process {before.pid} on {before.hostname}"
             warnings.warn(f"{self.target}: {gone} left its lock behind and is gone; taken over", stacklevel=4)

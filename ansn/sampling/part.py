@@ -111,7 +111,7 @@ class PngFolder:
         for i, image in enumerate(values):
             file = io.BytesIO()
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "png")
-            with open(self._name(row + i), "wb", opener=_new_or_whole) as written:
+            with open(self._name(row + i), "wb", opener=_not_a_link) as written:
                 written.write(file.getvalue())
             crc = zlib.crc32(file.getvalue(), crc)
         return crc
@@ -172,7 +172,7 @@ class Part:
             # Last: a folder without it was never begun.
             write_atomic(self.folder / _SETTINGS, json.dumps(wanted, indent=1) + "\n")
         except OSError:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._discard()
             raise
 
     def finished(self, settings: Mapping[str, Any]) -> bool:
@@ -219,8 +219,7 @@ class Part:
     # -- journals ------------------------------------------------------------------------------------------------
 
     def done(self) -> NDArray[np.bool_]:
-        """Rows that are on the disk, bool ``[n]``: what all journals say, and this process's
-        next one will."""
+        """Rows that are on the disk, bool ``[n]``: what all journals say, and this process's next one will."""
         done = np.zeros(self.n, bool)
         for start, stop, _ in (*self._claimed(), *self.blocks):
             done[start:stop] = True
@@ -297,7 +296,7 @@ def spans(rows: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _new_or_whole(path: str, flags: int) -> int:
+def _not_a_link(path: str, flags: int) -> int:
     return os.open(path, flags | _NO_LINK, 0o666)
 
 

@@ -125,9 +125,9 @@ def load(run: Path, step: int | None = None) -> tuple[dict[str, dict[str, Tensor
             return _read(folder)
         except PermissionError as error:
             raise InputError(f"{error.filename}: got {error.strerror}, expected a checkpoint to read") from None
+        except _OtherFormat:
+            raise
         except (OSError, ValueError, SafetensorError) as error:
-            if isinstance(error, _OtherFormat):
-                raise
             if not folder.exists():  # it was the oldest, and the run has gone on
                 return load(run, step)
             if before is None:
