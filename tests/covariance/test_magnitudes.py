@@ -74,7 +74,7 @@ def test_no_snapshot_is_without_numbers(
         kept = [name for name in before if said.startswith("x:") or not name.startswith(("moments.", "_extra"))]
         assert all(torch.equal(covariance.state_dict()[name], before[name]) for name in kept)
     else:
-        assert float(x.double().abs().max()) < torch.finfo(factor_dtype).max ** 0.5
+        assert float(x.double().std(0).min()) < torch.finfo(factor_dtype).max ** 0.5
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
