@@ -13,6 +13,7 @@ from ansn.likelihood import bits_per_dim, log_likelihood, score_rows
 from ansn.loss import dsm_loss
 from ansn.noise import Level, NoiseModel
 from ansn.sampling import impute, sample
+from ansn.score_matching import score_matching_loss, sliced_score_matching_loss
 from ansn.training import Run, load_run
 
 __version__ = "0.1.0"
@@ -36,5 +37,7 @@ __all__ = [
     "ops",
     "sample",
     "sampling",
+    "score_matching_loss",
     "score_rows",
+    "sliced_score_matching_loss",
 ]

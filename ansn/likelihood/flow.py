@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ansn import levels, ops
+from ansn import levels, traces
 from ansn.covariance import Pencil
 from ansn.denoiser import Denoiser, resting, unwrapped
 from ansn.errors import whole
 from ansn.likelihood.conditions import Hypothesis, conditions
 from ansn.likelihood.solvers import SOLVERS, integrated
+from ansn.traces import PROBES
 
-TRACES = ("auto", "hutchinson", "exact")
+TRACES = ("auto", *traces.TRACES)
 GRADIENTS = 8  # as many a probe "auto" spends on an exact trace: it then takes up to 5 times as long as two probes
-PROBES = ("rademacher", "gaussian")
 BASES = ("spectral", "noise", "data")
 
 
@@ -239,12 +239,7 @@ class Flow:
         rule = self.rule
         if rule.trace == "exact":
             return None
-        zero = torch.zeros_like(x)
-        z = torch.stack([
-            ops.colored_step(zero, b=1.0, seed=rule.seed, row=row, step=p, stream=ops.PROBES)
-            for p in range(rule.probes)
-        ])  # fmt: skip
-        return z if rule.probe == "gaussian" else torch.where(z < 0, -1.0, 1.0).to(x.dtype)
+        return traces.probes(x, rule.probes, rule.probe, seed=rule.seed, row=row)
 
     def _region(self, x: Tensor, k: int, known: Hypothesis, probes: Tensor | None) -> tuple[Tensor, int]:
         """Estimates of rows that are all of region k, ``[P, b]``, and the evaluations."""
@@ -260,9 +255,9 @@ class Flow:
             with torch.enable_grad():
                 there.requires_grad_()
                 denoised = self.model(there, tau, known.region, **extra)
-                traces = _exact(denoised, there) if pairs is None else _hutchinson(denoised, there, *pairs)
+                trace = traces.exact(denoised, there) if pairs is None else traces.hutchinson(denoised, there, *pairs)
             pull = pencil.inward(denoised.detach().flatten(1) - mean)
-            return (l * w / s - pull) / s, (l / s**2).double().sum() - traces
+            return (l * w / s - pull) / s, (l / s**2).double().sum() - trace
 
         us = [math.log(tau) for tau in self.rule.taus]
         low = (l + self.rule.taus[0] ** 2).sqrt()
@@ -282,29 +277,6 @@ class Flow:
         covariance = self.model.noise.covariance
         away = [covariance.whiten(one, region, transpose=True) for one in z]
         return torch.stack(away), torch.stack([covariance.color(one, region) for one in z])
-
-
-def _hutchinson(denoised: Tensor, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``left_p . dD/dx right_p``, float64 ``[P, b]``."""
-    return torch.stack([
-        (_pulled(denoised, x, a) * b).sum(1, dtype=torch.float64) for a, b in zip(left, right, strict=True)
-    ])  # fmt: skip
-
-
-def _exact(denoised: Tensor, x: Tensor) -> Tensor:
-    """``tr dD/dx``, float64 ``[1, b]``: one gradient a coordinate, so that the memory is that of one."""
-    unit = torch.zeros_like(x).flatten(1)
-    total = torch.zeros(1, len(x), dtype=torch.float64, device=x.device)
-    for j in range(unit.shape[1]):
-        unit[:, j] = 1.0
-        total += _pulled(denoised, x, unit)[:, j]
-        unit[:, j] = 0.0
-    return total
-
-
-def _pulled(denoised: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """``(dD/dx)^T v`` row by row, ``[b, d]``."""
-    return torch.autograd.grad(denoised, x, v.reshape(x.shape), retain_graph=True)[0].flatten(1)
 
 
 def _by_region(region: Tensor | None, x: Tensor) -> list[tuple[int, Tensor]]:
