@@ -91,6 +91,7 @@ def algorithm_1(
     *,
     steps: int = 100,
     eps: float = 2e-5,
+    literal: bool = False,
     region: Tensor | None = None,
     seed: int = 0,
     row: int = 0,
@@ -104,8 +105,10 @@ def algorithm_1(
         x <- x + alpha_i / (2 sigma_i) s_theta(x) + sqrt(alpha_i) z,   alpha_i = eps sigma_i^2 / sigma_L^2
 
     ``s_theta`` is the whitened prediction f. The noise is isotropic and nothing denoises at the end: this samples the
-    right density only when the training noise was isotropic with R = I. ``x`` ``[B, *shape]``, ``taus`` ``[N]`` and the
-    rest as in :func:`annealed_langevin`. Returns x's shape and dtype.
+    right density only when the training noise was isotropic with R = I. ``literal``: ``s_theta`` is what minimises
+    Eq. 3.1 as printed, ``Sigma score = D - x~``. That pair samples at the temperature 1 / sigma and, for R = S, without
+    the data's shape (docs/errata.md, the literal pair). ``x`` ``[B, *shape]``, ``taus`` ``[N]`` and the rest as in
+    :func:`annealed_langevin`. Returns x's shape and dtype.
     """
     taus = ladder(model, x, taus)
     alpha = _alpha(eps, taus, steps)
@@ -113,10 +116,16 @@ def algorithm_1(
     for i in bar(range(len(taus)), progress, "Algorithm 1"):
         sigma = taus[i]
         for t in range(steps):
-            f = model.f(x, sigma, region, **extra)
-            if callback is not None:
-                tell(callback, i * steps + t, sigma, x, model.denoised_from(x, sigma, region, f))
-            drift = {"f": f, "a": 0.5 * alpha * sigma}
+            drift: dict[str, Any]
+            if literal:
+                denoised = model(x, sigma, region, **extra)
+                drift = {"denoised": denoised, "c": 0.5 * alpha * sigma}
+                tell(callback, i * steps + t, sigma, x, denoised)
+            else:
+                f = model.f(x, sigma, region, **extra)
+                drift = {"f": f, "a": 0.5 * alpha * sigma}
+                if callback is not None:
+                    tell(callback, i * steps + t, sigma, x, model.denoised_from(x, sigma, region, f))
             x = noise.step(x, i * steps + t, sigma * torch.sqrt(alpha), **drift)
     return x
 
