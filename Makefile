@@ -12,7 +12,7 @@ TESTS ?=
 # from the others at its end.
 CORES := -n auto --dist worksteal --benchmark-disable
 
-.PHONY: help setup train test fast test-slow attack lint types sanitize valgrind benchmark evidence evidence-quick clean
+.PHONY: help setup train test fast test-slow attack lint types sanitize valgrind benchmark evidence evidence-quick docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,5 +66,13 @@ evidence: $(STAMP) ## every claim anew, some 150 minutes on two cores, five hour
 evidence-quick: $(STAMP) ## the same in small, under five minutes: shows that everything runs, proves nothing
 	$(BIN)/python -m experiments.evidence --quick
 
+docs: $(STAMP) ## the site, into site/; installs mkdocs and its theme into .venv the first time
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || { \
+		echo "installing mkdocs and its theme into $(VENV), once: some 120 MB"; \
+		$(BIN)/python -m pip install -q -c constraints.txt $$($(BIN)/python -c "import tomllib; \
+			print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])"); }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "site/index.html"
+
 clean: ## remove what was built, but no run
-	rm -rf $(VENV) build ansn/_native*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site ansn/_native*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The programs of docs/own-loop.md run as they stand: in one process, and the same in two."""
+"""The programs of docs/guides/own-loop.md run as they stand: in one process, and the same in two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = (Path(__file__).parents[1] / "docs" / "own-loop.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "own-loop.md").read_text()
 PROGRAMS = dict(re.findall(r"^## (\S+).*?```python\n(.*?)```", PAGE, re.S | re.M))
 ROWS = re.search(r"```python\n(.*?)```", PAGE, re.S)[1]
 PACKAGE = {"torch,": "torch", "accelerate": "accelerate", "Lightning": "lightning"}
