@@ -10,9 +10,10 @@ import os
 import posixpath
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Module, Object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -20,6 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()([^)#\s:]+)([^)\s]*\))")
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`~?\.?([\w.]+)`")
+TABLE = re.compile(r"^=+ [= ]+\n(?:.+\n)*", re.M)
 PARTS = "covariance", "data", "evaluation", "levels", "likelihood", "networks", "ops", "sampling"
 
 
@@ -48,9 +50,20 @@ def cells(notebook: Path) -> str:
     return "\n\n".join([*parts, f"The notebook itself: [{name}]({name})."]) + "\n"
 
 
+def reference(name: str) -> str:
+    """The page of a package. A function of its file's name is a module to mkdocstrings, so it is asked for apart."""
+    folder = ROOT / name.replace(".", "/")
+    parts, options = [f"# `{name}`", f"::: {name}"], "options: {show_root_heading: true, show_root_toc_entry: true}"
+    for file in sorted(folder.glob("*.py")):
+        part = file.stem
+        if f"\ndef {part}(" in file.read_text() and f'"{part}"' in (folder / "__init__.py").read_text():
+            parts.append(f"::: {name}.{part}.{part}\n    {options}")
+    return "\n\n".join(parts) + "\n"
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in ("ansn", *(f"ansn.{part}" for part in PARTS)):
-        files.append(File.generated(config, f"api/{name}.md", content=f"# `{name}`\n\n::: {name}\n"))
+        files.append(File.generated(config, f"api/{name}.md", content=reference(name)))
     for notebook in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
         files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=cells(notebook)))
     waiting = ["README.md", *(in_repository(file.src_uri) for file in files.documentation_pages())]
@@ -79,12 +92,20 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return LINK.sub(moved, markdown)
 
 
-class Roles(Extension):
-    """Sphinx's roles in docstrings: a link where the site has the name, else code."""
+class Plain(Extension):
+    """Docstrings as Markdown. Sphinx's roles: a link where the site has the name, else code. Its tables: as typed."""
 
-    def on_object(self, *, obj: Object, **_: Any) -> None:
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        self.walk(pkg)
+
+    def walk(self, obj: Object) -> None:
         if obj.docstring:
-            obj.docstring.value = ROLE.sub(lambda match: self.link(obj, match[1]), obj.docstring.value)
+            text = ROLE.sub(lambda match: self.link(obj, match[1]), obj.docstring.value)
+            text = re.sub(r"::$", ":", text, flags=re.M)
+            obj.docstring.value = TABLE.sub(lambda match: indent(match[0], "    "), text)
+        for member in obj.members.values():
+            if isinstance(member, Object):
+                self.walk(member)
 
     @staticmethod
     def link(obj: Object, name: str) -> str:
