@@ -11,9 +11,10 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch.distributed as dist
+import tyro
 
 from ansn.errors import InputError
 from ansn.machine import asked_to_end
@@ -22,6 +23,8 @@ from ansn.ops._dispatch import BackendError
 from ansn.training import Diverged, Interrupted
 
 T = TypeVar("T")
+RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+"""What :func:`ansn.load_run` takes."""
 _WRONG = re.compile(r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)")
 """A wrong choice, in tyro's words."""
 _MISTAKES = (

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from ansn.choices import choice, suggestion
-from ansn.cli.common import guarded, parsed
+from ansn.cli.common import RunName, guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.distributed import choose_device, say_device
 from ansn.errors import InputError
@@ -29,6 +29,7 @@ from ansn.lock import alone
 from ansn.sampling import METHODS
 from ansn.training import Run, load_run
 from ansn.training.pictures import sampler_options
+from ansn.training.places import short
 
 _DESCRIPTION = (
     "Measure a run of ansn-train: distances to its training data in named feature spaces, beside what held-out data"
@@ -44,8 +45,8 @@ _SWEPT = 1000  # samples of a sweep that was not asked for
 class Arguments:
     """What to measure, and on which samples."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder that ansn-train wrote."""
+    run: RunName
+    """Folder of a run, name of one that comes with ansn (ansn-info lists them), or hf://OWNER/NAME of a hub."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Number of samples. More than there are held-out rows are measured in blocks of as many, so that the floor has the
     same number. By default the held-out rows' number or a multiple of it near 2000, at most 10000."""
@@ -82,7 +83,8 @@ class Arguments:
     cache: Path | None = None
     """Folder of trained classifiers; by default $ANSN_CACHE, or ansn in the user's cache folder."""
     out: Path | None = None
-    """Folder for evaluation.json and report.html; by default the run's, or quick in it."""
+    """Folder for evaluation.json and report.html; by default the run's, of a named run NAME-evaluation here, or quick
+    in it."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     ema: bool = True
@@ -115,7 +117,9 @@ def _evaluate(arguments: Arguments) -> None:
     if arguments.quick:
         n = min(settings.n or 500, 500)
         settings = dataclasses.replace(settings, n=n, halves=min(settings.halves, 10), likelihood=0)
-    folder = arguments.out or (run.path / "quick" if arguments.quick else run.path)
+    named = short(arguments.run)
+    base = run.path if named is None else Path(f"{named}-evaluation")
+    folder = arguments.out or (base / "quick" if arguments.quick else base)
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(alone(folder / ".evaluation.lock", folder))

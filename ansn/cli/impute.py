@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 
 from ansn.choices import choice
-from ansn.cli.common import guarded, parsed, positive
+from ansn.cli.common import RunName, guarded, parsed, positive
 from ansn.data import cells, table
 from ansn.data.units import Column, Table
 from ansn.distributed import choose_device
@@ -37,8 +37,8 @@ _FEW = 2000  # rows that a network learns by heart
 class Arguments:
     """What to fill and how."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder that ansn-train wrote."""
+    run: RunName
+    """Folder of a run, name of one that comes with ansn (ansn-info lists them), or hf://OWNER/NAME of a hub."""
     rows: tyro.conf.Positional[Path]
     """Table with the run's columns (.csv, .tsv, .parquet, .xlsx), or .npy of arrays of the run's shape."""
     out: Path

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -17,6 +17,7 @@ from ansn.cli.common import guarded, parsed
 from ansn.covariance import Mixture
 from ansn.ops import native
 from ansn.training import Run, load_run
+from ansn.training.places import shipped
 
 _DESCRIPTION = "Tell versions, devices, native kernels and back ends; with a run, what it holds."
 _SHARES = 12  # at most, of regions
@@ -26,8 +27,8 @@ _SHARES = 12  # at most, of regions
 class Arguments:
     """What to tell."""
 
-    run: tyro.conf.Positional[Path | None] = None
-    """Folder that ansn-train wrote, to describe as well."""
+    run: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="RUN")] = None
+    """A run to describe as well: folder, name of one that comes with ansn, or hf://OWNER/NAME of a hub."""
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def main() -> int:
     return guarded("ansn-info", lambda: _tell(arguments.run))
 
 
-def _tell(run: Path | None) -> None:
+def _tell(run: str | None) -> None:
     lines = {
         "ansn": ansn.__version__,
         "python": platform.python_version(),
@@ -58,6 +59,7 @@ def _tell(run: Path | None) -> None:
         )
         lines["instruction set"] = f"{native.module.cpu_isa()} (of {_text(native.module.supported_isas())})"
     lines["back end"] = f"{ops.current_backend()} (ANSN_BACKEND or ansn.ops.backend)"
+    lines["shipped runs"] = ", ".join(shipped()) or "none"
     for name in ops.operations():
         lines[name] = ", ".join(ops.registered(name))
     if run is not None:

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from ansn.choices import choice
-from ansn.cli.common import guarded, parsed
+from ansn.cli.common import RunName, guarded, parsed
 from ansn.config import SamplingConfig
 from ansn.distributed import as_first, processes, say_device
 from ansn.errors import InputError
@@ -25,6 +25,7 @@ from ansn.sampling import METHODS, schedules
 from ansn.sampling.stream import STORES, SUFFIXES
 from ansn.training import Run, load_run
 from ansn.training.pictures import draw_to_disk, sampler_options
+from ansn.training.places import short
 
 _DESCRIPTION = (
     "Draw samples from a run of ansn-train. Sample i depends on the seed and i alone, not on the batch size or the"
@@ -40,8 +41,8 @@ _SHOWN = 12  # classes, at most
 class Arguments:
     """What to draw and where to put it."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder that ansn-train wrote."""
+    run: RunName
+    """Folder of a run, name of one that comes with ansn (ansn-info lists them), or hf://OWNER/NAME of a hub."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Number of samples."""
     method: Annotated[str | None, choice(METHODS, None)] = None
@@ -69,7 +70,7 @@ class Arguments:
     """Samples at a time."""
     out: str | None = None
     """A .png picture of all samples, .npy ([n, ...], data units), .csv for tables, or NAME/ for a folder of PNG
-    files, one each; by default drawn-seedN.png in the run's folder."""
+    files, one each; by default drawn-seedN.png in the run's folder, of a named run NAME-seedN.png here."""
     store: Annotated[str, choice(STORES)] = "float32"
     """Numbers of a .npy; uint8 for images: clipped to [0, 1], times 255, rounded."""
     resume: bool = True
@@ -99,7 +100,8 @@ def main() -> int:
 
 
 def _sample(arguments: Arguments) -> None:
-    out = Path(arguments.out or arguments.run / f"drawn-seed{arguments.seed}.png")
+    named, seed = short(arguments.run), f"seed{arguments.seed}.png"
+    out = Path(arguments.out or (f"{named}-{seed}" if named else Path(arguments.run, f"drawn-{seed}")))
     folder = out.is_dir() or (arguments.out or "").endswith("/")
     if out.suffix not in SUFFIXES and not folder:
         raise InputError(

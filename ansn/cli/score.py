@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from ansn.choices import choice
-from ansn.cli.common import guarded, parsed, positive
+from ansn.cli.common import RunName, guarded, parsed, positive
 from ansn.data import cells
 from ansn.distributed import choose_device
 from ansn.errors import InputError
@@ -33,8 +33,8 @@ _LOWEST = 5
 class Arguments:
     """What to score and how."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder that ansn-train wrote."""
+    run: RunName
+    """Folder of a run, name of one that comes with ansn (ansn-info lists them), or hf://OWNER/NAME of a hub."""
     rows: tyro.conf.Positional[Path]
     """Table with the run's columns (.csv, .tsv, .parquet, .xlsx), or .npy of arrays of the run's shape."""
     out: Path = Path("scores.csv")

@@ -1,7 +1,9 @@
-"""A run on disk: :func:`load_run` gives back its model, ready to sample."""
+"""A run on disk: :func:`load_run` gives back its model, ready to sample, :func:`export_run` writes it, small."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ansn.config import TrainConfig
-from ansn.covariance import Choice, Found, Mixture
+from ansn.config import TrainConfig, to_dict
+from ansn.covariance import AdaptiveCovariance, Choice, Found, Mixture
+from ansn.data.scientific import split_variable
 from ansn.data.units import Affine, Table
 from ansn.denoiser import Denoiser
 from ansn.errors import InputError
+from ansn.files import write_atomic
 from ansn.training import build, checkpoint
 from ansn.training.build import DataInfo
+from ansn.training.places import located
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,14 @@ def load_run(
     path: str | os.PathLike[str], *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu",
     finite: bool = True,
 ) -> Run:  # fmt: skip
-    """Load a folder that `ansn-train` wrote. No pickle is read.
+    """Load a folder that `ansn-train` or :func:`export_run` wrote, a run that comes with the package by its name, or
+    ``hf://OWNER/NAME`` (``@REVISION``) of the Hugging Face Hub. No pickle is read, nothing is executed.
 
     ``ema``: the averaged weights, where the run kept them; ``step``: which checkpoint, by default the newest that is
     whole; ``finite``: refuse weights and covariances that are not. Raises InputError in one line if there is no
     checkpoint or it cannot be read.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: got no folder, expected one that ansn-train wrote")
+    folder = located(path)
     tensors, state = checkpoint.load(folder, step)
     with checkpoint.fitting(folder):
         config, info, found = state.config, state.data, state.found
@@ -83,6 +87,64 @@ def load_run(
         if finite:
             _finite(groups)
     return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found)
+
+
+def export_run(run: Run, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> Path:
+    """Write what sampling and likelihoods need of a run into ``folder``, whose parent is there: the weights that it was
+    loaded with in ``dtype``, its covariances, the settings without places on this machine. No optimiser, so it is not
+    gone on with. ``name``: of the run; training it anew writes ``runs/NAME``. Returns the folder.
+
+    Of the covariances the snapshot is to the bit; moments are float32. Under a mixture the noise is isotropic, and what
+    its covariance knows of the data has the structure of the regions, where that is smaller. InputError for weights
+    beyond ``dtype``.
+    """
+    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in run.model.network.state_dict().items()}
+    for key, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise InputError(f"--dtype: got {str(dtype)[6:]}, which does not hold {key}, expected float32")
+    config, structure, learned = _anywhere(run.config, name), run.structure, build.covariances(run.model)
+    if "mixture" in learned and learned["mixture"].structure.name != structure.structure == "dense":
+        structure = dataclasses.replace(structure, structure=learned["mixture"].structure.name)
+        learned["covariance"] = _as(learned["covariance"], build.covariance(config, run.info, structure.structure))
+    groups = {"network": weights}
+    for key, covariance in learned.items():
+        kept = covariance.state_dict()
+        groups[key] = {k: v.float() if v.dtype == torch.float64 and v.ndim > 1 else v for k, v in kept.items()}
+    asdict = dataclasses.asdict
+    state = {
+        "config": to_dict(config), "data": asdict(run.info), "levels": asdict(run.model.noise.levels),
+        "structure": asdict(structure), "found": run.found and asdict(run.found),
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder, run.step, groups, state)
+    write_atomic(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+    return folder
+
+
+def _as(known: AdaptiveCovariance, empty: AdaptiveCovariance) -> AdaptiveCovariance:
+    """What ``known`` knows of one region, in another structure: ``empty``, of the same rules, after rows ``m +- a_j``
+    whose covariance is S."""
+    rows, points = 2 * known.dim, known.seen
+    scale = (known.pencil.l[0] * (rows - 1) / 2).sqrt()
+    away = known.pencil.outward(torch.diag(scale))
+    empty.update((known.center + torch.cat((away, -away))).reshape(rows, *known.shape).cpu(), sync=False)
+    moments, factor = empty.moments, (points - 1) / (rows - 1)  # as many points, of the same S
+    for part in moments.scatters.values():
+        part.mul_(factor)
+    moments.weight.fill_(points)
+    moments.weight2.fill_(points)
+    empty.seen = points
+    empty.refresh()
+    empty.frozen = known.frozen
+    return empty
+
+
+def _anywhere(config: TrainConfig, name: str) -> TrainConfig:
+    """The settings without the folders of the machine that it was trained on."""
+    path, variable = split_variable(config.data.dataset)
+    dataset = Path(path).name + ("" if variable is None else f":{variable}")
+    data = dataclasses.replace(config.data, data=None, dataset=dataset)
+    return dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, out=f"runs/{name}"))
 
 
 def _finite(groups: Mapping[str, Mapping[str, Tensor]]) -> None:

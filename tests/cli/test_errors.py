@@ -307,7 +307,7 @@ def test_a_damaged_run(command: str, digits: Path, tmp_path: Path) -> None:
 
 
 def test_sample_needs_a_run() -> None:
-    assert_refused(call("sample"), "sample", "PATH", "Folder that ansn-train wrote", "ansn-sample --help")
+    assert_refused(call("sample"), "sample", "RUN: got None", "Folder of a run", "ansn-sample --help")
 
 
 def test_info_of_too_much() -> None:

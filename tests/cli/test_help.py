@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ansn import config
-from ansn.cli import evaluate, info, sample
+from ansn.cli import evaluate, export, info, sample
 from ansn.presets import PRESETS
 from tests.cli.helpers import call, succeeded
 
@@ -51,12 +51,12 @@ def test_every_setting_of_a_run(group: str) -> None:
     assert " ".join(str(kind.__doc__).split()) in told
 
 
-@pytest.mark.parametrize(("command", "module"), [("sample", sample), ("evaluate", evaluate), ("info", info)])
-def test_every_option_of_the_other_commands(command: str, module: ModuleType) -> None:
-    told, docs = help_of(command), field_docs(module, module.Arguments)
+@pytest.mark.parametrize("module", [evaluate, export, info, sample], ids=lambda module: module.__name__)
+def test_every_option_of_the_other_commands(module: ModuleType) -> None:
+    told, docs = help_of(module.__name__.rpartition(".")[2]), field_docs(module, module.Arguments)
     for field in dataclasses.fields(module.Arguments):
         assert docs[field.name] in told
-        if field.name != "run":
+        if field.name != "run" and (module, field.name) != (export, "out"):
             assert f"--{field.name.replace('_', '-')}" in told
     assert " ".join(module._DESCRIPTION.split()) in told
 
@@ -80,9 +80,9 @@ def test_help_of_a_preset_has_its_defaults() -> None:
 def test_imports_and_help_load_nothing_slow() -> None:
     """`import ansn`, then the commands, whose options need tyro and who may draw a bar."""
     slow = {"sklearn", "matplotlib", "torch.utils.tensorboard", "torch._dynamo", "jinja2.environment", "triton"}
-    slow |= {"scipy", "PIL", "psutil", "ansn.kernels", "ansn.data.folder"}
+    slow |= {"scipy", "PIL", "psutil", "ansn.kernels", "ansn.data.folder", "huggingface_hub"}
     told = "print(*sys.modules)"
-    code = f"import sys, ansn; {told}; from ansn.cli import evaluate, info, sample, train; {told}"
+    code = f"import sys, ansn; {told}; from ansn.cli import evaluate, export, info, sample, train; {told}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     package, commands = (set(line.split()) for line in done.stdout.splitlines())
     assert "ansn.training.trainer" in package
