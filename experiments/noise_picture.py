@@ -76,16 +76,16 @@ def draw(out: Path) -> Path:
     )  # fmt: skip
     for i, (rho, (name, effect, colour)) in enumerate(SHAPES.items()):
         left: Any = figure.add_subplot(grid[i, 0])
-        left.scatter(*x.T, s=5, color=DATA, alpha=0.6, linewidths=0)
-        left.scatter(*clouds(x, rho).flatten(0, 1).T, s=7, color=colour, alpha=0.5, linewidths=0)
-        left.scatter(*centers(x).T, s=42, color="black", zorder=3)
+        left.scatter(*x.T.numpy(), s=5, color=DATA, alpha=0.6, linewidths=0)
+        left.scatter(*clouds(x, rho).flatten(0, 1).T.numpy(), s=7, color=colour, alpha=0.5, linewidths=0)
+        left.scatter(*centers(x).T.numpy(), s=42, color="black", zorder=3)
         left.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), xticks=[], yticks=[], box_aspect=1)
         left.set_ylabel(name, fontsize=19, color=colour, labelpad=10, weight="bold")
         left.text(0.97, 0.03, effect, transform=left.transAxes, ha="right", fontsize=12.5)
         titles = ["digit", *(f"level {tau:g}" for tau in LEVELS)]
         for j, (title, image) in enumerate(zip(titles, perturbed(images, rho), strict=True)):
             axis: Any = figure.add_subplot(grid[i, 2 + j])
-            axis.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+            axis.imshow(image.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if i == 0:
                 axis.set_title(title, fontsize=17)

@@ -190,7 +190,7 @@ def test_a_row_s_probes_do_not_depend_on_the_batch(loss: Loss) -> None:
     score = lambda x: curved(x.flatten(1)).reshape(x.shape)  # noqa: E731
     whole = loss(score, x, reduction="none", probes=2, seed=3, step=4, row=10)
     assert torch.equal(loss(score, x[2:], reduction="none", probes=2, seed=3, step=4, row=12), whole[2:])
-    assert float(loss(score, x, probes=2, seed=3, step=4, row=10)) == pytest.approx(float(whole.mean()), rel=EXACT)
+    assert loss(score, x, probes=2, seed=3, step=4, row=10).item() == pytest.approx(float(whole.mean()), rel=EXACT)
     for other in ({"seed": 4}, {"step": 5}, {"row": 11}):
         told = {"seed": 3, "step": 4, "row": 10} | other
         assert (loss(score, x, reduction="none", probes=2, **told) != whole).any()
