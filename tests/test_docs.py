@@ -25,7 +25,7 @@ MEASURED = "results.md", "kernel-table.md", "cuda-table.md"
 """Written by programs."""
 SMALL = {
     "ansn-train": "--steps 20 --samples 9 --threads 1", "ansn-sample": "-n 100 --threads 1",
-    "ansn-evaluate": "--quick --threads 1", "ansn-score": "--steps 4 --draws 2 --threads 1",
+    "ansn-evaluate": "--quick --evaluations 4 --threads 1", "ansn-score": "--steps 4 --draws 2 --threads 1",
     "ansn-impute": "--steps 5 --threads 1", "torchrun": "-n 20 --threads 1",
 }  # fmt: skip
 """What is added to a command here, so that it takes seconds."""
@@ -149,3 +149,14 @@ def test_it_runs_as_it_stands(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
                 assert done.returncode == 0, done.stderr[-3000:]
             else:
                 succeeded(call(words[0].removeprefix("ansn-"), *words[1:], *small))
+            if "--out" in words:
+                assert Path(words[words.index("--out") + 1]).exists()
+
+
+@pytest.mark.slow
+def test_the_site_has_no_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="`make docs` installs what builds the site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "NoiseModel" in (tmp_path / "api" / "ansn.html").read_text()
