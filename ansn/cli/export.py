@@ -119,15 +119,15 @@ def _measurements(evaluation: Evaluation) -> str:
         interval = "" if m.low is None or m.high is None else f"{m.low:.4g} to {m.high:.4g}"
         floor = "" if m.floor is None else f"{m.floor:.4g}"
         lines.append(f"| {m.name} | {m.value:.4g} | {interval} | {floor} | {m.n} | {m.features or ''} |")
-    told = evaluation.provenance
-    versions = ", ".join(f"{package} {told.get(package, 'unknown')}" for package in _PACKAGES)
+    source = evaluation.provenance
+    versions = ", ".join(f"{package} {source.get(package, 'unknown')}" for package in _PACKAGES)
     table = "\n".join(lines)
     return f"""## What was measured
 
 {table}
 
 The floor is what held-out rows get in place of samples. By ansn-evaluate, seed {evaluation.settings.get("seed")},
-with {versions} on {told.get("machine", "an unknown machine")}.
+with {versions} on {source.get("machine", "an unknown machine")}.
 """
 
 

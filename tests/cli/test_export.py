@@ -59,8 +59,8 @@ def named(request: pytest.FixtureRequest, exported: Path, tmp_path: Path, monkey
 def test_the_folder_is_a_run_as_any(exported: Path, digits: Path) -> None:
     succeeded(call("sample", exported, *DRAW))
     assert (exported / "drawn-seed0.png").is_file()
-    told, before = (succeeded(call("info", run)).out.splitlines() for run in (exported, digits))
-    assert [line.split() for line in told if line not in before] == [["run", f"{exported},", "step", "20"]]
+    after, before = (succeeded(call("info", run)).out.splitlines() for run in (exported, digits))
+    assert [line.split() for line in after if line not in before] == [["run", f"{exported},", "step", "20"]]
 
 
 def test_named_runs_are_drawn_into_the_working_folder(named: str, here: Path, tmp_path: Path) -> None:
