@@ -1,15 +1,9 @@
-"""Is the log-likelihood right, and what does it cost? Closed forms, the kinds of probes, and bits/dim of digits.
-
-Three tables, a CSV file each:
-
-* `likelihood_solvers.csv`: error in nats a dimension against evaluations, with exact traces, on a Gaussian (condition
-  number 1e4) and a mixture of five. The model knows their mean and covariance, as it would from data.
-* `likelihood_probes.csv`: standard deviation of one probe's estimate, nats a dimension, for every kind of probe.
-* `likelihood_digits.csv`: bits a dimension of training and held-out digits, isotropic noise against shaped.
+"""Is the log-likelihood right, and what does it cost? Against closed forms, under the package's own noise.
 
     python -m experiments.likelihood_check
 
-The tables are printed as Markdown at the end.
+On a Gaussian (condition number 1e4) and a mixture of five the model knows mean and covariance, as it would from data;
+an exact denoiser stands where a network would.
 """
 
 from __future__ import annotations
@@ -17,65 +11,27 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 import ansn
-from ansn.choices import choice
-from ansn.cli.common import guarded, parsed
-from ansn.data import Dataset
-from ansn.denoiser import SKIPS
-from ansn.errors import refuse
 from ansn.likelihood.flow import BASES, PROBES
-from ansn.machine import cpu_name
-from ansn.training import train
-from experiments.lab.claim import RESULTS, Row, write
+from experiments.lab import figure
+from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.mixture import Mixture
-from experiments.lab.statistics import select, table, unique
-from experiments.lab.training import configured
+from experiments.lab.statistics import select, unique
 
-_NAME = "likelihood_check"
-_SOLVERS: dict[str, list[dict[str, Any]]] = {
+DIMS, RHO, ROWS, PROBED = (2, 16, 64), 0.5, 16, 8
+SOLVERS: dict[str, list[dict[str, Any]]] = {
     "rk4": [{"steps": n} for n in (4, 8, 16, 32)],
     "heun": [{"steps": n} for n in (8, 16, 32, 64)],
     "rk45": [{"rtol": rtol} for rtol in (1e-2, 1e-3, 1e-4, 1e-5)],
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Log-likelihood by the flow: closed forms, probes, digits."""
-
-    dims: tuple[int, ...] = (2, 16, 64)
-    """Dimensions of the closed forms."""
-    rows: int = 16
-    """Points of each closed form, drawn from it."""
-    rho: float = 0.5
-    """Anisotropy of the noise in the closed forms."""
-    rhos: tuple[float, ...] = (0.0, 0.5)
-    """Anisotropies of the digits' noise."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Digits: one training run for each."""
-    steps: int = 500
-    """Digits: training steps of the digits preset on dequantised data; 0 leaves the digits out."""
-    images: int = 300
-    """Digits: images of each split that are scored."""
-    probes: int = 2
-    """Digits: probes of each image."""
-    skip: Annotated[str, choice(SKIPS)] = "scalar"
-    """The denoiser's skip; the published figures are of the scalar one."""
-    threads: int | None = None
-    """CPU threads; by default torch's."""
-    out: Path = RESULTS
-    """Folder of the CSV files, which are replaced."""
 
 
 class MixtureMean(nn.Module):
@@ -91,199 +47,83 @@ class MixtureMean(nn.Module):
         return self.density.denoised(x, math.exp(8 * float(level[0])) * self.r)
 
 
-def target(kind: str, dim: int, rho: float) -> ansn.Denoiser:
-    """The exact denoiser of a closed form under noise of anisotropy rho, with the ladder's usual ends."""
+@cache
+def closed_form(kind: str, dim: int, rows: int = ROWS) -> tuple[ansn.Denoiser, Tensor, Tensor]:
+    """The exact denoiser under noise of anisotropy RHO, with the ladder's usual ends; points of its data and their
+    log-densities at the ladder's end."""
     generator = torch.Generator().manual_seed(dim)
     count, ends = (1, (1e-3, 10.0)) if kind == "gaussian" else (5, (0.01, 0.2))
     means = torch.randn(count, dim, generator=generator, dtype=torch.float64)
     spectrum = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), dim, dtype=torch.float64)
     bases = torch.linalg.qr(torch.randn(count, dim, dim, generator=generator, dtype=torch.float64))[0]
-    covariances = bases * spectrum @ bases.mT
     weights = torch.arange(count, 0, -1, dtype=torch.float64) / (count * (count + 1) / 2)
-    density = Mixture(means, covariances, weights)
+    density = Mixture(means, bases * spectrum @ bases.mT, weights)
     s = density.covariance()
-    r = rho * s + (1 - rho) * s.diagonal().mean() * torch.eye(dim, dtype=torch.float64)
-    double = {"dtype": torch.float64, "factor_dtype": torch.float64}
-    covariance = ansn.AdaptiveCovariance(dim, rho=rho, eps=0.0, initial=s, **double).freeze()
+    r = RHO * s + (1 - RHO) * s.diagonal().mean() * torch.eye(dim, dtype=torch.float64)
+    wide = torch.float64
+    covariance = ansn.AdaptiveCovariance(dim, rho=RHO, eps=0.0, initial=s, dtype=wide, factor_dtype=wide).freeze()
     covariance.center.copy_(density.mean())
     ladder = ansn.levels.karras(max(ansn.levels.tau_max_flow(dim), 6.0), 0.01)
-    return ansn.Denoiser(MixtureMean(density, r), ansn.NoiseModel(covariance, ladder), precondition=False)
+    model = ansn.Denoiser(MixtureMean(density, r), ansn.NoiseModel(covariance, ladder), precondition=False)
+    x, _ = density.sample(rows)
+    return model, x, density.log_density(x, ladder.minimum**2 * r)
 
 
-def closed_form(kind: str, dim: int, settings: Settings) -> tuple[ansn.Denoiser, Tensor, Tensor]:
-    """A denoiser, points of its data and their log-densities at the ladder's end."""
-    model = target(kind, dim, settings.rho)
-    assert isinstance(model.network, MixtureMean)
-    density, sigma = model.network.density, model.noise.levels.minimum**2 * model.network.r
-    x, _ = density.sample(settings.rows)
-    return model, x, density.log_density(x, sigma)
+def cells(settings: Settings) -> list[Cell]:
+    dims, kinds = (DIMS[:1], ("mixture",)) if settings.quick else (DIMS, ("gaussian", "mixture"))
+    return [{"part": part, "target": kind, "dim": dim}
+            for part in ("solver", "probe") for kind in kinds for dim in dims]  # fmt: skip
 
 
-def solvers(settings: Settings, tell: Callable[[Row], None]) -> None:
-    """Error against evaluations, exact traces."""
-    for kind in ("gaussian", "mixture"):
-        for dim in settings.dims:
-            model, x, truth = closed_form(kind, dim, settings)
-            for solver, choices in _SOLVERS.items():
-                for option in choices:
-                    begun = time.perf_counter()
-                    found = ansn.log_likelihood(model, x, trace="exact", solver=solver, **option)
-                    off = (found.log_density - truth) / dim
-                    tell({
-                        "target": kind, "dim": dim, "solver": solver, "steps": option.get("steps", ""),
-                        "rtol": option.get("rtol", ""), "evaluations": found.evaluations, "bias": float(off.mean()),
-                        "mean_error": float(off.abs().mean()), "max_error": float(off.abs().max()), "rows": len(x),
-                        "rho": settings.rho, "tau_max": model.noise.levels.maximum, "tau_min": found.tau,
-                        "seconds": round(time.perf_counter() - begun, 2),
-                    })  # fmt: skip
-
-
-def probes(settings: Settings, tell: Callable[[Row], None]) -> None:
-    """Standard deviation of one probe, for every kind."""
-    for kind in ("gaussian", "mixture"):
-        for dim in settings.dims:
-            model, x, _ = closed_form(kind, dim, settings)
-            for row in spreads(model, x):
-                tell({"target": kind, "dim": dim, "rho": settings.rho, **row})
-
-
-def spreads(model: ansn.Denoiser, x: Tensor, count: int = 8) -> list[Row]:
-    """Root mean square over rows of one probe's standard deviation, nats a dimension."""
-    rows = []
-    for basis in BASES:
-        for probe in PROBES:
-            found = ansn.log_likelihood(model, x, trace="hutchinson", basis=basis, probe=probe, probes=count)
-            sd = float(found.estimates.var(0).mean().sqrt()) / x[0].numel()
-            rows.append({"basis": basis, "probe": probe, "sd": sd, "rows": len(x), "probes": count})
-    return rows
-
-
-def digits(settings: Settings, tell: Callable[[Row], None], tell_probes: Callable[[Row], None]) -> None:
-    """Bits a dimension of the digits preset under two shapes of the noise; and its probes' spread."""
-    splits = {s: ansn.load_dataset("digits", split=s, dequantise=True) for s in ("train", "test")}
-    for seed in settings.seeds:
-        for rho in settings.rhos:
-            with tempfile.TemporaryDirectory() as folder:
-                model = _trained(settings, rho, seed, folder)
-            for split, data in splits.items():
-                tell(_scored(model, data, settings) | {"seed": seed, "rho": rho, "split": split})
-            if seed == settings.seeds[0]:
-                x, _ = splits["test"].batch(torch.arange(min(64, settings.images)))
-                for row in spreads(model, x):
-                    tell_probes({"target": "digits", "dim": 64, "rho": rho, **row})
-
-
-def _trained(settings: Settings, rho: float, seed: int, folder: str) -> ansn.Denoiser:
-    config = configured(
-        "digits", data={"dequantise": True}, noise={"rho": rho}, network={"skip": settings.skip},
-        optim={"steps": settings.steps}, sampling={"samples": 0},
-        run={"out": folder, "seed": seed, "threads": settings.threads},
-    )  # fmt: skip
-    train(config)
-    return ansn.load_run(folder).model
-
-
-def _scored(model: ansn.Denoiser, data: Dataset, settings: Settings) -> Row:
-    begun = time.perf_counter()
-    index = data.order(0, 0)[: settings.images]
-    found = ansn.bits_per_dim(model, data, index, trace="hutchinson", probes=settings.probes)
-    return {
-        "bits_per_dim": found.value, "error": found.error, "probe_error": found.probe_error, "n": found.n,
-        "training_steps": settings.steps, "probes": settings.probes, "evaluations": found.evaluations,
-        "dequantisation": found.dequantisation, "tau_min": found.tau,
-        "seconds": round(time.perf_counter() - begun, 2), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "cpu": cpu_name(),
-    }  # fmt: skip
-
-
-def solver_table(rows: list[Row]) -> str:
-    """Markdown: mean (largest) error in nats a dimension."""
-    targets = unique(rows, "target", "dim")
-    lines = []
-    for solver, choices in _SOLVERS.items():
-        for option in choices:
-            name, value = next(iter(option.items()))
-            own = {(r["target"], r["dim"]): r for r in rows if r["solver"] == solver and r[name] == value}
-            spent = sorted({r["evaluations"] for r in own.values()})
-            told = f"{spent[0]}" if len(spent) == 1 else f"{spent[0]} to {spent[-1]}"
-            cells = [f"{own[t]['mean_error']:.1e} ({own[t]['max_error']:.1e})" for t in targets]
-            lines.append([f"{solver}, {name} {value:g}: {told} evaluations", *cells])
-    return table(["", *(f"{kind}, d = {dim}" for kind, dim in targets)], lines)
-
-
-def probe_table(rows: list[Row]) -> str:
-    """Markdown: standard deviation of one probe, nats a dimension."""
-    targets = unique(rows, "target", "dim", "rho")
-    lines = []
+def run(cell: Cell, settings: Settings) -> list[Row]:
+    """Error of every solver with exact traces; deviation of one probe of every kind. Nats a dimension."""
+    model, x, truth = closed_form(cell["target"], cell["dim"])
+    out: list[Row] = []
+    if cell["part"] == "solver":
+        for solver, option in ((name, option) for name, each in SOLVERS.items() for option in each):
+            found = ansn.log_likelihood(model, x, trace="exact", solver=solver, **option)
+            off = ((found.log_density - truth) / cell["dim"]).abs()
+            told = {"solver": solver, "steps": option.get("steps"), "rtol": option.get("rtol")}
+            out.append(told | {"evaluations": found.evaluations, "mean": float(off.mean()), "worst": float(off.max())})
+        return out
     for basis, probe in itertools.product(BASES, PROBES):
-        own = {(r["target"], r["dim"], r["rho"]): r["sd"] for r in select(rows, basis=basis, probe=probe)}
-        lines.append([f"{basis}, {probe}", *(f"{own[target]:.2g}" for target in targets)])
-    return table(["", *(f"{kind}, d = {dim}, rho = {rho:g}" for kind, dim, rho in targets)], lines)
+        found = ansn.log_likelihood(model, x, trace="hutchinson", basis=basis, probe=probe, probes=PROBED)
+        out.append({"basis": basis, "probe": probe, "sd": float(found.estimates.var(0).mean().sqrt()) / cell["dim"]})
+    return out
 
 
-def digits_table(rows: list[Row]) -> str:
-    """Markdown: mean over the seeds (each seed)."""
-    lines = []
-    for rho in unique(rows, "rho"):
-        cells = []
-        for split in ("train", "test"):
-            values = [row["bits_per_dim"] for row in select(rows, rho=rho, split=split)]
-            cells.append(f"**{sum(values) / len(values):.3f}** ({' / '.join(f'{v:.3f}' for v in values)})")
-        lines.append([f"rho = {rho:g}", *cells])
-    errors, probe_errors = ([row[name] for row in rows] for name in ("error", "probe_error"))
-    note = (
-        f"Bits a dimension, {rows[0]['n']} images a split; standard error over the images {min(errors):.3f} to"
-        f" {max(errors):.3f}, of which the probes make {min(probe_errors):.3f} to {max(probe_errors):.3f}."
-    )
-    return "\n".join([table(["", "training", "held out"], lines), "", note])
+def section(rows: list[Row], folder: Path) -> Section:
+    solved, probed = select(rows, part="solver"), select(rows, part="probe")
+    default = select(solved, target="mixture", solver="rk4", steps=16) or select(solved, target="mixture")
+    exact = max((row["worst"] for row in select(solved, target="gaussian")), default=math.nan)
+    least = [[min(r["sd"] for r in select(probed, target=t, dim=d, probe=p)) for p in ("gaussian", "rademacher")]
+             for t, d in unique(probed, "target", "dim") if t == "mixture"]  # fmt: skip
+    ratios = [gaussian / rademacher for gaussian, rademacher in least]
+    return Section(
+        "Is the log-likelihood right, and what does it cost?",
+        f"The default (RK4, 16 steps, 64 evaluations) is within {max(r['worst'] for r in default):.2g} nats a dimension"
+        f" of the closed form at every point of a mixture of five, {max(r['mean'] for r in default):.1g} on average;"
+        f" Gaussian data is exact at any number of steps (to {exact:.0e}).",
+        f"{ROWS} points of each density, noise of rho = {RHO:g}, exact traces; {PROBED} probes of each kind.",
+        figures=[_figure(solved, folder)],
+        findings=[f"Trace by one probe: Gaussian probes have {min(ratios, default=math.nan):.1f} to"
+         f" {max(ratios, default=math.nan):.1f} times the deviation of Rademacher ones on the mixture."],
+        reading="`part` solver: `mean`, `worst` error over the points; probe: deviation `sd` of one probe's estimate.",
+    )  # fmt: skip
 
 
-def run(settings: Settings) -> list[str]:
-    """The tables, one after the other; the CSV files are rewritten after each row."""
-    _check(settings)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    rows: dict[str, list[Row]] = {"solvers": [], "probes": [], "digits": []}
-
-    def teller(name: str) -> Callable[[Row], None]:
-        def tell(row: Row) -> None:
-            rows[name].append(row)
-            write(settings.out / f"likelihood_{name}.csv", rows[name])
-            print(
-                ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-                file=sys.stderr,
-            )
-
-        return tell
-
-    solvers(settings, teller("solvers"))
-    probes(settings, teller("probes"))
-    if settings.steps:
-        digits(settings, teller("digits"), teller("probes"))
-    tables = [solver_table(rows["solvers"]), probe_table(rows["probes"])]
-    return [*tables, digits_table(rows["digits"])] if settings.steps else tables
+def _figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
+    own = select(rows, target="mixture", dim=max(unique(rows, "dim")))
+    drawn, (axis,) = figure.panels(1)
+    for colour, solver in enumerate(unique(own, "solver")):
+        mine = select(own, solver=solver)
+        figure.curve(axis, [r["evaluations"] for r in mine], [r["mean"] for r in mine], label=solver, colour=colour)
+    axis.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="mean error, nats a dimension")
+    axis.legend(fontsize=7)
+    return "Error on the largest mixture", figure.save(drawn, folder / "likelihood_check.png")
 
 
-def _check(settings: Settings) -> None:
-    rules: list[tuple[str, Any, bool, str]] = [
-        ("dims", settings.dims, bool(settings.dims) and min(settings.dims) >= 2, "one or more, each at least 2"),
-        ("rows", settings.rows, settings.rows >= 1, "at least 1"),
-        ("rho", settings.rho, 0 <= settings.rho <= 1, "a number in [0, 1]"),
-        ("rhos", settings.rhos, bool(settings.rhos) and all(0 <= v <= 1 for v in settings.rhos), "numbers in [0, 1]"),
-        ("seeds", settings.seeds, bool(settings.seeds) and min(settings.seeds) >= 0, "one or more, each 0 or more"),
-        ("steps", settings.steps, settings.steps >= 0, "0 or more"),
-        ("images", settings.images, settings.images >= 2, "at least 2"),
-        ("probes", settings.probes, settings.probes >= 2, "at least 2"),
-        ("threads", settings.threads, settings.threads is None or settings.threads >= 1, "at least 1"),
-    ]
-    refuse(rules)
-
-
-def main() -> int:
-    """Entry point; exit codes 0 done, 1 diverged, 2 bad arguments, 130 interrupted."""
-    settings = parsed(_NAME, lambda: tyro.cli(Settings, prog=_NAME, description=__doc__))
-    return guarded(_NAME, lambda: print("\n\n".join(run(settings))))
-
+CLAIM = Claim("likelihood_check", cells, run, section)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(CLAIM, __doc__))

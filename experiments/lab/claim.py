@@ -44,8 +44,7 @@ class Settings:
     jobs: int = 2
     """Processes side by side, one thread each."""
     data: Path | None = None
-    """Folder with MNIST's four files, or with the folders mnist, fashion-mnist and cifar10; cells without data are
-    left out."""
+    """Folder with the folders mnist, fashion-mnist and cifar10; cells without data are left out."""
     resume: bool = True
     """Keep the rows of an unfinished run; --no-resume starts over."""
     out: Path = Path("runs/evidence")
@@ -57,7 +56,7 @@ class Section:
     """What a claim says: question and answer are a sentence, the others Markdown.
 
     ``tables`` and ``figures`` hold ``(caption, table)`` and ``(caption, file name)``, the files in the folder that the
-    section was made for. ``change``: what would change the answer.
+    section was made for. ``reading``: how to read the CSV file. ``missing``: what of the claim is not measured yet.
     """
 
     question: str
@@ -66,7 +65,8 @@ class Section:
     tables: Sequence[tuple[str, str]] = field(default_factory=tuple)
     figures: Sequence[tuple[str, str]] = field(default_factory=tuple)
     findings: Sequence[str] = field(default_factory=tuple)
-    change: str = ""
+    reading: str = ""
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,6 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         write_atomic(path, text.getvalue())
     except OSError as error:
         raise InputError(f"--out: cannot write {path} ({error.strerror})") from None
-
-
-def mnist(settings: Settings) -> Path | None:
-    """The folder of MNIST, or None with a line that says what is left out."""
-    if settings.data is None:
-        print("no --data: the cells on MNIST are left out", file=sys.stderr)
-    return settings.data
 
 
 def _ready() -> None:

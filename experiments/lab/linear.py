@@ -1,20 +1,17 @@
-"""Samplers on Gaussian data: linear maps of each direction, so mean, variance and KL are recursions in float64.
+"""Langevin's chains on Gaussian data: linear maps of each direction; mean, variance and KL are recursions in float64.
 
-Data ``N(0, S)`` and noise ``tau^2 R`` are diagonalised together, ``S = U diag(l) U^T``, ``R = U diag(r) U^T``: samplers
-are equivariant under U, and the KL invariant, so a shape is nothing but its *effective spectrum* ``l / r``. Arrays
+Data ``N(0, S)`` and noise ``tau^2 R`` are diagonalised together, ``S = U diag(l) U^T``, ``R = U diag(r) U^T``. Arrays
 broadcast, directions last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Flow = Callable[[Array, Array], Array]
 
 
 def spectrum(kappa: float, dim: int) -> Array:
@@ -79,75 +76,18 @@ def denoised(mean: Array, variance: Array, l: Array, r: Array, tau: Array) -> tu
     return w * mean, np.square(w) * variance
 
 
-def euler(l: Array, taus: Array) -> Array:
-    """What Euler's method multiplies the start by, ``[..., d]``; r = 1, so ``l`` is the effective spectrum; ``taus``
-    ``[..., N]``. N evaluations, the last step goes to 0."""
-    out = np.ones(())
-    for i in range(taus.shape[-1]):
-        tau, ahead = taus[..., i, None], _ahead(taus, i)
-        out = out * (1.0 - (1.0 - ahead / tau) * _away(l, tau))
-    return out
+def chain(reading: str, l: Array, r: Array, taus: Array, steps: int, alpha: float) -> tuple[Array, Array]:
+    """Mean and variance of every direction that annealed Langevin ends with, from ``N(m, tau_1^2 I)``, no denoising.
 
-
-def heun(l: Array, taus: Array) -> Array:
-    """The same of Heun's method; 2 N - 1 evaluations."""
-    out = np.ones(())
-    for i in range(taus.shape[-1]):
-        tau, ahead = taus[..., i, None], _ahead(taus, i)
-        away = _away(l, tau)
-        if i + 1 == taus.shape[-1]:
-            return out * (1.0 - away)
-        step = ahead - tau
-        slope = away / tau
-        there = (1.0 + step * slope) * _away(l, ahead) / ahead
-        out = out * (1.0 + 0.5 * step * (slope + there))
-    return out
-
-
-def dpmpp_2m(l: Array, taus: Array) -> Array:
-    """The same of DPM-Solver++(2M); N evaluations."""
-    out, before = np.ones(()), np.zeros(())
-    logs = -np.log(taus)
-    for i in range(taus.shape[-1]):
-        tau, ahead = taus[..., i, None], _ahead(taus, i)
-        value = out * (1.0 - _away(l, tau))
-        if i + 1 == taus.shape[-1]:
-            return value
-        forward = value
-        if i > 0:
-            ratio = (logs[..., i + 1] - logs[..., i]) / (2.0 * (logs[..., i] - logs[..., i - 1]))
-            forward = value + ratio[..., None] * (value - before)
-        out = out + (1.0 - ahead / tau) * (forward - out)
-        before = value
-    return out
-
-
-FLOWS: dict[str, Flow] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
-
-
-def evaluations(method: str, levels: int) -> int:
-    """Of the network, for so many levels."""
-    return 2 * levels - 1 if method == "heun" else levels
-
-
-def ladder(top: Array, bottom: Array, n: int, exponent: Array) -> Array:
-    """``[..., n]`` levels, even in ``tau^(1/exponent)``; infinity is geometric, as are the samplers' schedules."""
-    top, bottom, exponent = np.broadcast_arrays(top, bottom, exponent)
-    if n == 1:
-        return np.asarray(top[..., None], dtype=np.float64)
-    ramp = np.linspace(0.0, 1.0, n)
-    logs = np.exp(np.log(top)[..., None] * (1.0 - ramp) + np.log(bottom)[..., None] * ramp)
-    power = np.where(np.isinf(exponent), 1.0, exponent)[..., None]
-    ends = top[..., None] ** (1.0 / power), bottom[..., None] ** (1.0 / power)
-    bent = (ends[0] + ramp * (ends[1] - ends[0])) ** power
-    return np.where(np.isinf(exponent)[..., None], logs, bent)
-
-
-def _away(l: Array, tau: Array) -> Array:
-    """``1 - D/x = tau^2 / (l + tau^2)``."""
-    square = np.square(tau)
-    return np.asarray(square / (l + square))
-
-
-def _ahead(taus: Array, i: int) -> Array:
-    return taus[..., i + 1, None] if i + 1 < taus.shape[-1] else np.zeros_like(taus[..., i, None])
+    ``reading``: ``shaped`` (steps of the noise's own shape), ``printed`` (Algorithm 1 with the whitened output f of a
+    symmetric root), ``inverse`` (with ``D - x~``, the best output of Eq. 3.1 with the inverse), ``variance`` (a network
+    trained with noise of variance sigma where the sampler takes sigma for the deviation).
+    """
+    mean, variance = np.zeros_like(l), np.full_like(l, taus[0] ** 2)
+    if reading == "shaped":
+        return annealed(mean, variance, l, r, taus, steps, alpha)
+    for tau in taus:
+        total, noise = l + tau**2 * r, np.full_like(l, alpha * tau**2)
+        drift = {"printed": noise * np.sqrt(r), "inverse": noise * tau * r, "variance": noise}[reading]
+        mean, variance = langevin(mean, variance, l + tau * r if reading == "variance" else total, drift, noise, steps)
+    return mean, variance

@@ -1,10 +1,11 @@
-"""Gaussian mixtures under correlated noise: density, posterior mean and whitened score in closed form."""
+"""Gaussian mixtures under correlated noise: density, posterior mean and the level where modes merge, in closed form."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 
@@ -68,3 +69,30 @@ class Mixture:
         logdet = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         square = (away * solved).sum((2, 3))
         return self.weights.log() - 0.5 * (square + logdet + self.dim * math.log(2 * math.pi)), solved.squeeze(3)
+
+
+def critical(share: float) -> float:
+    """Least squared Mahalanobis distance from the centre at which ``q N(-m, P) + share N(m, P)`` has two modes.
+
+    Along m, in units of m, stationary points solve ``t = tanh(beta t + h)``, ``h = ln(share / q) / 2``, beta the
+    squared distance. There are three iff ``beta > 1`` and ``|h| <= beta t_s - artanh t_s``, where
+    ``t_s = sqrt(1 - 1 / beta)``; so 1 for equal weights, 2.22 for 0.8 to 0.2.
+    """
+    h = abs(0.5 * math.log(share / (1.0 - share)))
+
+    def spare(beta: float) -> float:
+        t = math.sqrt(1.0 - 1.0 / beta)
+        return beta * t - math.atanh(t) - h
+
+    return 1.0 if h == 0.0 else float(brentq(spare, 1.0 + 1e-9, 2.0 + 2.0 * h))
+
+
+def merge_level(half: Tensor, within: Tensor, shape: Tensor, share: float = 0.5) -> float:
+    """Level above which noise ``tau^2 R`` makes one mode of two: ``a^T (W + tau^2 R)^-1 a = critical(share)``; 0 if
+    they are one without noise. Where a is an eigenvector: ``tau^2 = (a^2 / critical - w^2) / r``."""
+    least = critical(share)
+
+    def excess(log_tau: float) -> float:
+        return float(half @ torch.linalg.solve(within + math.exp(2.0 * log_tau) * shape, half)) - least
+
+    return 0.0 if excess(-30.0) <= 0.0 else math.exp(brentq(excess, -30.0, 30.0))

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import re
+import textwrap
 from pathlib import Path
 
 from ansn.files import write_atomic
 from experiments.lab.claim import RESULTS, Claim, Row, Section, read
+from experiments.lab.statistics import table
 
 CLAIMS = (
-    "structures", "skips", "exact_scores", "convergence", "evaluations", "mode_collapse", "generalisation",
-    "paper_as_printed", "ablations", "tables",
+    "quality", "structures", "evaluations", "modes", "drift", "inverse_problems", "tables", "likelihood_check",
+    "errata",
 )  # fmt: skip
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
-_HEAD = """# Results: does adaptive noise do what the paper claims?
+BEFORE = "before.csv"
+"""Answers of earlier editions that stand: question, answer, command and revision that measured them, and the claim that
+takes their place when it has been run in full (none: it is not measured again)."""
+_HEAD = """# Results: what a learned covariance buys, and what it does not
 
-Made from the CSV files under `experiments/results` by `python -m experiments.lab.page`. `make evidence` measures all of
-it anew ({machine}); `make evidence-quick` runs a small version of everything. Each section: what was asked, the answer,
-how it was measured, the numbers, what would change the answer. Intervals are 95 % over seeds (Student's t), differences
-are paired: runs of one seed share first weights, data order, levels and white noise. Hundreds of intervals are looked
-at and none is corrected for that: one in twenty leaves out 0 by chance. No figure was measured on a GPU.
-Speed of the kernels is in [performance.md](performance.md); samplers, likelihood and inverse problems are in
-[samplers.md](samplers.md).
+Made from the CSV files under `experiments/results` by `python -m experiments.lab.page`. `make evidence DATA=PATH`
+measures all of it anew; `make evidence-quick` runs a small version of everything. Intervals are 95 % over seeds
+(Student's t), differences are paired: runs of one seed share first weights, data order, levels and white noise. No
+interval is corrected for how many are looked at: one in twenty leaves out 0 by chance. Measured on {machine}; no figure
+is of a GPU. Speed of the kernels: [performance.md](performance.md); which sampler: [samplers.md](samplers.md).
+
+*Skip*: what the denoiser is before its network has learned: `scalar` is EDM's preconditioning, `wiener` the best
+denoiser of one Gaussian of the data's covariance, `mixture` that of regions found in the data; `seen`: the network is
+given that estimate. *rho*: share of the data's shape in the noise, 0 is isotropic. *Floor*: what as many rows of the
+data itself have.
 """
 
 
@@ -32,41 +41,68 @@ def claim(name: str) -> Claim:
     return found
 
 
-def markdown(name: str, section: Section, *, link: str = "") -> str:
-    """A section as Markdown; ``link``: from the page to the folder of the figures and the CSV file."""
-    parts = [f"## {section.question}", f"**{section.answer}**", f"    python -m experiments.{name}", section.design]
-    for caption, table in section.tables:
-        parts += [f"{caption}:", table]
+def wrapped(text: str, indent: str = "") -> str:
+    """Lines of at most 120 characters; a pair of brackets of Markdown and code stay whole."""
+    return textwrap.fill(
+        " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def markdown(name: str, section: Section, *, link: str = "", answer: bool = True) -> str:
+    """A section as Markdown; ``link``: from the page to the folder of the figures and the CSV file; ``answer``: with
+    it, which the page has at its top."""
+    parts = [f"## {section.question}", *([wrapped(f"**{section.answer}**")] if answer else [])]
+    parts.append(wrapped(f"{section.design} Command: `python -m experiments.{name}`."))
+    for caption, lines in section.tables:
+        parts += [wrapped(f"{caption}:"), lines]
     parts += [f"![{caption}]({link}{file})" for caption, file in section.figures]
     if section.findings:
-        parts.append("\n".join(f"* {line}" for line in section.findings))
-    if section.change:
-        parts.append(f"What would change it: {section.change}")
-    parts.append(f"Raw: [{name}.csv]({link}{name}.csv)")
+        parts.append("\n".join(wrapped(f"* {line}", "  ") for line in section.findings))
+    parts.append(wrapped(f"Every row: [{name}.csv]({link}{name}.csv). {section.reading}"))
     return "\n\n".join(parts) + "\n"
 
 
 def page(folder: Path = RESULTS, figures: Path | None = None) -> str:
     """The whole page, of the claims whose rows are there; figures are drawn into ``figures`` (default ``folder``)."""
-    sections, machines, missing = [], [], []
+    link = "../experiments/results/"
+    sections: dict[str, Section] = {}
+    machines: list[str] = []
+    earlier: dict[str, list[str]] = {}
     for name in CLAIMS:
         path = folder / f"{name}.csv"
         if path.exists():
             rows = read(path)
-            machines += [machine(rows)]
-            sections.append(
-                markdown(name, claim(name).section(rows, figures or folder), link="../experiments/results/")
-            )
-        else:
-            missing.append(f"`{name}`")
-    told = "; ".join(dict.fromkeys(machines)) or "nothing measured yet"
-    open_ = [f"Not measured in full yet: {', '.join(missing)}.\n"] if missing else []
-    return "\n".join([_HEAD.format(machine=told), *open_, *sections])
+            machines.append(machine(rows))
+            for at in dict.fromkeys(row["revision"] for row in rows if row.get("revision")):
+                earlier.setdefault(at, []).append(name)
+            sections[name] = claim(name).section(rows, figures or folder)
+    lines = [[f"[{each.question}](#{_anchor(each.question)})", each.answer] for each in sections.values()]
+    before = read(folder / BEFORE) if (folder / BEFORE).exists() else []
+    for row in before:
+        if row["until"] not in sections or sections[row["until"]].missing:
+            lines.append([row["question"], f"{row['answer']} (`{row['command']}` at revision {row['revision']})"])
+    open_ = [f"`{name}`" for name in CLAIMS if name not in sections]
+    open_ += [f"`{name}` ({each.missing})" for name, each in sections.items() if each.missing]
+    head = _HEAD.format(machine="; ".join(dict.fromkeys(filter(None, machines))) or "nothing yet")
+    parts = ["\n\n".join(wrapped(part) for part in head.split("\n\n")) + "\n"]
+    if earlier:
+        told = "; ".join(f"{', '.join(f'`{name}`' for name in names)} at {at}" for at, names in earlier.items())
+        parts.append(wrapped(f"Measured by longer modules at an earlier revision, cut to what shows: {told}.") + "\n")
+    if open_:
+        parts.append(wrapped(f"Not measured in full yet: {', '.join(open_)}.") + "\n")
+    if lines:
+        parts.append(table(["question", "answer"], lines) + "\n")
+    return "\n".join([*parts, *(markdown(name, each, link=link, answer=False) for name, each in sections.items())])
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def machine(rows: list[Row]) -> str:
     """Where rows were measured."""
-    return ", ".join(dict.fromkeys(f"{row['cpu']}, one thread a run, torch {row['torch']}" for row in rows))
+    known = [row for row in rows if row.get("cpu")]
+    return ", ".join(dict.fromkeys(f"{row['cpu']}, one thread a run, torch {row['torch']}" for row in known))
 
 
 def write_page() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import convergence
+from experiments import drift
 from experiments.lab import page
 from experiments.lab.claim import main
 
@@ -30,6 +30,6 @@ def test_the_quick_version_of_everything(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["convergence", "--jobs", "0"])
-    assert main(convergence.CLAIM, convergence.__doc__) == 2
+    monkeypatch.setattr(sys, "argv", ["drift", "--jobs", "0"])
+    assert main(drift.CLAIM, drift.__doc__) == 2
     assert "--jobs: got 0" in capsys.readouterr().err
