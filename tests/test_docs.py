@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ansn.config import DataConfig
@@ -116,6 +118,24 @@ def test_its_sentences_are_short(page: Path, due: None) -> None:
 def test_the_guides_have_all_options_that_say_what_data_is() -> None:
     said = set(re.findall(r"--([a-z-]+)", "".join(page.read_text() for page in GUIDES)))
     assert {name.replace("_", "-") for name in DataConfig.__dataclass_fields__} - {"flip"} <= said
+
+
+def test_the_numbers_of_the_samplers_are_those_measured() -> None:
+    measured: dict[tuple[str, ...], list[float]] = {}
+    with (ROOT / "experiments" / "results" / "evaluations.csv").open() as file:
+        for row in csv.DictReader(file):
+            if (row["kind"], row["problem"]) == ("samplers", "digits") and row["schedule"] in ("few_steps", "ladder"):
+                measured.setdefault((row["method"], row["arm"].split()[0], row["budget"]), []).append(float(row["fd"]))
+    page = (ROOT / "docs" / "samplers.md").read_text()
+    said = {}
+    for method, first, second, third in re.findall(r"^\| `(\w+)` \|.*\|(.*)\|(.*)\|(.*)\|$", page, re.M):
+        for budget, cell in (("4", first), ("8", second), ("20", third)):
+            budget = "1000" if "with" in cell else budget
+            for arm, number in (("wiener", r"\((\d.*)\)"), ("scalar", r"^ (\d\.\d+)")):
+                for value in re.findall(number, cell):
+                    said[method, arm, budget] = value
+    assert len(said) == 31
+    assert said == {key: f"{np.mean(measured[key]):.2f}" for key in said}
 
 
 def table(folder: Path) -> None:
