@@ -184,7 +184,6 @@ def cells(settings: Settings) -> list[Cell]:
 
 
 def run(cell: Cell, settings: Settings) -> list[Row]:
-    """Rows of ``quantity, reading, at, value``: a number where ``at`` is empty, else a point of a curve."""
     part, seed = cell["part"], cell["run"]
     if part.startswith("training"):
         return training_rows(part.removeprefix("training, "), settings)
@@ -212,7 +211,6 @@ def verdict(rows: list[Row], name: str) -> tuple[Estimate, Estimate, int] | None
 
 
 def _number(value: Any) -> float:
-    """A chain that has no variance any more has an infinite error."""
     return math.inf if value is None or math.isnan(float(value)) else float(value)
 
 

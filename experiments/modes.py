@@ -29,7 +29,7 @@ from experiments.lab.exact import ExactDenoiser, known_noise
 from experiments.lab.mixture import Mixture, basis, merge_level
 from experiments.lab.problems import of_density
 from experiments.lab.statistics import Estimate, estimate, listed, mean, paired, select, table, unique
-from experiments.lab.training import Setup, Trained, fit, halfway, tuned
+from experiments.lab.training import Setup, fit, halfway, tuned
 
 DIM, N = 8, 1000  # samples of a seed
 RUNGS, PER_RUNG = 10, 100  # of annealed Langevin: the paper's budget
@@ -45,8 +45,7 @@ EARLY = (75, 150, 300, 600)
 
 
 class Scene(NamedTuple):
-    """``halves``: half of the vector between two modes, for each direction that separates them; ``within``: the modes'
-    common covariance."""
+    """``halves``: half of the vector between two modes of each direction that separates them; ``within``: of a mode."""
 
     density: Mixture
     halves: tuple[Tensor, ...]
@@ -151,37 +150,28 @@ def _learned(cell: Cell, place: tuple[str, float, float]) -> list[Row]:
     learned = of_density("modes", scene(*place).density, 64, features=PixelFeatures((DIM,), "modes"))
     skip = cell["kind"] == "skip"
     base = Setup(cell["arm"], steps=cell["steps"], decay=0.5 if skip else 0.0, structure="dense")
-    key = (lambda trained: judge(_drawn(trained, 0), place)["tv"]) if skip else None
+    key = (lambda trained: judge(trained.sample(N, evaluations=20), place)["tv"]) if skip else None
     rate = tuned(learned, halfway(base), RATES, key)
     at = tuple(step for step in EARLY if step <= base.steps and skip) or (base.steps,)
     return [
         {"seed": seed, "sampler": "flow", "step": trained.step, "lr": rate}
-        | judge(_drawn(trained, seed), place) | floor(seed, place)
+        | judge(trained.sample(N, evaluations=20, seed=seed), place) | floor(seed, place)
         for seed in range(cell["seeds"])
         for trained in fit(learned, replace(base, seed=seed, lr=rate), at)
     ]  # fmt: skip
 
 
-def _drawn(trained: Trained, seed: int) -> Tensor:
-    return trained.sample(N, evaluations=20, seed=seed)
-
-
-# -- what the rows say -------------------------------------------------------------------------------------------
-
-
 def last(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["step"] == max(r["step"] for r in rows)]
+    return select(rows, step=max(row["step"] for row in rows))
 
 
 def against(rows: Sequence[Row], arm: str, metric: str = "tv", control: str = "scalar") -> Estimate:
-    """Paired difference at the last step; below 0 is better."""
     return paired(last(select(rows, arm=arm)), last(select(rows, arm=control)), metric)
 
 
 def predicted(rows: Sequence[Row]) -> tuple[int, int, int, int]:
     """Of exact groups whose last level is a factor 2 or more away from the merging level: how many of those predicted
-    to keep their modes do, out of how many; and of those predicted to lose them. Lost: ``tv`` more than 0.1 above the
-    floor."""
+    to keep their modes do, of how many; and to lose them, which is ``tv`` 0.1 above the floor."""
     kept, keep, gone, lose = 0, 0, 0, 0
     exact, names = select(rows, kind="exact"), ("modes", "half", "share", "arm", "sampler", "bottom")
     for key in unique(exact, *names):

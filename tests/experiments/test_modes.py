@@ -64,7 +64,8 @@ def _rows(regions: float, shaped: float) -> list[Row]:
     for kind, arms in (("noise", {"scalar rho=1": shaped}), ("skip", {"mixture seen": regions})):
         rows += [{"kind": kind, "modes": "two", "half": 0.1, "share": 0.8, "arm": arm, "seed": seed, "step": step,
                   "tv": tv + 0.001 * seed, "cov": 1.0, "tv_floor": 0.01, "sampler": "flow"}
-                 for arm, tv in [("scalar", 0.3), *arms.items()] for seed in range(3) for step in (75, 600)]  # fmt: skip
+                 for arm, tv in [("scalar", 0.3), *arms.items()] for seed in range(3)
+                 for step in (75, 600)]  # fmt: skip
     for merge, tv in ((1.0, 0.01), (1e-4, 0.5)):
         rows += [{"kind": "exact", "modes": "two", "half": merge, "share": 0.5, "arm": "scalar", "seed": seed,
                   "sampler": "flow", "bottom": 0.01, "merge": merge, "tv": tv, "tv_floor": 0.01}
