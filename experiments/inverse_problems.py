@@ -99,7 +99,7 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
     if cell["data"] == "digits":
         model, truth = _preset(cell, settings), ansn.load_dataset("digits", split="test").batch(torch.arange(images))[0]
     else:
-        images, samples = min(images, 16), min(samples, 4)
+        images, samples = min(images, 16), min(samples, 2)
         learned = problem("cifar16", settings.data)
         setup = Setup(cell["arm"], cell["seed"], cell["steps"], lr=2e-3, batch_size=64, decay=0.5)
         *_, trained = fit(learned, setup)
@@ -218,7 +218,7 @@ def section(rows: list[Row], folder: Path) -> Section:
 
 
 _DESIGN = f"""Digits preset ({DIGITS_STEPS} steps), U-Net on CIFAR-10 of 16 x 16 ({CROPS_STEPS} steps), {IMAGES} and 16
-held-out images, {SAMPLES} and 4 samples each, values in [0, 1]; noise of deviation 0.02 and 0.1, coloured 0.1 and
+held-out images, {SAMPLES} and 2 samples each, values in [0, 1]; noise of deviation 0.02 and 0.1, coloured 0.1 and
 0.3. V is the covariance of what the noise hides: isotropic, of the learned covariance (adapted), or of the network's
 Jacobian; *no network*: the Wiener filter."""
 

@@ -5,6 +5,7 @@ Runs of one seed share first weights, data order, levels' normals and white nois
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -79,10 +80,8 @@ def one_copy(data: Dataset) -> Tensor:
 def noise_model(problem: Problem, setup: Setup) -> ansn.NoiseModel:
     """The arm's noise, with the ladder that the data gives it; empty unless the covariance is ``fixed``."""
     skip, rho, _ = setup.begins
-    made = ansn.NoiseModel.for_data(
-        problem.train, setup.structure, seed=setup.seed, mixture="auto" if skip == "mixture" else None, rho=rho,
-        root=setup.root, forgetting=setup.forgetting,
-    )  # fmt: skip
+    made = copy.deepcopy(_found(problem, skip == "mixture", rho, setup.structure, setup.root, setup.forgetting)[0])
+    made.seed = setup.seed
     if setup.fixed:
         for index in torch.arange(len(problem.train)).split(1000):
             made.update(problem.train.batch(index, seed=DATA_SEED)[0])
@@ -90,10 +89,22 @@ def noise_model(problem: Problem, setup: Setup) -> ansn.NoiseModel:
     return made
 
 
+@cache
+def _found(
+    problem: Problem, mixture: bool, rho: float, structure: str, root: str | None, forgetting: float
+) -> tuple[ansn.NoiseModel, float]:  # fmt: skip
+    """Structure, regions and levels of the data, found once a process; and the seconds that it took."""
+    began = time.process_time()
+    made = ansn.NoiseModel.for_data(
+        problem.train, structure, mixture="auto" if mixture else None, rho=rho, root=root, forgetting=forgetting
+    )
+    return made, time.process_time() - began
+
+
 @dataclass(frozen=True)
 class Trained:
     """A run at one of its steps. ``model``: averaged weights; ``seconds``: of training so far, by the processor's time
-    of its one thread, the covariance's part included but not the search for regions, which is ``found``."""
+    of its one thread, with the covariance's part and ``found``, the search for structure, regions and levels."""
 
     step: int
     seconds: float
@@ -120,16 +131,15 @@ def fit(
 ) -> Iterator[Trained]:
     """Train, and give the run at each step of ``at`` (ascending; by default the last). A loss that is no number ends
     the run, and with it the iteration. ``batches``: ``(step, x, labels)`` in place of the training rows'."""
-    at, began = at or (setup.steps,), time.process_time()
-    noise, (skip, _, inputs) = noise_model(problem, setup), setup.begins
-    found = time.process_time() - began
+    at, noise, (skip, rho, inputs) = at or (setup.steps,), noise_model(problem, setup), setup.begins
+    found = _found(problem, skip == "mixture", rho, setup.structure, setup.root, setup.forgetting)[1]
     torch.manual_seed(setup.seed)
     network = problem.network(inputs=1 + len(inputs))
     model = ansn.Denoiser(network, noise, skip=skip, inputs=inputs)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))
     once = min(setup.freeze_after, len(problem.train))  # of regions: more epochs say nothing new
-    seconds, began = 0.0, time.process_time()
+    seconds, began = found, time.process_time()
     for step, x, _ in batches or iterate(problem.train, setup.batch_size, setup.seed, stop_step=max(at)):
         noise.update(x)
         if noise.covariance.seen >= setup.freeze_after:
