@@ -199,20 +199,19 @@ def _sampler_table(rows: Sequence[Row]) -> tuple[str, str]:
 
 def _answer(rows: Sequence[Row]) -> str:
     parts = []
-    for arms, words in ((("scalar rho=0.5", "scalar rho=1"), "shaped noise"), (ARMS[3:], "the Wiener skip")):
+    for arms, words in ((EXACT[1:], "shaped noise"), (ARMS[3:], "the Wiener skip")):
         signs = []
         for kind, _, own in places(rows):
             mine = select(own, method="dpmpp_2m")
             if kind == "learned":
                 found = [compared(mine, arm) for arm in arms if select(mine, arm=arm)]
                 signs += [0 if each is None else each.log.sign for each in found]
-        parts.append(f"{words}: fewer in {signs.count(1)} of {len(signs)} pairs of a problem and an arm, more in"
-                     f" {signs.count(-1)}")  # fmt: skip
-    told = f"To {FIXED:g} times the control's limit by DPM-Solver++(2M), against the scalar skip: {'; '.join(parts)}"
+        parts.append(f"{words} takes fewer in {signs.count(1)} and more in {signs.count(-1)} of {len(signs)}")
+    told = f"Against the scalar skip under isotropic noise, pairs of a problem and an arm: {', '.join(parts)}"
     own = preset(rows)
     few, many = select(own, method="dpmpp_2m", budget=8), select(own, method="langevin")
     if few and many:
-        told += (f". On digits 8 evaluations of it have a distance of {mean(few, 'fd').mean:.2f},"
+        told += (f". On digits 8 evaluations of DPM-Solver++(2M) have a distance of {mean(few, 'fd').mean:.2f},"
                  f" {many[0]['evaluations']} of annealed Langevin {mean(many, 'fd').mean:.2f}")  # fmt: skip
     return told + "."
 

@@ -28,7 +28,7 @@ from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.exact import ExactDenoiser, known_noise
 from experiments.lab.mixture import Mixture, basis, merge_level
 from experiments.lab.problems import of_density
-from experiments.lab.statistics import Estimate, estimate, listed, mean, paired, select, table, unique
+from experiments.lab.statistics import Estimate, estimate, mean, paired, select, table, unique
 from experiments.lab.training import Setup, fit, halfway, tuned
 
 DIM, N = 8, 1000  # samples of a seed
@@ -189,20 +189,17 @@ def section(rows: list[Row], folder: Path) -> Section:
     found = [(f"{place[0]}, {kind}", select(rows, kind=kind, modes=place[0], half=place[1], share=place[2]))
              for kind, place in itertools.product(("noise", "skip"), LEARNED)]  # fmt: skip
     found = [each for each in found if each[1]]
-    parts, findings = [], []
+    parts = []
     for name, own in found:
-        others = [arm for arm in unique(own, "arm") if arm != "scalar"]
-        told = listed([(e.sign, f"`{arm}` ({e.show(2)})") for arm in others for e in [against(own, arm)]])
-        findings.append(f"{name}: weights against the scalar skip under isotropic noise: {told}.")
         if name.endswith("skip"):
             ends = ", ".join(f"`{a}` {mean(last(select(own, arm=a)), 'tv').mean:.2g}" for a in unique(own, "arm"))
             least = mean(last(select(own, arm="scalar")), "tv_floor").mean
             parts.append(f"{name.split(',')[0]} modes {ends} (floor {least:.2g})")
     shaped = [against(own, arm).sign for _, own in found for arm in NOISE[1:3] if select(own, arm=arm)]
     kept, keep, gone, lose = predicted(rows)
-    findings.insert(0, f"With exact scores {kept} of {keep} runs predicted to keep their modes do, and {gone} of {lose}"
-                    " predicted to lose them do: by whether the last level is below that where modes merge,"
-                    " `sqrt((a^2 / c - w^2) / r)`, whatever the shape.")  # fmt: skip
+    findings = [f"With exact scores {kept} of {keep} runs predicted to keep their modes do, and {gone} of {lose}"
+                " predicted to lose them do: by whether the last level is below that where modes merge,"
+                " `sqrt((a^2 / c - w^2) / r)`, whatever the shape."]  # fmt: skip
     return Section(
         "Are modes kept?",
         f"Error of the modes' weights at the end: {'; '.join(parts) or 'not measured'}. Noise of the data's shape,"

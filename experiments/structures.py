@@ -1,6 +1,8 @@
 """Which structure should a covariance have, from how few rows, and does `auto` take it?
 
-python -m experiments.structures --data PATH
+    python -m experiments.structures --data PATH
+
+One Gaussian of each structure is fitted to the first rows and scores those that are held out.
 """
 
 from __future__ import annotations

@@ -42,10 +42,10 @@ def claim(name: str) -> Claim:
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """Lines of at most 120 characters; a pair of brackets of Markdown and code stay whole."""
-    return textwrap.fill(
-        " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    """Lines of at most 120 characters; code stays whole."""
+    whole = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), " ".join(text.split()))
+    lines = textwrap.fill(whole, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 def markdown(name: str, section: Section, *, link: str = "", answer: bool = True) -> str:

@@ -44,16 +44,16 @@ def test_needed_is_where_the_curve_is_there() -> None:
 
 def test_answer_follows_the_rows(tmp_path: Path) -> None:
     fast, slow, same = (claim.section(_rows(scale), tmp_path).answer for scale in (2.0, 8.0, 4.0))
-    assert "shaped noise: fewer in 1 of 1" in fast
-    assert "the Wiener skip: fewer in 1 of 1" in fast
-    assert "fewer in 0 of 1 pairs of a problem and an arm, more in 1" in slow
-    assert "fewer in 0 of 1 pairs of a problem and an arm, more in 0" in same
+    assert "shaped noise takes fewer in 1 and more in 0 of 1" in fast
+    assert "the Wiener skip takes fewer in 1 and more in 0 of 1" in fast
+    assert "the Wiener skip takes fewer in 0 and more in 1 of 1" in slow
+    assert "the Wiener skip takes fewer in 0 and more in 0 of 1" in same
     assert "annealed Langevin" not in same
 
 
 def test_the_samplers_have_a_table_of_their_own(tmp_path: Path) -> None:
     section = claim.section(_rows(2.0) + _samplers(), tmp_path)
-    assert "8 evaluations of it have a distance of 1.50, 1000 of annealed Langevin 2.50" in section.answer
+    assert "8 evaluations of DPM-Solver++(2M) have a distance of 1.50, 1000 of annealed Langevin 2.50" in section.answer
     assert any("| `langevin` |  | 2.50 |" in text for _, text in section.tables)
 
 
