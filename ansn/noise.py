@@ -65,6 +65,8 @@ class NoiseModel(nn.Module):
             self.check_mixture()
             covariance.track()
         self.levels = levels
+        self.class_means: Tensor | None
+        self.register_buffer("class_means", None)
         self.draws, self._agreed = 0, False
 
     @classmethod
@@ -168,6 +170,19 @@ class NoiseModel(nn.Module):
             self.mixture.update(x, seed=self.seed, sync=sync)
         return self
 
+    @torch.no_grad()
+    def center_classes(self, x: Tensor, labels: Tensor, count: int) -> NoiseModel:
+        """Take ``class_means`` ``[count + 1, *shape]``, from which :meth:`prior` starts samples of a class, from rows
+        ``x`` ``[N, *shape]`` of classes ``labels`` int64 ``[N]`` below ``count``; the last is of no class, and a class
+        without a row has its mean, that of all. Returns self."""
+        one_hot = torch.nn.functional.one_hot(labels.cpu(), count + 1).double()
+        one_hot[:, count] = 1.0
+        shares = one_hot.sum(0)
+        means = (one_hot / shares.clamp_min(1.0)).mT @ x.flatten(1).cpu().double()
+        means[shares == 0] = means[-1].clone()
+        self.class_means = means.reshape(count + 1, *x.shape[1:]).to(self.covariance.center)
+        return self
+
     def sync(self) -> NoiseModel:
         """Merge what several processes have gathered, before a checkpoint; each has to call it. Returns self."""
         self.covariance.sync()
@@ -238,6 +253,7 @@ class NoiseModel(nn.Module):
         tau: float | None = None,
         *,
         region: Tensor | None = None,
+        y: Tensor | None = None,
         start: str = "gaussian",
         seed: int = 0,
         row: int = 0,
@@ -245,8 +261,9 @@ class NoiseModel(nn.Module):
         """Start of sampling, ``[n, *shape]`` in data units.
 
         ``start="gaussian"``: ``N(m_k, S_k + tau^2 R_k)``, the perturbed data if it were Gaussian (math section 5), tau
-        by default the top of the ladder; of the mixture, where there is one. ``"uniform"``: each coordinate uniform in
-        [0, 1], the paper's. Row r is that of ``(seed, row + r)``.
+        by default the top of the ladder; of the mixture, where there is one. Of classes ``y``, int64 ``[n]``, about
+        the class's mean, where :meth:`center_classes` has learned it and regions are not the classes. ``"uniform"``:
+        each coordinate uniform in [0, 1], the paper's. Row r is that of ``(seed, row + r)``.
         """
         n, covariance = whole("n", n, 1), self.covariance
         if start == "uniform":
@@ -258,9 +275,10 @@ class NoiseModel(nn.Module):
         if start not in STARTS:
             raise ValueError(f"start: got {start!r}, expected one of {', '.join(STARTS)}")
         tau = self.levels.maximum if tau is None else float(tau)
-        if self.mixture is not None:
+        of_class = self.class_means if y is not None and covariance.regions == 1 else None
+        if self.mixture is not None and of_class is None:
             return self.mixture.sample(n, float(tau * self.deviation), seed=seed, row=row)
-        mean = covariance.mean_of(region, n)
+        mean = covariance.mean_of(region, n) if of_class is None else of_class[y].flatten(1)
         out = covariance.pencil.start(mean, tau, region, seed=seed, row=row, stream=ops.PRIOR)
         return out.reshape(n, *covariance.shape)
 

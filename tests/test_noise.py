@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ansn import AdaptiveCovariance, Level, NoiseModel, levels, ops
+from ansn import AdaptiveCovariance, Level, Mixture, NoiseModel, levels, ops
 from ansn.covariance import STRUCTURES, mixture
 from tests.native import oracle
 from tests.oracles import covariance_within_five_sigma, five_sigma, fixed_covariance, noise_model, randn, spd
@@ -151,6 +151,29 @@ def test_the_prior_by_region():
         part = start[region == k] - covariance.center[k]
         assert five_sigma(part, 0.0)
         assert covariance_within_five_sigma(part, covariance.covariance()[k] + 0.25 * covariance.noise_shape()[k])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_class_starts_about_its_mean(mixed):
+    """One of no row about that of all, as "no class" does; without a class nothing changes."""
+    x, labels = 3.0 + randn(400, 2), torch.arange(400) % 3
+    labels[labels == 2] = 3
+    x[labels == 1] += torch.tensor([5.0, -2.0])
+    covariance = AdaptiveCovariance(2, rho=0.0, factor_dtype=torch.float64).update(x)
+    noise = noise_model(covariance)
+    if mixed:
+        noise = NoiseModel(covariance, noise.levels, mixture=Mixture.for_data(x, 2))
+    before = noise.prior(40, 1.5, seed=1)
+    noise.center_classes(x, labels, 4)
+    assert torch.equal(noise.prior(40, 1.5, seed=1), before)
+    y = torch.arange(20_000) % 5
+    start = noise.prior(20_000, 1.5, seed=1, y=y)
+    spread = covariance.covariance()[0] + 1.5**2 * covariance.noise_shape()[0]
+    for k in range(5):
+        of_class = x[labels == k] if k in (0, 1, 3) else x
+        part = start[y == k] - of_class.mean(0)
+        assert five_sigma(part, 0.0)
+        assert covariance_within_five_sigma(part, spread)
 
 
 def test_the_uniform_start():

@@ -213,7 +213,7 @@ class Draw:
                 f"y: got None for a network of {model.num_classes} classes trained without label dropout, expected a"
                 " label or int64 [n]"
             )
-        x = model.prior(rows, float(self.taus[0]), region=region, seed=self.seed, row=row, start=self.start)
+        x = model.prior(rows, float(self.taus[0]), region=region, y=y, seed=self.seed, row=row, start=self.start)
         if self.method.noisy:
             extra |= {"seed": self.seed, "row": row}
         out = self.method.function(

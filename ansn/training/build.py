@@ -162,6 +162,13 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
     return x.cpu(), labels.cpu() if labelled and labels is not None else None
 
 
+def center_classes(noise: NoiseModel, dataset: Dataset, seed: int) -> None:
+    """Where samples of each class start, by the first rows of the run's order."""
+    x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
+    if labels is not None:
+        noise.center_classes(x, labels, dataset.num_classes)
+
+
 def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
     """A new run's settings, with the skip and the inputs that are not given as docs/results.md found them best for the
     kind of data: a mixture's under isotropic noise for vectors and images, whose network also sees the estimate. Not
@@ -272,12 +279,12 @@ def ladder(
     """The run's levels; the largest one, unless it is given, and the flow's start from rows of the data. ``found``:
     regions that have learned from them."""
     noise, dim = config.noise, torch.Size(info.shape).numel()
-    mixture = found if mixed(config) else None
+    mixture = found if mixed(config) and not config.network.class_conditional else None  # a class starts by itself
     try:
         if noise.ladder == "paper":
             chosen = levels.paper(dim)
             return replace(chosen, training=noise.training_levels or chosen.training)
-        if found is None or mixture is not None:
+        if found is None or mixed(config):
             seen = covariance(config, info, structure).update(x, region, sync=False)
         else:
             seen, region = found.covariance, found.draw(x, row=0)
@@ -341,6 +348,8 @@ def check_fits(
     for name, count in (("covariance", of_noise), ("mixture", regions)):
         if name in tensors:
             groups[name] = {"center": torch.Size((count, dim))}
+    if "classes" in tensors:
+        groups["classes"] = {"means": torch.Size((info.num_classes + 1, *info.shape))}
     for group, asked in groups.items():
         for name in (*asked, *(tensors[group] if group == weights else ())):
             have = list(tensors[group][name].shape) if name in tensors[group] else "none"

@@ -27,9 +27,9 @@ def located(run: str | os.PathLike[str]) -> Path:
     """The folder of a run: ``run`` itself, where it is one; else of the shipped run of that name; else of the
     repository ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``, whose files are fetched into the library's cache.
     InputError in one line."""
-    folder, name = Path(run), os.fspath(run)
-    if folder.is_dir():
-        return folder
+    name = os.fspath(run)
+    if _lies(name):
+        return Path(run)
     if name in shipped():
         return _SHIPPED / name
     if name.startswith(HUB):
@@ -38,9 +38,15 @@ def located(run: str | os.PathLike[str]) -> Path:
     raise InputError(f"{run}: got no folder, expected one that ansn-train wrote, or one of {others}")
 
 
+def _lies(name: str) -> bool:
+    """Whether this is a folder to read from: one of data that is called as a shipped run is none."""
+    folder = Path(name)
+    return folder.is_dir() and (name not in shipped() or (folder / "checkpoints").is_dir())
+
+
 def short(run: str) -> str | None:
     """What files that are made of a run are called where the run's folder is none to write in; None where it is."""
-    return None if Path(run).is_dir() else Path(run.removeprefix(HUB).partition("@")[0]).name
+    return None if _lies(run) else Path(run.removeprefix(HUB).partition("@")[0]).name
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ansn.config import TrainConfig, to_dict
-from ansn.covariance import AdaptiveCovariance, Choice, Found, Mixture
+from ansn.covariance import Choice, Found, Mixture
 from ansn.data.scientific import split_variable
 from ansn.data.units import Affine, Table
 from ansn.denoiser import Denoiser
@@ -84,6 +84,9 @@ def load_run(
             covariance.load_state_dict(tensors[name])
             covariance.load_gathered(tensors.get(f"{name}-gathered", {}), sync=False)
             groups[name] = tensors[name]
+        if "classes" in tensors:
+            groups["classes"] = tensors["classes"]
+            model.noise.class_means = tensors["classes"]["means"]
         if finite:
             _finite(groups)
     return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found)
@@ -94,49 +97,27 @@ def export_run(run: Run, folder: Path, name: str, dtype: torch.dtype = torch.flo
     loaded with in ``dtype``, its covariances, the settings without places on this machine. No optimiser, so it is not
     gone on with. ``name``: of the run; training it anew writes ``runs/NAME``. Returns the folder.
 
-    Of the covariances the snapshot is to the bit; moments are float32. Under a mixture the noise is isotropic, and what
-    its covariance knows of the data has the structure of the regions, where that is smaller. InputError for weights
-    beyond ``dtype``.
+    Of the covariances the snapshot is to the bit; moments are float32. InputError for weights beyond ``dtype``.
     """
     weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in run.model.network.state_dict().items()}
     for key, value in weights.items():
         if not bool(value.isfinite().all()):
             raise InputError(f"--dtype: got {str(dtype)[6:]}, which does not hold {key}, expected float32")
-    config, structure, learned = _anywhere(run.config, name), run.structure, build.covariances(run.model)
-    if "mixture" in learned and learned["mixture"].structure.name != structure.structure == "dense":
-        structure = dataclasses.replace(structure, structure=learned["mixture"].structure.name)
-        learned["covariance"] = _as(learned["covariance"], build.covariance(config, run.info, structure.structure))
-    groups = {"network": weights}
-    for key, covariance in learned.items():
+    config, groups = _anywhere(run.config, name), {"network": weights}
+    for key, covariance in build.covariances(run.model).items():
         kept = covariance.state_dict()
         groups[key] = {k: v.float() if v.dtype == torch.float64 and v.ndim > 1 else v for k, v in kept.items()}
+    if run.model.noise.class_means is not None:
+        groups["classes"] = {"means": run.model.noise.class_means}
     asdict = dataclasses.asdict
     state = {
         "config": to_dict(config), "data": asdict(run.info), "levels": asdict(run.model.noise.levels),
-        "structure": asdict(structure), "found": run.found and asdict(run.found),
+        "structure": asdict(run.structure), "found": run.found and asdict(run.found),
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder, run.step, groups, state)
     write_atomic(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
     return folder
-
-
-def _as(known: AdaptiveCovariance, empty: AdaptiveCovariance) -> AdaptiveCovariance:
-    """What ``known`` knows of one region, in another structure: ``empty``, of the same rules, after rows ``m +- a_j``
-    whose covariance is S."""
-    rows, points = 2 * known.dim, known.seen
-    scale = (known.pencil.l[0] * (rows - 1) / 2).sqrt()
-    away = known.pencil.outward(torch.diag(scale))
-    empty.update((known.center + torch.cat((away, -away))).reshape(rows, *known.shape).cpu(), sync=False)
-    moments, factor = empty.moments, (points - 1) / (rows - 1)  # as many points, of the same S
-    for part in moments.scatters.values():
-        part.mul_(factor)
-    moments.weight.fill_(points)
-    moments.weight2.fill_(points)
-    empty.seen = points
-    empty.refresh()
-    empty.frozen = known.frozen
-    return empty
 
 
 def _anywhere(config: TrainConfig, name: str) -> TrainConfig:

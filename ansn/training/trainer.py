@@ -140,6 +140,8 @@ class Trainer:
         if not stored:
             self.covariance.orient(x.to(device), None if region is None else region.to(device))
             share_basis(self.covariance.moments)
+        if config.network.class_conditional:
+            build.center_classes(self.model.noise, dataset, config.run.seed)
         network = self.model.network
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.optim.ema else None
         if stored:
@@ -345,6 +347,8 @@ class Trainer:
             if pending:  # not merged now: no bit of a run may depend on when it was stored
                 tensors[f"{name}-gathered"] = pending
         tensors |= {"network": self.bare.state_dict(), "optimizer": optimizer}
+        if self.model.noise.class_means is not None:
+            tensors["classes"] = {"means": self.model.noise.class_means}
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
         where = "meta" if self.rank else "cpu"  # all ranks give their parts, and the first alone keeps the whole

@@ -23,7 +23,7 @@ from tests.training.helpers import change, metrics, small, tensors
 
 SHAPES = {
     "digits": (1, 8, 8), "toy2d": (2,), "cifar10": (3, 32, 32), "paper-cifar10": (3, 32, 32), "table": (5,),
-    "fields": (1, 16, 12),
+    "fields": (1, 16, 12), "cifar10-small": (3, 32, 32), "images": (3, 20, 18),
 }  # fmt: skip
 
 
@@ -41,6 +41,8 @@ def files(folder: Path, preset: str) -> Path:
         (folder / "data.csv").write_text("\n".join(["count,size,kind", *rows]))
     if preset == "fields":
         np.save(folder / "data.npy", 280 + np.random.default_rng(0).normal(size=(40, 16, 12)))
+    if preset == "images":
+        np.save(folder / "data.npy", some_images(40, 20, 18, 3))
     return folder
 
 
@@ -55,14 +57,17 @@ def some_data(
 
 
 # At d = 3072 the eigenvalues of R, for the condition number, take seconds.
-LARGE = ("cifar10", "paper-cifar10")
+LARGE = ("cifar10", "cifar10-small", "paper-cifar10")
 
 
 @pytest.mark.parametrize("preset", [pytest.param(p, marks=pytest.mark.slow if p in LARGE else ()) for p in PRESETS])
 def test_a_step_of_every_preset(tmp_path: Path, preset: str) -> None:
     full = PRESETS[preset][1].network
     folder = files(tmp_path, preset)
-    yours = {"table": {"dataset": str(folder / "data.csv")}, "fields": {"dataset": str(folder / "data.npy")}}
+    yours = {
+        "table": {"dataset": str(folder / "data.csv")},
+        **{name: {"dataset": str(folder / "data.npy")} for name in ("fields", "images")},
+    }
     config = small(
         tmp_path / "run", preset, **yours.get(preset, {"data": None if preset in ("digits", "toy2d") else str(folder)}),
         width=8, batch_size=4, steps=2, log_every=1, multipliers=full.multipliers, checkpoint_every=1,

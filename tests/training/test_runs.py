@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -15,7 +14,6 @@ import torch
 
 import ansn
 from ansn import presets
-from ansn.covariance import AdaptiveCovariance, Choice
 from ansn.errors import InputError
 from ansn.training import Run, checkpoint, export_run, load_run, places, runs, train
 from tests.training.helpers import assert_same_tensors, change, tensors, trained
@@ -116,40 +114,6 @@ def test_one_that_is_damaged_is_refused(whole: Path, tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(InputError, match=r"network.safetensors: got another checksum, expected that of SHA256SUMS"):
         load_run(folder)
-
-
-# -- the structure of the noise's covariance under a mixture ------------------------------------------------------
-
-
-@pytest.mark.parametrize("structure", ["separable", "cosine", "diagonal"])
-def test_another_structure_knows_what_it_had_learned_of_the_same_rows(structure: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(12, 12, generator=generator)
-    x = (torch.randn(400, 12, generator=generator) @ mix).reshape(400, 1, 3, 4) + 2.0
-    dense, made, learned = (
-        AdaptiveCovariance((1, 3, 4), 1, name, rho=0.0) for name in ("dense", structure, structure)
-    )
-    learned.orient(x).update(x).refresh()
-    runs._as(dense.update(x).track().freeze(), made)
-    assert (made.seen, made.frozen) == (400, True)
-    for name in ("center", "scale"):
-        torch.testing.assert_close(getattr(made, name), getattr(dense, name))
-    torch.testing.assert_close(made.pencil.noise_diagonal(), dense.pencil.noise_diagonal())
-    torch.testing.assert_close(made.covariance(), learned.covariance(), rtol=1e-3, atol=1e-3)
-
-
-def test_under_a_mixture_it_is_that_of_the_regions(mixture: Path, tmp_path: Path) -> None:
-    """A dense one is large, and the noise is isotropic: the draws are the same."""
-    run = load_run(mixture)
-    dense = AdaptiveCovariance((1, 8, 8), 1, "dense", rho=0.0, eps_floor=run.info.quantisation)
-    x = ansn.load_dataset("digits").batch(torch.arange(1280))[0]
-    run.model.noise.covariance = dense.update(x).track()
-    exported = load_run(export_run(dataclasses.replace(run, structure=Choice("dense")), tmp_path / "out", "name"))
-    assert exported.structure.structure == exported.model.noise.covariance.structure.name == "separable"
-    assert exported.model.noise.covariance.seen == len(x)
-    for value in run.model.network.parameters():
-        value.data = value.data.half().float()
-    torch.testing.assert_close(samples(exported), samples(run), rtol=0, atol=1e-3)
 
 
 # -- names --------------------------------------------------------------------------------------------------------
