@@ -110,8 +110,7 @@ class Reporter:
             self.bar.update(self.task, completed=step)
 
     def record(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl. ``values`` holds "step", "loss", "samples_per_s", "condition_number" among
-        others."""
+        """One line of metrics.jsonl. ``values`` holds "step", "loss", "samples_per_s" among others."""
         if not self.show:
             return
         try:
@@ -121,9 +120,9 @@ class Reporter:
             raise InputError(f"{self.path}: got {error.strerror}, expected logs to write") from None
         step = values["step"]
         left = (time.perf_counter() - self.begun) / max(step - self.start, 1) * (self.total - step)
-        # null in the file: what JSON cannot hold, such as the condition number of a singular R
-        loss, condition = (math.nan if values[k] is None else values[k] for k in ("loss", "condition_number"))
-        text = f"loss {loss:.4f}  {values['samples_per_s']:.0f} samples/s  condition {condition:.3g}"
+        # null in the file: what JSON cannot hold
+        loss = math.nan if values["loss"] is None else values["loss"]
+        text = f"loss {loss:.4f}  {values['samples_per_s']:.0f} samples/s"
         self.bar.update(self.task, description=text)
         if not self.terminal:
             print(f"step {step}/{self.total}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)

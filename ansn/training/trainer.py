@@ -326,8 +326,9 @@ class Trainer:
             "samples_per_s": (self.step - timed) * self.config.optim.batch_size / seconds,
             "seconds": seconds,
             "covariance_points": self.covariance.points,
-            "condition_number": self._condition_number(),
         }
+        if not self.covariance.rules.isotropic:
+            values["condition_number"] = self._condition_number()
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
 
     def _condition_number(self) -> float:
