@@ -39,21 +39,22 @@ QUANTILE = 0.05  # of the held-out rows' distances: what counts as a repetition
 
 
 class Plan(NamedTuple):
-    """Steps that are looked at, rows a step, seeds, and numbers of training rows (None: all)."""
+    """Steps that are looked at, rows a step, seeds, numbers of training rows (None: all), and regions."""
 
     at: tuple[int, ...]
     batch: int
     seeds: int
     rows: tuple[int | None, ...]
+    regions: int | str = "auto"
 
 
 PLANS = {
     "digits": Plan((50, 100, 200, 400, 800), 128, 5, (None, 500)),
     "table": Plan((25, 50, 100, 200, 400), 128, 5, (None,)),
     "fields": Plan((50, 100, 200, 400, 800), 128, 5, (None, 2000, 500)),
-    "mnist": Plan((75, 150, 300, 600), 32, 2, (None, 2000, 500)),
-    "fashion-mnist": Plan((75, 150, 300, 600), 32, 2, (None, 500)),
-    "cifar10": Plan((50, 100, 200, 400), 32, 2, (None, 500)),
+    "mnist": Plan((75, 150, 300, 600), 32, 2, (None, 2000, 500), 10),  # auto searches for minutes on images
+    "fashion-mnist": Plan((75, 150, 300, 600), 32, 2, (None, 500), 10),
+    "cifar10": Plan((50, 100, 200, 400), 32, 2, (None, 500), 10),
 }
 LARGE = ("fashion-mnist", "cifar10")  # where three hours hold no shaped noise
 
@@ -78,7 +79,7 @@ def run(cell: Cell, settings: Settings) -> list[Row]:
     learned = problem(cell["data"], settings.data, cell["n"])
     plan = PLANS[cell["data"]]
     at = tuple(step for step in plan.at if step <= cell["steps"]) or (cell["steps"],)
-    base = Setup(cell["arm"], steps=at[-1], batch_size=plan.batch)
+    base = Setup(cell["arm"], steps=at[-1], batch_size=plan.batch, regions=plan.regions)
     keys: dict[str, Callable[[Trained], float]] = {
         "fd": partial(training.distance, problem=learned, seed=TUNING_SEED),
         "loss": partial(training.held_out_loss, problem=learned),
@@ -171,7 +172,7 @@ warm-up, averaged weights, so every step is a place to stop. Rates {" and ".join
 tried for half of the steps under a seed that no result uses. Each arm counts at its best step. Seeds:
 {", ".join(f"{name} {plan.seeds}" for name, plan in PLANS.items())}: on images three hours hold no more, and of
 {" and ".join(LARGE)} no shaped noise. A loss is compared under isotropic noise only, a likelihood at the last two
-looks; seconds hold the search for regions."""
+looks; seconds hold the search for regions, as many as the data asks for, of images 10."""
 
 
 def _table(rows: Sequence[Row]) -> tuple[str, str]:

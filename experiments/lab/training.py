@@ -33,7 +33,7 @@ DATA_SEED = 0  # of the one dequantised copy of the data that distances and floo
 class Setup:
     """One training run.
 
-    ``arm``: words: the denoiser's skip (``scalar``, ``wiener``, or ``mixture`` of as many regions as the data asks
+    ``arm``: words: the denoiser's skip (``scalar``, ``wiener``, or ``mixture`` of ``regions``, as many as the data asks
     for), then ``rho=R`` for noise that is not isotropic, and ``seen`` where the network is given the skip's estimate.
     ``decay``: share of the steps, the last ones, over which the learning rate falls to 0. ``fixed``: the covariance is
     that of all rows from the start, else it is learned online until ``freeze_after`` rows.
@@ -48,6 +48,7 @@ class Setup:
     ema: float = 0.995
     decay: float = 0.0
     structure: str = "auto"
+    regions: int | str = "auto"
     root: str | None = None
     fixed: bool = False
     freeze_after: int = 50_000
@@ -79,8 +80,7 @@ def one_copy(data: Dataset) -> Tensor:
 
 def noise_model(problem: Problem, setup: Setup) -> ansn.NoiseModel:
     """The arm's noise, with the ladder that the data gives it; empty unless the covariance is ``fixed``."""
-    skip, rho, _ = setup.begins
-    made = copy.deepcopy(_found(problem, skip == "mixture", rho, setup.structure, setup.root, setup.forgetting)[0])
+    made = copy.deepcopy(_found(problem, *_kind(setup))[0])
     made.seed = setup.seed
     if setup.fixed:
         for index in torch.arange(len(problem.train)).split(1000):
@@ -89,14 +89,19 @@ def noise_model(problem: Problem, setup: Setup) -> ansn.NoiseModel:
     return made
 
 
+def _kind(setup: Setup) -> tuple[int | str | None, float, str, str | None, float]:
+    skip, rho, _ = setup.begins
+    return setup.regions if skip == "mixture" else None, rho, setup.structure, setup.root, setup.forgetting
+
+
 @cache
 def _found(
-    problem: Problem, mixture: bool, rho: float, structure: str, root: str | None, forgetting: float
-) -> tuple[ansn.NoiseModel, float]:  # fmt: skip
+    problem: Problem, mixture: int | str | None, rho: float, structure: str, root: str | None, forgetting: float
+) -> tuple[ansn.NoiseModel, float]:
     """Structure, regions and levels of the data, found once a process; and the seconds that it took."""
     began = time.process_time()
     made = ansn.NoiseModel.for_data(
-        problem.train, structure, mixture="auto" if mixture else None, rho=rho, root=root, forgetting=forgetting
+        problem.train, structure, mixture=mixture, rho=rho, root=root, forgetting=forgetting
     )
     return made, time.process_time() - began
 
@@ -131,8 +136,8 @@ def fit(
 ) -> Iterator[Trained]:
     """Train, and give the run at each step of ``at`` (ascending; by default the last). A loss that is no number ends
     the run, and with it the iteration. ``batches``: ``(step, x, labels)`` in place of the training rows'."""
-    at, noise, (skip, rho, inputs) = at or (setup.steps,), noise_model(problem, setup), setup.begins
-    found = _found(problem, skip == "mixture", rho, setup.structure, setup.root, setup.forgetting)[1]
+    at, noise, (skip, _, inputs) = at or (setup.steps,), noise_model(problem, setup), setup.begins
+    found = _found(problem, *_kind(setup))[1]
     torch.manual_seed(setup.seed)
     network = problem.network(inputs=1 + len(inputs))
     model = ansn.Denoiser(network, noise, skip=skip, inputs=inputs)
