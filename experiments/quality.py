@@ -142,8 +142,8 @@ def gain(rows: Sequence[Row], arm: str, metric: str, at: str = "step") -> Sooner
         return None
     target, stop = (mean(theirs, name).mean for name in (metric, at))
     reached = crossings(ours, metric, target, at)
-    first = min(row[at] for row in ours)
-    return sooner(reached, dict.fromkeys(reached, stop), first, max(stop, first))
+    looked = [row[at] for row in ours]
+    return sooner(reached, dict.fromkeys(reached, stop), min(looked), max(stop, *looked))
 
 
 def apart(rows: Sequence[Row], arm: str, metric: str, control: str = CONTROL) -> Estimate | None:

@@ -31,6 +31,11 @@ def test_twice_as_fast_is_twice_fewer_steps_and_seconds() -> None:
         found = claim.gain(rows, "wiener", "fd", at)
         assert found is not None
         assert math.exp(found.log.mean) == pytest.approx(2.0, rel=0.02)
+    # A control that is at its best early, by 100 steps, which the other has at 200.
+    early = [{**row, "fd": 9.0} if row["arm"] == "scalar" and row["step"] > 100 else row for row in _rows(0.5)]
+    later = claim.gain(early, "wiener", "fd")
+    assert later is not None
+    assert math.exp(later.log.mean) == pytest.approx(0.5, rel=0.02)
     slow = claim.gain(_rows(0.5), "wiener", "fd")
     assert slow is not None
     assert slow.bound == "at most "
