@@ -60,7 +60,7 @@ benchmark: $(STAMP) ## measures what docs/performance.md says of the kernels and
 		--save-table benchmarks/results/cpu.csv
 	$(BIN)/python -m benchmarks.table --write
 
-evidence: $(STAMP) ## every claim anew, some 150 minutes on two cores, five hours with MNIST and CIFAR-10 (DATA=folder)
+evidence: $(STAMP) ## every claim anew, planned for three hours of two cores (DATA=folder of mnist, fashion-mnist, cifar10)
 	$(BIN)/python -m experiments.evidence $(if $(DATA),--data $(DATA))
 
 evidence-quick: $(STAMP) ## the same in small, under five minutes: shows that everything runs, proves nothing
