@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ansn.data import iterate, load_dataset
 from ansn.errors import InputError
-from ansn.training import build, checkpoint, load_run, train
+from ansn.sampling import sample
+from ansn.training import build, checkpoint, export_run, load_run, train
 from ansn.training import trainer as trainer_module
 from ansn.training.data import load
 from ansn.training.progress import Reporter, read_metrics
@@ -352,3 +353,29 @@ def test_no_class_is_learned_only_where_labels_are_withheld(tmp_path: Path, labe
     assert not torch.equal(table[:10], fresh[:10])
     assert torch.equal(table[10], fresh[10]) == (label_dropout == 0.0)
     assert load_run(run).model.label_dropout == label_dropout
+
+
+def test_samples_of_a_class_start_about_the_class_s_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the rows that the run begins with, also from a stored run and an exported one, whatever the skip."""
+    run = load_run(trained(tmp_path / "run", class_conditional=True, label_dropout=0.1, skip="mixture", regions=2))
+    data = load_dataset("digits")
+    x, labels = data.batch(data.order(run.config.run.seed, 0))
+    means = torch.stack([*(x[labels == k].mean(0) for k in range(10)), x.mean(0)])
+    torch.testing.assert_close(run.model.noise.class_means, means, rtol=0, atol=1e-6)
+    exported = load_run(export_run(run, tmp_path / "out", "out")).model.noise
+    assert torch.equal(exported.class_means, run.model.noise.class_means)
+    starts, y = [], torch.arange(600) % 11
+    prior = exported.prior
+
+    def kept(*args: Any, **options: Any) -> Tensor:
+        starts.append((options["y"], prior(*args, **options)))
+        return starts[-1][1]
+
+    monkeypatch.setattr(type(exported), "prior", lambda self, *args, **options: kept(*args, **options))
+    sample(run.model, 600, steps=1, y=y)
+    seen, start = (torch.cat(parts) for parts in zip(*starts, strict=True))
+    assert torch.equal(seen, y)
+    away = (start - means[y]).flatten(1)
+    error = away.std() / len(away) ** 0.5
+    assert bool((away.mean(0).abs() < 5 * error).all())
+    assert bool((away[y == 0].mean(0).abs() < 5 * away.std() / int((y == 0).sum()) ** 0.5).all())
