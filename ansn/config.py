@@ -368,7 +368,7 @@ def validate(config: TrainConfig) -> None:
     if network.label_dropout and not (network.class_conditional or (found and network.skip != "mixture")):
         raise InputError(
             f"--label-dropout: got {network.label_dropout} for a network without classes,"
-            " expected --class-conditional beside it"
+            " expected --class-conditional beside it, or --label-dropout 0"
         )
     for name, given in (("skip", (network.skip,)), ("inputs", seen)):
         for one in given:
@@ -384,7 +384,7 @@ def validate(config: TrainConfig) -> None:
     elif found and network.class_conditional:
         raise InputError(
             f"--class-conditional: got it and --regions {noise.regions}, whose regions are its classes,"
-            " expected --regions none or labels"
+            " expected --regions none or labels, or --no-class-conditional --label-dropout 0"
         )
     # What only the pictures at the end would find wrong.
     if draw.sampler_levels is not None:

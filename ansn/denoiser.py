@@ -165,10 +165,10 @@ class Denoiser(nn.Module):
 
     @property
     def top(self) -> float:
-        """Level that solvers of the flow start at: the ladder's start. Its top where that start is a mixture's and the
-        network has classes, of which the mixture knows nothing."""
+        """Level that solvers of the flow start at: the ladder's start. Its top where the network has classes and the
+        noise does not: the start is for data of all classes, and each is narrower."""
         levels = self.noise.levels
-        if levels.start is None or (self.noise.mixture is not None and self.num_classes):
+        if levels.start is None or (self.num_classes and self.noise.covariance.regions == 1):
             return levels.maximum
         return levels.start
 

@@ -22,6 +22,7 @@ from ansn.levels import Levels, flow
 from ansn.ops import _checks
 
 STARTS = ("gaussian", "uniform")
+_FEWEST = 10  # rows of a class whose mean says more of it than the mean of all
 
 
 class Level(NamedTuple):
@@ -173,15 +174,34 @@ class NoiseModel(nn.Module):
     @torch.no_grad()
     def center_classes(self, x: Tensor, labels: Tensor, count: int) -> NoiseModel:
         """Take ``class_means`` ``[count + 1, *shape]``, from which :meth:`prior` starts samples of a class, from rows
-        ``x`` ``[N, *shape]`` of classes ``labels`` int64 ``[N]`` below ``count``; the last is of no class, and a class
-        without a row has its mean, that of all. Returns self."""
-        one_hot = torch.nn.functional.one_hot(labels.cpu(), count + 1).double()
-        one_hot[:, count] = 1.0
-        shares = one_hot.sum(0)
-        means = (one_hot / shares.clamp_min(1.0)).mT @ x.flatten(1).cpu().double()
-        means[shares == 0] = means[-1].clone()
+        ``x`` ``[N, *shape]`` of classes ``labels`` int64 ``[N]`` below ``count``. The last is of no class: the mean of
+        all, which a class of fewer than ten rows has too. Returns self."""
+        self.covariance.structure.check("x", x)
+        fits = labels.dtype == torch.int64 and labels.shape == x.shape[:1] and len(x) > 0
+        if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < count:
+            raise ValueError(f"labels: got {_checks.describe(labels)}, expected int64 [{len(x)}] from 0 to {count - 1}")
+        flat, labels = x.flatten(1).cpu().double(), labels.cpu()
+        means = torch.zeros(count + 1, flat.shape[1], dtype=torch.float64).index_add_(0, labels, flat)
+        rows = torch.bincount(labels, minlength=count + 1)
+        means, overall = means / rows.clamp_min(1).unsqueeze(1), flat.mean(0)
+        means[rows < _FEWEST] = overall
         self.class_means = means.reshape(count + 1, *x.shape[1:]).to(self.covariance.center)
         return self
+
+    def mean_of(self, n: int, region: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """What n samples start about, ``[n, d]``: the means of their regions, or, of one region, of their classes
+        ``y``, int64 ``[n]``, where :meth:`center_classes` has learned them."""
+        if y is None or self.class_means is None or self.covariance.regions > 1:
+            return self.covariance.mean_of(region, n)
+        last = len(self.class_means) - 1
+        if y.shape != (n,) or (n and not 0 <= int(y.min()) <= int(y.max()) <= last):
+            raise ValueError(f"y: got {_checks.describe(y)}, expected int64 [{n}] from 0 to {last}")
+        return self.class_means[y.to(self.class_means.device)].flatten(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        means = state_dict.get(f"{prefix}class_means")
+        self.class_means = None if means is None else means.to(self.covariance.center, copy=True)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def sync(self) -> NoiseModel:
         """Merge what several processes have gathered, before a checkpoint; each has to call it. Returns self."""
@@ -275,10 +295,9 @@ class NoiseModel(nn.Module):
         if start not in STARTS:
             raise ValueError(f"start: got {start!r}, expected one of {', '.join(STARTS)}")
         tau = self.levels.maximum if tau is None else float(tau)
-        of_class = self.class_means if y is not None and covariance.regions == 1 else None
-        if self.mixture is not None and of_class is None:
+        if self.mixture is not None and (y is None or self.class_means is None):
             return self.mixture.sample(n, float(tau * self.deviation), seed=seed, row=row)
-        mean = covariance.mean_of(region, n) if of_class is None else of_class[y].flatten(1)
+        mean = self.mean_of(n, region, y)
         out = covariance.pencil.start(mean, tau, region, seed=seed, row=row, stream=ops.PRIOR)
         return out.reshape(n, *covariance.shape)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def exact(y: Tensor, x: Tensor, graph: bool = False) -> Tensor:
     """``tr dy/dx``, float64 ``[1, B]``: one gradient a coordinate. The memory is that of one, or with ``graph`` of
     all."""
     total = torch.zeros(1, len(x), dtype=torch.float64, device=x.device)
-    for j in range(x[0].numel()):
+    for j in range(math.prod(x.shape[1:])):
         unit = torch.zeros_like(x).flatten(1)  # a new one each time: the graph keeps it
         unit[:, j] = 1.0
         total = total + _pulled(y, x, unit, graph)[:, j]
@@ -40,4 +42,7 @@ def exact(y: Tensor, x: Tensor, graph: bool = False) -> Tensor:
 
 def _pulled(y: Tensor, x: Tensor, v: Tensor, graph: bool) -> Tensor:
     """``(dy/dx)^T v`` row by row, ``[B, d]``."""
-    return torch.autograd.grad(y, x, v.reshape(x.shape), retain_graph=True, create_graph=graph)[0].flatten(1)
+    pulled = torch.autograd.grad(
+        y, x, v.reshape(x.shape), retain_graph=True, create_graph=graph, allow_unused=True, materialize_grads=True
+    )
+    return pulled[0].flatten(1)

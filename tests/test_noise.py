@@ -166,6 +166,13 @@ def test_a_class_starts_about_its_mean(mixed):
     before = noise.prior(40, 1.5, seed=1)
     noise.center_classes(x, labels, 4)
     assert torch.equal(noise.prior(40, 1.5, seed=1), before)
+    other = noise_model(AdaptiveCovariance(2, rho=0.0, factor_dtype=torch.float64))
+    if not mixed:
+        other.load_state_dict(noise.state_dict())
+        assert torch.equal(other.class_means, noise.class_means)
+        noise.load_state_dict(noise_model(covariance).state_dict())
+        assert noise.class_means is None
+        noise = other
     y = torch.arange(20_000) % 5
     start = noise.prior(20_000, 1.5, seed=1, y=y)
     spread = covariance.covariance()[0] + 1.5**2 * covariance.noise_shape()[0]
@@ -174,6 +181,27 @@ def test_a_class_starts_about_its_mean(mixed):
         part = start[y == k] - of_class.mean(0)
         assert five_sigma(part, 0.0)
         assert covariance_within_five_sigma(part, spread)
+
+
+def test_a_class_of_few_rows_starts_about_the_mean_of_all():
+    x = randn(59, D)
+    noise = noise_model(AdaptiveCovariance(D)).center_classes(x, (torch.arange(59) >= 9).long(), 2)
+    assert torch.equal(noise.class_means[0], noise.class_means[2])
+    assert not torch.equal(noise.class_means[1], noise.class_means[2])
+
+
+@pytest.mark.parametrize(
+    ("x", "labels"),
+    [(4, [0, 1, 2, 3]), (4, [0, 1, -1, 0]), (4, [0, 1]), (4, [0.0, 1.0, 2.0, 0.0]), (0, [])],
+    ids=["beyond", "below", "too few", "floating", "none"],
+)
+def test_labels_that_are_none_are_one_line(x, labels):
+    with pytest.raises(ValueError, match=r"^labels: got [^\n]*, expected int64 \[\d\] from 0 to 2$"):
+        noise_model(AdaptiveCovariance(D)).center_classes(randn(x, D), torch.tensor(labels), 3)
+    noise = noise_model(AdaptiveCovariance(D)).center_classes(randn(40, D), torch.arange(40) % 3, 3)
+    for y in ([0, 1], [0, 1, 2, 4]):
+        with pytest.raises(ValueError, match=r"^y: got [^\n]*, expected int64 \[4\] from 0 to 3$"):
+            noise.prior(4, y=torch.tensor(y))
 
 
 def test_the_uniform_start():

@@ -77,7 +77,8 @@ def measured(run: Run) -> Evaluation | None:
     """What `ansn-evaluate` found of this step, where it is in the run's folder."""
     file = run.path / "evaluation.json"
     found = Evaluation.from_json(file.read_bytes()) if file.is_file() else None
-    return found if found is not None and found.provenance.get("step") == run.step else None
+    drawn = found is not None and found.settings.get("seconds") is not None  # and not of a file of samples
+    return found if found is not None and drawn and found.provenance.get("step") == run.step else None
 
 
 def card(run: Run, name: str, dtype: str, evaluation: Evaluation | None) -> str:
@@ -126,9 +127,16 @@ def _measurements(evaluation: Evaluation) -> str:
 
 {table}
 
-The floor is what held-out rows get in place of samples. By ansn-evaluate, seed {evaluation.settings.get("seed")},
-with {versions} on {source.get("machine", "an unknown machine")}.
+The floor is what held-out rows get in place of samples. Drawn with {_options(evaluation)}.
+By ansn-evaluate, seed {evaluation.settings.get("seed")}, with {versions}
+on {source.get("machine", "an unknown machine")}.
 """
+
+
+def _options(evaluation: Evaluation) -> str:
+    """How the samples were drawn."""
+    draw = evaluation.settings.get("draw") or {}
+    return ", ".join(f"{key} {value}" for key, value in draw.items() if value is not None) or "the defaults"
 
 
 if __name__ == "__main__":

@@ -243,7 +243,9 @@ class Flow:
 
     def _region(self, x: Tensor, k: int, known: Hypothesis, probes: Tensor | None) -> tuple[Tensor, int]:
         """Estimates of rows that are all of region k, ``[P, b]``, and the evaluations."""
-        pencil, mean = self.pencil(k, x.dtype), self.model.noise.covariance.center[k].to(x.dtype)
+        pencil, noise = self.pencil(k, x.dtype), self.model.noise
+        region = None if noise.covariance.regions == 1 else torch.full((len(x),), k, device=x.device)
+        mean = noise.mean_of(len(x), region, known.y).to(x.dtype)
         l = pencil.l[0]
         extra = {} if known.y is None else {"y": known.y}
         pairs = None if probes is None else self._pairs(pencil, probes, known.region)

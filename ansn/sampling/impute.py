@@ -137,7 +137,7 @@ class _Filter:
         self._learn(x.flatten(1).double().to(device))
         self.extra = {} if y is None else {"y": y.repeat_interleave(count).to(device)}
         counters: dict[str, Any] = {"seed": self.seed, "row": row * count}
-        state = self.model.prior(n * count, self.taus[0], **counters)
+        state = self.model.prior(n * count, self.taus[0], **counters, **self.extra)
         mean, posterior, fit = self._twisted(state, self.taus[0])
         logs = fit
         for i, (tau, lower) in enumerate(zip(self.taus, self.taus[1:], strict=False)):

@@ -105,7 +105,7 @@ class Measured(Wrapper):
             return self.model.prior(n, tau, **options)
         covariance, region = self.noise.covariance, options.get("region")
         counters = {"seed": options.get("seed", 0), "row": options.get("row", 0)}
-        clean = self.gaussian.draw(covariance.mean_of(region, n), region, **counters)
+        clean = self.gaussian.draw(self.noise.mean_of(n, region, options.get("y")), region, **counters)
         x = covariance.step(clean, b=tau, region=region, **counters, stream=ops.PRIOR).reshape(n, *covariance.shape)
         missing = self._missing(clean.reshape(x.shape))
         if self.sigma_y:

@@ -133,7 +133,7 @@ def _runner(
     y = label_rows(extra.get("y", torch.arange(rows) % classes if classes else None), rows)
     region, y = known_alike(model, region, y)
     extra = extra if y is None else extra | {"y": y}
-    start = model.prior(rows, top, region=region, seed=seed)
+    start = model.prior(rows, top, region=region, y=y, seed=seed)
 
     return lambda sampler, taus: sampler(model, start, taus, region=region, **extra)
 

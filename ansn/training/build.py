@@ -153,20 +153,12 @@ class _DataBefore4:
 
 
 def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Rows that structure, regions, basis and levels are chosen by, and their classes where these are the regions: the
-    first of the run's order."""
-    labelled = config.regions == "labels"
-    if labelled and not dataset.num_classes:
+    """Rows that structure, regions, basis, levels and the means of classes are chosen by, and their classes: the first
+    of the run's order."""
+    if config.regions == "labels" and not dataset.num_classes:
         raise InputError(f"--regions: got labels for {dataset.name}, which has none, expected a labelled data set")
     x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
-    return x.cpu(), labels.cpu() if labelled and labels is not None else None
-
-
-def center_classes(noise: NoiseModel, dataset: Dataset, seed: int) -> None:
-    """Where samples of each class start, by the first rows of the run's order."""
-    x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
-    if labels is not None:
-        noise.center_classes(x, labels, dataset.num_classes)
+    return x.cpu(), None if labels is None else labels.cpu()
 
 
 def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
@@ -279,12 +271,12 @@ def ladder(
     """The run's levels; the largest one, unless it is given, and the flow's start from rows of the data. ``found``:
     regions that have learned from them."""
     noise, dim = config.noise, torch.Size(info.shape).numel()
-    mixture = found if mixed(config) and not config.network.class_conditional else None  # a class starts by itself
+    mixture = found if mixed(config) else None
     try:
         if noise.ladder == "paper":
             chosen = levels.paper(dim)
             return replace(chosen, training=noise.training_levels or chosen.training)
-        if found is None or mixed(config):
+        if found is None or mixture is not None:
             seen = covariance(config, info, structure).update(x, region, sync=False)
         else:
             seen, region = found.covariance, found.draw(x, row=0)

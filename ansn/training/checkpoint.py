@@ -142,14 +142,6 @@ class _OtherFormat(InputError):
     """A checkpoint of another version of ansn."""
 
 
-class _Groups(dict[str, dict[str, Tensor]]):
-    """Tensors by group."""
-
-    def __missing__(self, group: str) -> dict[str, Tensor]:
-        what = "a checkpoint of ansn-train; what ansn-export wrote is not gone on with"
-        raise InputError(f"{group}.safetensors: got no such file, expected {what}")
-
-
 def _read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
     """Raises InputError, OSError or SafetensorError for what is damaged."""
     sums = folder / _SUMS
@@ -170,7 +162,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
     state = State.of(values)
     if state.format >= 5 and not sums.exists():
         raise InputError(f"{_SUMS}: got no such file, expected one")
-    tensors = _Groups((p.stem, _load(p)) for p in files)
+    tensors = {p.stem: _load(p) for p in files}
     if state.format == 2 and "covariance" in tensors:
         tensors["covariance"] = _from_format_2(tensors["covariance"])
     return tensors, state

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from ansn import schema
 from ansn.config import TrainConfig, from_dict
-from ansn.data import Dataset, load_dataset
+from ansn.data import NAMES, Dataset, load_dataset
+from ansn.data.scientific import split_variable
 from ansn.errors import InputError
 from ansn.training import checkpoint
 
@@ -20,8 +22,11 @@ def load(config: TrainConfig, split: str = "train", *, root: str | None = None, 
     if data.dataset == "PATH":
         raise InputError("--dataset: got none, expected the path of your data")
     point: dict[str, bool | str] = {"yes": True, "no": False, "point": "point"}
+    path = data.dataset
+    if root is not None and path not in NAMES and Path(root, split_variable(path)[0]).exists():
+        path = os.path.join(root, path)  # an exported run has the name of its file alone
     found = load_dataset(
-        data.dataset, root=root or data.data, split=split, dequantise=data.dequantise or None,
+        path, root=root or data.data, split=split, dequantise=data.dequantise or None,
         flip=(data.flip if flip is None else flip) or None,
         test_fraction="auto" if data.test_fraction is None else data.test_fraction,
         kind=data.kind, axes=data.axes, window=data.window,

@@ -40,8 +40,7 @@ def located(run: str | os.PathLike[str]) -> Path:
 
 def _lies(name: str) -> bool:
     """Whether this is a folder to read from: one of data that is called as a shipped run is none."""
-    folder = Path(name)
-    return folder.is_dir() and (name not in shipped() or (folder / "checkpoints").is_dir())
+    return os.path.isdir(name or ".") and (name not in shipped() or os.path.isdir(os.path.join(name, "checkpoints")))
 
 
 def short(run: str) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ansn.config import TrainConfig, to_dict
 from ansn.covariance import Choice, Found, Mixture
+from ansn.data import NAMES
 from ansn.data.scientific import split_variable
 from ansn.data.units import Affine, Table
 from ansn.denoiser import Denoiser
@@ -86,7 +87,7 @@ def load_run(
             groups[name] = tensors[name]
         if "classes" in tensors:
             groups["classes"] = tensors["classes"]
-            model.noise.class_means = tensors["classes"]["means"]
+            model.noise.class_means = tensors["classes"]["means"].to(model.noise.tau)
         if finite:
             _finite(groups)
     return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found)
@@ -114,7 +115,10 @@ def export_run(run: Run, folder: Path, name: str, dtype: torch.dtype = torch.flo
         "config": to_dict(config), "data": asdict(run.info), "levels": asdict(run.model.noise.levels),
         "structure": asdict(run.structure), "found": run.found and asdict(run.found),
     }  # fmt: skip
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise InputError(f"folder: got {folder}, which is there, expected a new one") from None
     checkpoint.save(folder, run.step, groups, state)
     write_atomic(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
     return folder
@@ -123,7 +127,9 @@ def export_run(run: Run, folder: Path, name: str, dtype: torch.dtype = torch.flo
 def _anywhere(config: TrainConfig, name: str) -> TrainConfig:
     """The settings without the folders of the machine that it was trained on."""
     path, variable = split_variable(config.data.dataset)
-    dataset = Path(path).name + ("" if variable is None else f":{variable}")
+    name_of_file = Path(path).name
+    name_of_file = f"./{name_of_file}" if name_of_file in NAMES and path != name_of_file else name_of_file
+    dataset = name_of_file + ("" if variable is None else f":{variable}")
     data = dataclasses.replace(config.data, data=None, dataset=dataset)
     return dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, out=f"runs/{name}"))
 

@@ -120,7 +120,8 @@ class Trainer:
             build.shapes(config, self.info, rungs=2)
             if rank == 0:
                 print(*self.info.understood, sep="\n", file=sys.stderr)
-            x, labels = build.first_rows(config.noise, dataset, config.run.seed)
+            x, classes = build.first_rows(config.noise, dataset, config.run.seed)
+            labels = classes if config.noise.regions == "labels" else None
             if rank == 0 and config.noise.structure == AUTO:
                 print(f"choosing the covariance's structure by {len(x):,} rows", file=sys.stderr)
             region = None if build.mixed(config) else labels
@@ -140,8 +141,13 @@ class Trainer:
         if not stored:
             self.covariance.orient(x.to(device), None if region is None else region.to(device))
             share_basis(self.covariance.moments)
-        if config.network.class_conditional:
-            build.center_classes(self.model.noise, dataset, config.run.seed)
+        if config.network.class_conditional and self.covariance.regions == 1:
+            if stored and "classes" in stored[0]:
+                self.model.noise.class_means = stored[0]["classes"]["means"].to(self.covariance.center)
+            else:
+                x, classes = build.first_rows(config.noise, dataset, config.run.seed)
+                assert classes is not None
+                self.model.noise.center_classes(x, classes, self.info.num_classes)
         network = self.model.network
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.optim.ema else None
         if stored:
@@ -375,6 +381,8 @@ class Trainer:
             return None
         load_step = functools.partial(checkpoint.load, self.folder)
         tensors, state = as_first(load_step, lambda loaded: loaded[1].step, self.device)
+        if "optimizer" not in tensors:
+            raise InputError(f"{self.folder}: got what ansn-export wrote, expected a run of ansn-train to go on with")
         before, data, found = state.config, state.data, state.found
         known = found.regions if found is not None and before.noise.regions != "labels" else None
         self.config = resumed(before, self.config, state.structure.structure, known)

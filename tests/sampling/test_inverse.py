@@ -174,6 +174,8 @@ def test_the_start_is_the_perturbed_posterior():
     assert rms_ratio(model.prior(4, 1.5, seed=3, row=20), x[20:24]) < 1e-12
     assert not torch.equal(model.prior(4, 1.5, seed=4), x[:4])
     assert torch.equal(model.prior(4, 1.5, start="uniform"), model.noise.prior(4, 1.5, start="uniform"))
+    model.noise.class_means = torch.stack([MEAN + 1.0, MEAN])
+    assert five_sigma(model.prior(4000, 1.5, seed=3, y=torch.zeros(4000).long()), posterior(S, MEAN + 1.0, Y)[0])
 
 
 MIXTURE = Mixture(

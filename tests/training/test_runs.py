@@ -102,7 +102,7 @@ def test_training_does_not_go_on_with_it(either: Path, tmp_path: Path) -> None:
     run = load_run(either)
     folder = export_run(run, tmp_path / "out", "name")
     config = change(run.config, out=str(folder), steps=50)
-    with pytest.raises(InputError, match=r"^[^\n]*: got no such file, [^\n]* ansn-export wrote is not gone on with$"):
+    with pytest.raises(InputError, match=r"^[^\n]*: got what ansn-export wrote, expected [^\n]*$"):
         train(config)
 
 
