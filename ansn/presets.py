@@ -43,6 +43,7 @@ _cifar10_small = replace(
     _mnist,
     data=DataConfig(dataset="cifar10", flip=True),
     network=replace(_mnist.network, width=48),
+    optim=replace(_mnist.optim, steps=12_000),
     run=RunConfig(out="runs/cifar10-small"),
 )
 
