@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ansn.ops import _dispatch, native
+from ansn.presets import PRESETS
 from ansn.training import checkpoint
 from ansn.training.trainer import Trainer
 from tests.cli.helpers import PLAIN, TINY, Outcome, call, start
@@ -33,8 +34,7 @@ def assert_refused(outcome: Outcome, command: str, *parts: str) -> None:
 
 def test_a_mistake_as_a_user_sees_it() -> None:
     """In a process of its own: from the interpreter's start to its exit code."""
-    presets = "digits, mnist, fashion-mnist, cifar10, paper-mnist, paper-cifar10, toy2d"
-    assert_refused(start("train", "nope"), "train", "nope", presets)
+    assert_refused(start("train", "nope"), "train", "nope", ", ".join(PRESETS))
 
 
 @pytest.mark.skipif(native.module is None, reason=f"no native back end: {native.missing}")

@@ -115,8 +115,8 @@ def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_pa
 def test_regions_begin_with_what_was_found_and_learn_for_one_epoch(use: dict[str, Any], tmp_path: Path) -> None:
     built = trainer(small(tmp_path / "a", steps=2, **use))
     config, info = built.config, built.info
-    x, labels = build.first_rows(config.noise, built.dataset, 0)
-    made, _ = build.found_regions(config, info, x, labels, build.structure(config, info, x, labels))
+    x, _ = build.first_rows(config.noise, built.dataset, 0)
+    made, _ = build.found_regions(config, info, x, None, build.structure(config, info, x, None))
     assert built.regions is not None
     start = made.covariance.state_dict()
     assert all(torch.equal(v, start[name]) for name, v in built.regions.covariance.state_dict().items())
