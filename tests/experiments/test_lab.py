@@ -227,6 +227,7 @@ def test_fields_have_unit_variance_and_their_spectrum() -> None:
     assert float(skew) > 0.5, "not Gaussian"
 
 
+@pytest.mark.slow
 def test_rows_of_a_problem_can_be_few_and_distances_are_to_all() -> None:
     few, whole = problem("digits", rows=200), problem("digits")
     assert (len(few.train), len(few.whole), len(whole.train)) == (200, 1347, 1347)

@@ -187,6 +187,7 @@ def test_held_out_rows_have_a_likelihood(which: str, request: pytest.FixtureRequ
         assert 1.0 < bits.value < (4.1 if how == "uniform" else 8.0)  # a guess among 17 grey levels takes 4.1
 
 
+@pytest.mark.slow
 def test_pictures(noise: Path, mixture: Path) -> None:
     sizes = []
     for run in (noise, mixture):
