@@ -127,9 +127,9 @@ def export_run(run: Run, folder: Path, name: str, dtype: torch.dtype = torch.flo
 def _anywhere(config: TrainConfig, name: str) -> TrainConfig:
     """The settings without the folders of the machine that it was trained on."""
     path, variable = split_variable(config.data.dataset)
-    name_of_file = Path(path).name
-    name_of_file = f"./{name_of_file}" if name_of_file in NAMES and path != name_of_file else name_of_file
-    dataset = name_of_file + ("" if variable is None else f":{variable}")
+    file = Path(path).name
+    here = "./" if file in NAMES and path != file else ""  # a path that is called as a data set is still one
+    dataset = here + file + ("" if variable is None else f":{variable}")
     data = dataclasses.replace(config.data, data=None, dataset=dataset)
     return dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, out=f"runs/{name}"))
 

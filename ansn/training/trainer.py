@@ -145,7 +145,8 @@ class Trainer:
             if stored and "classes" in stored[0]:
                 self.model.noise.class_means = stored[0]["classes"]["means"].to(self.covariance.center)
             else:
-                x, classes = build.first_rows(config.noise, dataset, config.run.seed)
+                if stored:  # of a run from before classes were kept
+                    x, classes = build.first_rows(config.noise, dataset, config.run.seed)
                 assert classes is not None
                 self.model.noise.center_classes(x, classes, self.info.num_classes)
         network = self.model.network
