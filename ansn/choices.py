@@ -25,8 +25,9 @@ def choice(names: Iterable[str], *others: str | None, many: bool = False) -> Any
     if many:
         word: Any = Literal.__getitem__((*names, *(other for other in others if other is not None)))
         kind = tuple[word, ...] | None if None in others else tuple[word, ...]
+    more = {"metavar": f"{{{','.join(names)}}} ..."} if many else {}
     # tyro gives the default of a choice as the text of a list of words.
-    return _argument(lambda default: _bracketed(words, re.sub(r"[\[\]',]", "", default)), constructor=kind)
+    return _argument(lambda default: _bracketed(words, re.sub(r"[\[\]',]", "", default)), constructor=kind, **more)
 
 
 def suggestion(names: Iterable[str], *others: str) -> Any:

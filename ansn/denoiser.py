@@ -61,6 +61,11 @@ class Denoiser(nn.Module):
 
     regional = False
 
+    @property
+    def summary(self) -> str:
+        """Skip and inputs in a few words."""
+        return f"{self.skip} skip, sees {', '.join(('noisy data', *self.inputs))}"
+
     def __init__(
         self,
         network: nn.Module,

@@ -21,7 +21,7 @@ from ansn.files import write_atomic
 from ansn.machine import cpu_name
 from ansn.presets import command
 from ansn.training import Run, export_run, load_run
-from ansn.training.places import HUB, push
+from ansn.training.places import check_target, push
 
 _DESCRIPTION = (
     "Write what sampling needs of a run of ansn-train, its averaged weights, covariances and settings, and a model card"
@@ -53,7 +53,11 @@ def main() -> int:
 
 
 def _export(arguments: Arguments) -> None:
-    hub, out = arguments.out.startswith(HUB), Path(arguments.out)
+    hub, out = arguments.out.startswith("hf:"), Path(arguments.out)
+    if hub:
+        check_target(arguments.out)
+    elif out.name in ("", "..") or out.is_symlink():
+        raise InputError(f"OUT: got {out}, expected the name of a new or an empty folder")
     if not hub and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"OUT: got {out}, which is there, expected a new or an empty folder")
     run = load_run(arguments.run)
@@ -78,7 +82,8 @@ def measured(run: Run) -> Evaluation | None:
     file = run.path / "evaluation.json"
     found = Evaluation.from_json(file.read_bytes()) if file.is_file() else None
     drawn = found is not None and found.settings.get("seconds") is not None  # and not of a file of samples
-    return found if found is not None and drawn and found.provenance.get("step") == run.step else None
+    same = {"step": run.step, "weights": run.weights}
+    return found if found is not None and drawn and same.items() <= found.provenance.items() else None
 
 
 def card(run: Run, name: str, dtype: str, evaluation: Evaluation | None) -> str:

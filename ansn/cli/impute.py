@@ -30,7 +30,6 @@ _DESCRIPTION = (
     " Exit codes: 0 done, 2 bad arguments or input, 130 interrupted."
 )
 _SUMMARISED = 32
-_FEW = 2000  # rows that a network learns by heart
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,10 @@ def _classes(arguments: Arguments, run: Run, rows: int, labels: Tensor | None) -
 
 def _filled(arguments: Arguments, run: Run, values: Tensor, y: Tensor | None, draws: int) -> Tensor:
     """Float64 ``[draws, N, ...]``, the data's units."""
-    few = run.info.kind == "table" and run.info.rows < _FEW
-    method = arguments.method or ("adapted" if few else None)
     x = values.float() if run.units is None else run.units.encode(values)
     try:
         drawn = impute(
-            run.model, x, draws, method=method, y=y, particles=arguments.particles, steps=arguments.steps,
+            run.model, x, draws, method=arguments.method, y=y, particles=arguments.particles, steps=arguments.steps,
             seed=arguments.seed, batch_size=arguments.batch_size,
         )  # fmt: skip
     except ValueError as error:

@@ -68,8 +68,7 @@ def _tell(run: str | None) -> None:
         lines["run"] = f"{found.path}, step {found.step}"
         size = f"{found.info.name}: {found.info.kind} of {'x'.join(map(str, found.info.shape))}"  # of an earlier format
         lines["data"] = "\n".join(found.info.understood or (size,))
-        seen = ", ".join(("noisy data", *found.model.inputs))
-        lines["network"] = f"{found.config.network.network}, {network} parameters, {found.model.skip} skip, sees {seen}"
+        lines["network"] = f"{found.config.network.network}, {network:,} parameters, {found.model.summary}"
         covariance = found.model.noise.covariance
         of = "of the noise: " if found.model.noise.mixture else ""
         condition, rank = (float(v.max()) for v in (covariance.condition_number(), covariance.effective_rank()))

@@ -30,9 +30,15 @@ def parse(arguments: list[str]) -> TrainConfig:
     if not arguments[0].startswith("-") and arguments[0] not in PRESETS:
         print(f"PRESET: got {arguments[0]!r}, expected one of {', '.join(PRESETS)}", file=sys.stderr)
         raise SystemExit(2)
-    return tyro.extras.overridable_config_cli(
-        PRESETS, args=arguments, prog="ansn-train", description=_DESCRIPTION, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    presets = tyro.extras.subcommand_type_from_defaults(
+        {name: config for name, (_, config) in PRESETS.items()},
+        descriptions={name: summary for name, (summary, _) in PRESETS.items()}, sort_subcommands=False,
+    )  # fmt: skip
+    config: TrainConfig = tyro.cli(
+        presets, default=PRESETS["digits"][1], args=arguments, prog="ansn-train", description=_DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    return config
 
 
 def main() -> int:

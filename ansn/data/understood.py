@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 _SHOWN = 12  # classes, at most
 _WHOLE = 64 << 20  # bytes of rows that are all hashed
 _ROWS, _FILES = 4096, 256  # else so many of them
-_UNITS = {"image": "grey values", "field": "values"}
 
 
 def understood(dataset: Dataset) -> list[str]:
     """See :meth:`Dataset.understood`."""
     units, size = dataset.units, "x".join(map(str, dataset.shape))
     streamed = ", read as they are needed" if dataset.streamed else ""
+    if isinstance(units, Table):
+        size = f"{len(units.columns)} columns ({size} numbers a row)"
     lines = [f"{dataset.name}: {len(dataset):,} rows, {dataset.kind} of {size}{_range(dataset)}{streamed}"]
     if isinstance(units, Table):
         named = [str(column) for column in units.columns]
@@ -76,7 +77,8 @@ def _range(dataset: Dataset) -> str:
         low, high = (v.item() for v in torch.aminmax(first))
     full = (0, None if dataset.levels is None else dataset.levels - 1)
     of = "" if dataset.levels is None or (low, high) == full else f" of 0 to {full[1]}"
-    return f", {_UNITS[dataset.kind]} {low:.6g} to {high:.6g}{of}"
+    grey = "grey " if dataset.kind == "image" and dataset.shape[0] == 1 else ""
+    return f", {grey}values {low:.6g} to {high:.6g}{of}"
 
 
 def _ends(words: Sequence[str], most: int) -> list[str]:

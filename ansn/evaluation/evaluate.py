@@ -276,7 +276,7 @@ def datasets(run: Run, root: str | None = None) -> tuple[Dataset, Dataset | None
 def provenance(run: Run, made: Sequence[Features]) -> dict[str, Any]:
     """Checkpoint, versions, machine and feature spaces."""
     return {
-        "run": str(run.path), "step": run.step, "python": platform.python_version(),
+        "run": str(run.path), "step": run.step, "weights": run.weights, "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES}, "machine": cpu_name(),
         "device": str(run.model.noise.tau.device), "threads": torch.get_num_threads(),
         "features": [str(space) if type(space).__str__ is not object.__str__ else space.name for space in made],

@@ -18,6 +18,7 @@ from ansn.sampling.operators import Mask
 
 IMPUTATIONS = ("particles", *COVARIANCES, "replacement")
 
+_FEW = 2000  # vectors that a network learns by heart
 _LARGEST = 256  # dimensions up to which particles are the default: their systems are dense
 _NUMBERS = 2**23  # float64 numbers of a batch's systems, 64 MiB
 
@@ -55,7 +56,7 @@ def impute(
         x: float ``[N, *shape]``, the model's units, NaN where a number is missing.
         draws: of each row.
         method: a name in :data:`IMPUTATIONS`; by default ``"particles"`` up to 256 dimensions and without regions of
-            the noise, else ``"jacobian"``.
+            the noise, else ``"jacobian"``; for vectors of which fewer than 2,000 were learned from ``"adapted"``.
         y: labels, a number or int64 ``[N]``, of a class-conditional network.
         particles: P of a row; at least ``4 draws`` are taken.
         steps: levels.
@@ -75,7 +76,9 @@ def impute(
         told = f"{list(x.shape)}" + (" with infinite numbers" if bool(x.isinf().any()) else "")
         raise ValueError(f"x: got {told}, expected finite [N, {', '.join(map(str, covariance.shape))}] or NaN")
     free = covariance.regions == 1
-    method = method or ("particles" if free and covariance.dim <= _LARGEST else "jacobian")
+    if method is None:
+        few = len(covariance.shape) == 1 and (covariance.rules.distinct or _FEW) < _FEW
+        method = "adapted" if few else "particles" if free and covariance.dim <= _LARGEST else "jacobian"
     if method not in IMPUTATIONS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(IMPUTATIONS)}")
     if method == "particles" and not free:

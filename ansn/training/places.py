@@ -32,7 +32,7 @@ def located(run: str | os.PathLike[str]) -> Path:
         return Path(run)
     if name in shipped():
         return _SHIPPED / name
-    if name.startswith(HUB):
+    if name.startswith("hf:"):
         return _pulled(name)
     others = ", ".join((f"{HUB}OWNER/NAME", *shipped()))
     raise InputError(f"{run}: got no folder, expected one that ansn-train wrote, or one of {others}")
@@ -51,9 +51,7 @@ def short(run: str) -> str | None:
 def push(folder: Path, name: str, *, private: bool = False) -> str:
     """Make the repository ``hf://OWNER/NAME`` hold the run of this folder and no other. Returns its address. InputError
     in one line, also where the library is missing."""
-    repository, revision = _repository(name)
-    if revision is not None:
-        raise InputError(f"{name}: got a revision, expected {HUB}OWNER/NAME to write to")
+    repository = check_target(name)
     with _reported(name, "written to") as hub:
         api = hub.HfApi(library_name="ansn")
         address = api.create_repo(repository, private=private or None, exist_ok=True)
@@ -62,6 +60,14 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
             commit_message="Upload by ansn-export",
         )  # fmt: skip
     return str(address)
+
+
+def check_target(name: str) -> str:
+    """``OWNER/NAME`` of a repository to write to; InputError for another name."""
+    repository, revision = _repository(name)
+    if revision is not None:
+        raise InputError(f"{name}: got a revision, expected {HUB}OWNER/NAME to write to")
+    return repository
 
 
 def _pulled(name: str) -> Path:

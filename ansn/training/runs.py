@@ -27,7 +27,8 @@ from ansn.training.places import located
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what it was trained with; ``found``: how its regions were, where they were not given."""
+    """A trained model and what it was trained with; ``found``: how its regions were, where they were not given;
+    ``weights``: ``"ema"`` for the averaged ones, else ``"network"``."""
 
     path: Path
     model: Denoiser
@@ -36,6 +37,7 @@ class Run:
     step: int
     structure: Choice
     found: Found | None = None
+    weights: str = "network"
 
     @property
     def mixture(self) -> Mixture:
@@ -90,7 +92,7 @@ def load_run(
             model.noise.class_means = tensors["classes"]["means"].to(model.noise.tau)
         if finite:
             _finite(groups)
-    return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found)
+    return Run(folder, model.to(device).eval(), config, info, state.step, state.structure, found, chosen)
 
 
 def export_run(run: Run, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> Path:

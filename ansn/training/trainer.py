@@ -56,7 +56,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C, a signal that asks to end, or the time limit came; a checkpoint was written."""
+    """Ctrl-C, a signal that asks to end, or the time limit came; a checkpoint was written, if there was a step."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -90,8 +90,12 @@ def train(config: TrainConfig) -> Path:
                 # Threads that wait for one that another program keeps from running make a step many times longer.
                 print(f"{taken:.0%} of the cores' time is taken: --threads 1 may be many times faster", file=sys.stderr)
         config = same_share(config)
-        dataset = load(config).to(device)
-        trainer = Trainer(config, dataset, rank, world, device, lock)
+        try:
+            trainer = Trainer(config, load(config).to(device), rank, world, device, lock)
+        except KeyboardInterrupt:
+            kept = checkpoint.steps(folder)
+            told = f"its checkpoint of step {kept[0]} is there" if kept else "nothing was kept"
+            raise Interrupted(f"{folder}: interrupted before the first step; {told}") from None
         try:
             return trainer.run(begun)
         finally:
@@ -139,6 +143,11 @@ class Trainer:
         self.model = build.denoiser(config, self.info, self.structure.structure, self.levels, device, self.regions)
         self.covariance = self.model.noise.covariance
         if not stored:
+            if rank == 0:
+                size, rules = sum(p.numel() for p in self.model.network.parameters()), self.covariance.rules
+                noise = "isotropic" if rules.isotropic else rules.family
+                told = f"{config.network.network}, {size:,} parameters, {self.model.summary}; noise: {noise}"
+                print(f"denoiser: {told}", file=sys.stderr)
             self.covariance.orient(x.to(device), None if region is None else region.to(device))
             share_basis(self.covariance.moments)
         if config.network.class_conditional and self.covariance.regions == 1:

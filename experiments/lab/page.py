@@ -12,8 +12,8 @@ from experiments.lab.claim import RESULTS, Claim, Row, Section, read
 from experiments.lab.statistics import table
 
 CLAIMS = (
-    "quality", "structures", "evaluations", "modes", "drift", "inverse_problems", "tables", "likelihood_check",
-    "errata",
+    "quality", "structures", "evaluations", "modes", "drift", "inverse_problems", "tables", "recipe",
+    "likelihood_check", "errata",
 )  # fmt: skip
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
 BEFORE = "before.csv"

@@ -140,6 +140,8 @@ def fit(
     found = _found(problem, *_kind(setup))[1]
     torch.manual_seed(setup.seed)
     network = problem.network(inputs=1 + len(inputs))
+    if len(problem.shape) == 3:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = ansn.Denoiser(network, noise, skip=skip, inputs=inputs)
     optimizer = torch.optim.Adam(network.parameters(), setup.lr, fused=True)
     average = AveragedModel(network, multi_avg_fn=partial(_average, setup.ema))

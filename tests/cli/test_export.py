@@ -156,8 +156,8 @@ def test_what_is_there_stays(there: str, digits: Path, tmp_path: Path) -> None:
 # -- the card -----------------------------------------------------------------------------------------------------
 
 
-def evaluation(step: int) -> Evaluation:
-    provenance = {"step": step, "machine": "an old one", "torch": "2.99"}
+def evaluation(step: int, weights: str) -> Evaluation:
+    provenance = {"step": step, "weights": weights, "machine": "an old one", "torch": "2.99"}
     found = (
         Measurement("Frechet distance", 12.3456, 500, "conv-64", floor=7.6, floor_n=500, low=11, high=13),
         Measurement("bits/dim", float("nan"), 128),
@@ -166,10 +166,12 @@ def evaluation(step: int) -> Evaluation:
     return Evaluation(settings, "ansn-evaluate /home/me/run", {}, provenance, found)
 
 
-@pytest.mark.parametrize("step", [20, 10])
-def test_the_card_says_how_it_was_made_and_what_was_measured(step: int, digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "weights"), [(20, "ema"), (10, "ema"), (20, "network")])
+def test_the_card_says_how_it_was_made_and_what_was_measured(
+    step: int, weights: str, digits: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
-    (run / "evaluation.json").write_text(evaluation(step).to_json())
+    (run / "evaluation.json").write_text(evaluation(step, weights).to_json())
     succeeded(call("export", run, tmp_path / "out", "--dtype", "float32"))
     text = (tmp_path / "out" / "README.md").read_text()
     config = load_run(tmp_path / "out").config
@@ -178,9 +180,10 @@ def test_the_card_says_how_it_was_made_and_what_was_measured(step: int, digits: 
     assert "seed 0" in text
     assert str(tmp_path) not in text
     row = "| Frechet distance | 12.35 | 11 to 13 | 7.6 | 500 | conv-64 |\n| bits/dim | nan |  |  | 128 |  |\n"
-    assert (row in text) == (step == 20), "numbers of another step are not of these weights"
+    these = (step, weights) == (20, "ema")
+    assert (row in text) == these, "numbers of another step, or without averages, are not of these weights"
     for words in ("Drawn with method heun, steps 20.\n", "seed 5, with ansn unknown, torch 2.99, numpy unknown"):
-        assert (words in text) == (step == 20)
+        assert (words in text) == these
 
 
 def test_a_card_without_numbers_has_no_table(exported: Path) -> None:
@@ -192,3 +195,14 @@ def test_an_evaluation_that_is_damaged_is_one_line(digits: Path, tmp_path: Path)
     (run / "evaluation.json").write_text("{")
     assert_refused(call("export", run, tmp_path / "out"), "export", "evaluation")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", [".", "hf:/me/run", "link"])
+def test_a_name_that_is_none_to_write_to_is_refused(
+    out: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert_refused(call("export", digits, out), "export", out)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -337,7 +337,7 @@ def test_info_of_a_run(digits: Path, classes: Path) -> None:
     count = sum(p.numel() for p in run.model.network.parameters())
     assert lines["run"] == f"{digits}, step 20"
     assert lines["data"] == "digits: 1,347 rows, image of 1x8x8, grey values 0 to 16"
-    assert lines["network"] == f"mlp, {count} parameters, mixture skip, sees noisy data, estimate"
+    assert lines["network"] == f"mlp, {count:,} parameters, mixture skip, sees noisy data, estimate"
     assert lines["regions"].startswith("16, dense (found in 1,347 rows; by held-out likelihood")
     assert "regions=1" in lines["covariance"]
     assert "640 points" in lines["covariance"]
