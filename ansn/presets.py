@@ -45,8 +45,8 @@ _cifar10_small = replace(
     _mnist,
     data=DataConfig(dataset="cifar10", flip=True),
     noise=NoiseConfig(structure="separable", regions=10),
-    network=replace(_mnist.network, width=40, skip="mixture", inputs=("estimate",)),
-    optim=replace(_mnist.optim, steps=12_000),
+    network=replace(_mnist.network, skip="mixture", inputs=("estimate",)),
+    optim=replace(_mnist.optim, steps=16_000),
     run=RunConfig(out="runs/cifar10-small"),
 )
 

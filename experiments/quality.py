@@ -158,12 +158,15 @@ def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def section(rows: list[Row], folder: Path) -> Section:
+    measured = {(row["data"], row["n"]) for row in rows}
+    lacking = [name for name, plan in PLANS.items() if not all((name, n) in measured for n in plan.steps)]
     return Section(
         "How soon and how good is a denoiser that begins with what the covariance says?",
         _answer(rows), _DESIGN, [_table(rows)], [_figure(rows, folder)], _findings(rows),
         reading="A row a seed and step; `for`: the metrics that its rate `lr` is best for, the only ones given; `n`"
         " empty: all rows; `repeated`: share of samples nearer to a training row than 5 % of held-out rows; `found`:"
         " of the seconds those of the search for structure and regions.",
+        missing=", ".join(lacking),
     )  # fmt: skip
 
 
