@@ -170,8 +170,8 @@ def section(rows: list[Row], folder: Path) -> Section:
     )  # fmt: skip
 
 
-_DESIGN = f"""Networks: residual MLP (digits, table, fields), small U-Net (images). Adam at a constant rate after a
-warm-up, averaged weights, so every step is a place to stop. Rates {" and ".join(f"{rate:g}" for rate in RATES)} are
+_DESIGN = f"""Networks: residual MLP (digits, table, fields), small U-Net (images). Distances: in a classifier's features,
+of table and fields in whitened coordinates. Adam at a constant rate, averaged weights, so every step is a place to stop. Rates {" and ".join(f"{rate:g}" for rate in RATES)} are
 tried for half of the steps under a seed that no result uses. Each arm counts at its best step. {SEEDS} seeds. Shaped
 noise: with all rows, on MNIST with 2,000, on Fashion-MNIST and CIFAR-10 not. A loss is compared under isotropic noise
 only, a likelihood at the last two looks; seconds hold the search for regions, as many as the data asks for, on CIFAR-10
@@ -229,15 +229,18 @@ def _answer(rows: Sequence[Row]) -> str:
 
 
 def _figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:
-    drawn, axes = figure.panels(len(groups(rows)), columns=4, width=3.4, height=2.8)
+    drawn, (*axes, last) = figure.panels(len(groups(rows)) + 1, columns=4, width=3.4, height=2.8)
     for axis, (name, own) in zip(axes, groups(rows), strict=True):
         for colour, arm in enumerate((*ARMS, *SHAPED)):
             mine = of(own, arm, "fd")
             if mine:
                 figure.means(axis, mine, "step", "fd", label=arm, colour=colour)
         axis.axhline(own[0]["fd_floor"], color="black", linestyle=":", linewidth=1)
-        axis.set(xscale="log", yscale="log", title=name)
-    axes[0].legend(fontsize=6)
+        figure.ticks(axis, unique(own, "step"))
+        axis.set(yscale="log", title=name)
+    last.axis("off")
+    lines = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    last.legend(lines.values(), lines, loc="center")
     return "Frechet distance over training steps (dotted: floor)", figure.save(drawn, folder / "quality.png")
 
 
