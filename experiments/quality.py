@@ -170,12 +170,12 @@ def section(rows: list[Row], folder: Path) -> Section:
     )  # fmt: skip
 
 
-_DESIGN = f"""Networks: residual MLP (digits, table, fields), small U-Net (images). Distances: in a classifier's features,
-of table and fields in whitened coordinates. Adam at a constant rate, averaged weights, so every step is a place to stop. Rates {" and ".join(f"{rate:g}" for rate in RATES)} are
-tried for half of the steps under a seed that no result uses. Each arm counts at its best step. {SEEDS} seeds. Shaped
-noise: with all rows, on MNIST with 2,000, on Fashion-MNIST and CIFAR-10 not. A loss is compared under isotropic noise
-only, a likelihood at the last two looks; seconds hold the search for regions, as many as the data asks for, on CIFAR-10
-ten."""
+_DESIGN = f"""Networks: residual MLP (digits, table, fields), small U-Net (images). Distances: in a classifier's
+features, of table and fields in whitened coordinates. Adam at a constant rate, averaged weights, so every step is a
+place to stop; rates {" and ".join(f"{rate:g}" for rate in RATES)} are tried for half of the steps under a seed that no
+result uses. Each arm counts at its best step. {SEEDS} seeds. Shaped noise: with all rows, on MNIST with 2,000, on
+Fashion-MNIST and CIFAR-10 not. A loss is compared under isotropic noise only, a likelihood at the last two looks;
+seconds hold the search for regions, as many as the data asks for, on CIFAR-10 ten."""
 
 
 def _table(rows: Sequence[Row]) -> tuple[str, str]:
