@@ -104,9 +104,9 @@ _fields = TrainConfig(
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "digits": ("8x8 digits, residual MLP: one or two minutes of two cores", _digits),
-    "mnist": ("MNIST (--data PATH), digits by class: 20 to 50 minutes of two cores", _mnist),
+    "mnist": ("MNIST (--data PATH), digits by class: 30 minutes of one core, of an older one 85", _mnist),
     "fashion-mnist": (
-        "Fashion-MNIST (--data PATH), as mnist: 20 to 50 minutes of two cores",
+        "Fashion-MNIST (--data PATH), by class: as long as mnist",
         replace(
             _mnist,
             data=DataConfig(dataset="fashion-mnist"),
@@ -114,7 +114,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "images": ("images of yours (--dataset PATH), any size: the U-Net of mnist, no classes", _images),
-    "cifar10-small": ("CIFAR-10 (--data PATH) for a CPU: 20 to 70 minutes of two cores", _cifar10_small),
+    "cifar10-small": ("CIFAR-10 (--data PATH) for a CPU, by class: as long as mnist", _cifar10_small),
     "cifar10": ("CIFAR-10 (--data PATH), U-Net for a GPU", _cifar10),
     "paper-mnist": ("the paper's settings on MNIST (--data PATH), literally", _paper_mnist),
     "paper-cifar10": (
