@@ -28,7 +28,8 @@ from experiments.lab.statistics import Estimate, Sooner, crossings, listed, mean
 from experiments.lab.training import TUNING_SEED, Setup, Trained, fit, halfway, one_copy, tuned_for
 
 CONTROL, RATES = "scalar", (1e-3, 3e-3)
-ARMS = ("scalar", "wiener", "mixture seen")
+ARMS = ("scalar", "wiener", "wiener seen", "mixture seen")
+VECTORS, IMAGES = ARMS[:2] + ARMS[3:], ARMS[:1] + ARMS[2:]
 SHAPED = ("scalar rho=0.5", "wiener rho=0.5")  # their loss is of other noise
 METRICS = {
     "fd": "Frechet distance",
@@ -39,10 +40,11 @@ QUANTILE = 0.05  # of the held-out rows' distances: what counts as a repetition
 
 
 class Plan(NamedTuple):
-    """``steps``: training steps by the number of training rows (None: all); rows a step; the number of rows at which
-    shaped noise is tried (0: nowhere); and regions."""
+    """``steps``: training steps by the number of training rows (None: all); arms; rows a step; the number of rows at
+    which shaped noise is tried (0: nowhere); and regions."""
 
     steps: dict[int | None, int]
+    arms: tuple[str, ...] = VECTORS
     batch: int = 128
     shaped: int | None = None
     regions: int | str = "auto"
@@ -52,27 +54,24 @@ PLANS = {
     "digits": Plan({None: 1600, 500: 800}),
     "table": Plan({None: 800}),
     "fields": Plan({None: 1600, 2000: 800, 500: 800}),
-    "mnist": Plan({None: 2400, 2000: 800, 500: 800}, 64, 2000),  # auto takes half a minute of a core
-    "fashion-mnist": Plan({None: 1200, 500: 400}, 64, 0),
-    "cifar10": Plan({None: 1600, 500: 400}, 64, 0, 10),  # and here several
+    "mnist": Plan({None: 2400, 2000: 800, 500: 800}, ARMS, 64, 2000),  # auto takes half a minute of a core
+    "fashion-mnist": Plan({None: 1200, 500: 400}, IMAGES, 64, 0),
+    "cifar10": Plan({None: 1600, 500: 400}, IMAGES, 64, 0, 10),  # and here several
 }
 SEEDS, LOOKS = 5, 5
 
 
 def cells(settings: Settings) -> list[Cell]:
     """One a data set, a number of rows and an arm, all seeds in it."""
-    if settings.quick:
-        return [_cell("table", None, arm, 20, 2) for arm in ("scalar", "wiener", "wiener rho=0.5")]
-    return [
-        _cell(name, n, arm, steps, SEEDS)
+    asked = [
+        (name, n, arm, steps, SEEDS)
         for name, plan in PLANS.items() if has(name, settings.data)
         for n, steps in plan.steps.items()
-        for arm in ((*ARMS, *SHAPED) if n == plan.shaped else ARMS)
+        for arm in ((*plan.arms, *SHAPED) if n == plan.shaped else plan.arms)
     ]  # fmt: skip
-
-
-def _cell(name: str, n: int | None, arm: str, steps: int, seeds: int) -> Cell:
-    return {"data": name, "n": n, "arm": arm, "steps": steps, "seeds": seeds}
+    if settings.quick:
+        asked = [("table", None, arm, 20, 2) for arm in ("scalar", "wiener", "wiener rho=0.5")]
+    return [dict(zip(("data", "n", "arm", "steps", "seeds"), each, strict=True)) for each in asked]
 
 
 def run(cell: Cell, settings: Settings) -> list[Row]:
@@ -186,8 +185,8 @@ def _table(rows: Sequence[Row]) -> tuple[str, str]:
         for arm in (*ARMS[1:], *SHAPED):
             found = [gain(own, arm, metric, at) for metric, at in (("fd", "step"), ("fd", "seconds"), ("loss", "step"))]
             shown = ["-" if each is None else each.bound + f"{math.exp(each.log.mean):.1f}" for each in found]
-            gained = apart(own, arm, "nll")
-            line.append(" / ".join([*(shown[:2] if arm in SHAPED else shown), gained.show(2) if gained else "-"]))
+            shown = [*(shown[:2] if arm in SHAPED else shown), e.show(2) if (e := apart(own, arm, "nll")) else "-"]
+            line.append(" / ".join(shown) if select(own, arm=arm) else "")
         lines.append(line)
     words = "fewer steps / less time to the control's best distance / fewer steps to its best loss / nll less its own"
     told = f"The control's Frechet distance (floor), and of each arm: times {words}; shaped noise: without the loss"
@@ -196,7 +195,8 @@ def _table(rows: Sequence[Row]) -> tuple[str, str]:
 
 def _findings(rows: Sequence[Row]) -> list[str]:
     out = []
-    for arm, control in (("wiener", CONTROL), ("mixture seen", "wiener"), *((f"{a} rho=0.5", a) for a in ARMS[:2])):
+    shaped = [(arm, arm.split()[0]) for arm in SHAPED]
+    for arm, control in (*((arm, CONTROL) for arm in ARMS[1:]), ("wiener seen", "wiener"), *shaped):
         for metric, words in METRICS.items():
             found = {name: apart(own, arm, metric, control) for name, own in groups(rows)}
             told = [(e.sign, f"{name} ({e.show(2)})") for name, e in found.items() if e is not None]

@@ -72,7 +72,7 @@ def test_images_are_left_out_without_data_and_their_shaped_arms_need_all_rows() 
 
 
 def test_a_cell_runs() -> None:
-    cell = claim._cell("table", 100, "mixture seen", 2, 1)
+    cell = {"data": "table", "n": 100, "arm": "mixture seen", "steps": 2, "seeds": 1}
     rows = claim.run(cell, Settings(quick=True))
     assert [row["step"] for row in rows] == [2]
     assert rows[0]["for"] == "fd+loss+nll"
