@@ -154,13 +154,16 @@ def main(claims: Claim | Sequence[Claim], about: str | None, name: str = "") -> 
     def command() -> None:
         from experiments.lab.page import markdown, write_page
 
-        for claim in claims:
+        able = [claim for claim in claims if claim.cells(settings)]
+        if not able:
+            raise InputError("--data: got none, expected a folder with mnist/, fashion-mnist/ and cifar10/")
+        for claim in able:
             began = time.monotonic()
             print(markdown(claim.name, publish(claim, settings)), flush=True)
             print(f"{claim.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         if not settings.quick:
             write_page()
-            for claim in claims:
+            for claim in able:
                 done(claim, settings)
 
     return guarded(name, command)
