@@ -37,7 +37,7 @@ _images = replace(
     _mnist,
     data=DataConfig(dataset="PATH", kind="image"),
     noise=NoiseConfig(rho=0.0),
-    network=replace(_mnist.network, class_conditional=False, label_dropout=0.0),
+    network=replace(_mnist.network, class_conditional=False, label_dropout=0.0, inputs=("estimate",)),
     run=RunConfig(out="runs/images"),
 )
 
