@@ -72,7 +72,7 @@ def test_train_lists_its_presets() -> None:
 
 def test_help_of_a_preset_has_its_defaults() -> None:
     told = help_of("train", "paper-mnist")
-    assert "the paper's settings on MNIST, literally" in told
+    assert "the paper's settings on MNIST (--data PATH), literally" in told
     assert "(default: 200000)" in told
     assert "(default: runs/paper-mnist)" in told
 
