@@ -58,7 +58,7 @@ def _export(arguments: Arguments) -> None:
         check_target(arguments.out)
     elif out.name in ("", "..") or out.is_symlink():
         raise InputError(f"OUT: got {out}, expected the name of a new or an empty folder")
-    if not hub and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"OUT: got {out}, which is there, expected a new or an empty folder")
     run = load_run(arguments.run)
     if not hub:

@@ -23,11 +23,11 @@ def understood(dataset: Dataset) -> list[str]:
     """See :meth:`Dataset.understood`."""
     units, size = dataset.units, "x".join(map(str, dataset.shape))
     streamed = ", read as they are needed" if dataset.streamed else ""
-    if isinstance(units, Table):
-        size = f"{len(units.columns)} columns ({size} numbers a row)"
+    named = [str(column) for column in units.columns] if isinstance(units, Table) else []
+    if named:
+        size = f"{len(named)} columns ({size} numbers a row)"
     lines = [f"{dataset.name}: {len(dataset):,} rows, {dataset.kind} of {size}{_range(dataset)}{streamed}"]
-    if isinstance(units, Table):
-        named = [str(column) for column in units.columns]
+    if named:
         lines.append(f"columns ({len(named)}): {'; '.join(_ends(named, 40))}")
         index = torch.arange(len(dataset))
         known = dataset.known(index)

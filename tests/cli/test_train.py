@@ -43,7 +43,6 @@ def test_what_a_run_leaves(toy: tuple[Path, Outcome, Outcome]) -> None:
     assert first.out.split() == [str(folder / name) for name in REGIONAL], "paths on stdout, the rest on stderr"
     assert "step 30/30  loss" in first.err
     assert "samples/s" in first.err
-    assert "samples/s" in first.err
     assert "s left" in first.err
 
 
