@@ -73,7 +73,7 @@ class NoiseConfig:
     within 0.005 nats a dimension the smallest)."""
     rho: float | None = None
     """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance). When neither rho nor gamma is
-    given: 0 under the mixture skip, else 0.5."""
+    given: 0 where skip is chosen for the data, and under the mixture skip; else 0.5."""
     gamma: float | None = None
     """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
     eps: float | None = None
@@ -134,12 +134,13 @@ class NetworkConfig:
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
-    """What a preconditioned denoiser is before it learns. By default mixture (under isotropic noise) for vectors and
-    images of up to 1,024 numbers, unless the noise is given a shape, regions or the paper's ladder; else wiener. Both
-    need as many examples as the covariance's structure (wiener: in each region); else scalar."""
+    """What a preconditioned denoiser is before it learns. By default, of vectors and images, under isotropic noise:
+    mixture for up to 1,024 numbers, wiener for more; wiener for all else, such as noise that is given a shape, regions
+    or the paper's ladder. Both need as many examples as the covariance's structure (wiener: in each region); else
+    scalar."""
     inputs: Annotated[tuple[str, ...] | None, choice(INPUTS, None, many=True)] = None
     """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate; by
-    default that for images under the default skip, else nothing more."""
+    default that for images whose skip is not given either, else nothing more."""
     metric: Annotated[str | None, choice(METRICS, None)] = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 
@@ -257,12 +258,13 @@ def from_dict(values: Any) -> TrainConfig:
 
 def resumed(old: TrainConfig, new: TrainConfig, chosen: str, found: int | None = None) -> TrainConfig:
     """``new`` with what it leaves to the run, or names as it was ``chosen`` or ``found``, as ``old`` has it: structure,
-    root, number of regions, skip, inputs and share of held-out rows."""
+    root, shape of the noise, number of regions, skip, inputs and share of held-out rows."""
     noise = new.noise
     structure = old.noise.structure if noise.structure in (AUTO, chosen) else noise.structure
     root = old.noise.root if noise.root is None else noise.root
     regions = old.noise.regions if found is not None and noise.regions in (AUTO, found) else noise.regions
-    noise = dataclasses.replace(noise, structure=structure, root=root, regions=regions)
+    rho = old.noise.rho if noise.rho is None and noise.gamma is None else noise.rho
+    noise = dataclasses.replace(noise, structure=structure, root=root, regions=regions, rho=rho)
     skip = old.network.skip if new.network.skip is None else new.network.skip
     inputs = old.network.inputs if new.network.inputs is None else new.network.inputs
     network = dataclasses.replace(new.network, skip=skip, inputs=inputs)

@@ -36,8 +36,8 @@ _mnist = TrainConfig(
 _images = replace(
     _mnist,
     data=DataConfig(dataset="PATH", kind="image"),
-    noise=NoiseConfig(rho=0.0),
-    network=replace(_mnist.network, class_conditional=False, label_dropout=0.0, inputs=("estimate",)),
+    noise=NoiseConfig(),
+    network=replace(_mnist.network, class_conditional=False, label_dropout=0.0),
     run=RunConfig(out="runs/images"),
 )
 

@@ -24,10 +24,10 @@ from ansn.levels import Levels
 from ansn.noise import NoiseModel
 
 MIXED = {"table": (), "image": ("estimate",)}
-"""Kinds of data that a run begins as a mixture of, and what the network then sees."""
+"""Kinds of data that a run begins as a mixture of, or as one Gaussian, and what the network then sees."""
 
 MOST_MIXED = 1024
-"""Dimensions up to which it does: the largest that docs/results.md has are the 784 of MNIST."""
+"""Dimensions up to which it is a mixture, whose regions take minutes to find beyond them."""
 
 _MOST_NUMBERS = 2**34  # of a row; far more than any data has
 
@@ -162,19 +162,22 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
 
 
 def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
-    """A new run's settings, with the skip and the inputs that are not given as docs/results.md found them best for the
-    kind of data: a mixture's under isotropic noise for vectors and images, whose network also sees the estimate. Not
-    where noise is given a shape or regions, or rows are fewer than the structure needs, or the K filters would cost
-    more than was measured."""
+    """A new run's settings, with the skip, the inputs and the shape of the noise that are not given as docs/results.md
+    found them best for the kind of data: isotropic noise for vectors and images, and a mixture's skip or, in many
+    dimensions, one Gaussian's, whose estimate the network of images also sees. Not where noise is given a shape or
+    regions, or rows are fewer than the structure needs."""
     noise, network = config.noise, config.network
     free = network.skip is None and noise.regions == "none"
     usual = network.precondition and network.prediction == "denoiser" and noise.ladder != "paper"
-    known = info.kind in MIXED and torch.Size(info.shape).numel() <= MOST_MIXED
     enough = info.rows >= max(4, STRUCTURES[structure](info.shape).points())
-    if free and usual and known and enough and not noise.rho and not noise.gamma:
-        inputs = MIXED[info.kind] if network.inputs is None else network.inputs
-        return replace(config, network=replace(network, skip="mixture", inputs=inputs))
-    return config
+    if not (free and usual and info.kind in MIXED and enough) or noise.rho or noise.gamma:
+        return config
+    if torch.Size(info.shape).numel() <= MOST_MIXED:
+        skip = "mixture"
+    else:
+        skip, noise = "wiener", replace(noise, rho=0.0 if noise.gamma is None else None)
+    inputs = MIXED[info.kind] if network.inputs is None else network.inputs
+    return replace(config, noise=noise, network=replace(network, skip=skip, inputs=inputs))
 
 
 def mixed(config: TrainConfig) -> bool:

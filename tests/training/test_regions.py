@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import ansn
+from ansn.config import resumed
 from ansn.errors import InputError
 from ansn.training import build, checkpoint, load_run
 from ansn.training.pictures import draw, write_pictures
@@ -92,12 +93,23 @@ def test_the_skip_that_is_not_given_follows_the_kind_of_data(
     assert model.inputs == settings.get("inputs", seen)
 
 
+def test_large_images_begin_as_one_gaussian_that_their_network_sees(tmp_path: Path) -> None:
+    built, config = trainer(small(tmp_path, rho=0.0)), small(tmp_path, skip=None)
+    large = replace(built.info, shape=(1, 33, 33))
+    found = build.settled(config, large, "separable")
+    assert (found.network.skip, found.network.inputs, found.noise.rho) == ("wiener", ("estimate",), 0.0)
+    assert build.settled(config, replace(large, kind="table", shape=(1089,)), "diagonal").network.inputs == ()
+    shaped = small(tmp_path, skip=None, rho=0.5)
+    assert build.settled(shaped, large, "separable") == shaped
+    for now, rho in ((config, 0.0), (shaped, 0.5), (small(tmp_path, gamma=0.5), None)):
+        assert resumed(found, now, "separable").noise.rho == rho
+
+
 def test_what_was_not_measured_begins_as_it_did(tmp_path: Path) -> None:
-    """Too many dimensions, too few rows, lines and volumes."""
+    """Too few rows, lines and volumes."""
     built = trainer(small(tmp_path, rho=0.0))
     config = small(tmp_path, skip=None)
-    kept = {"kind": "field"}, {"shape": (1, 33, 33)}, {"rows": 3}
-    for changes in ({}, *kept):
+    for changes in ({}, {"kind": "field"}, {"rows": 3}):
         settled = build.settled(config, replace(built.info, **changes), "separable")
         assert (settled == config) == bool(changes), changes
 
