@@ -161,7 +161,7 @@ def section(rows: list[Row], folder: Path) -> Section:
         tables.append(_sampler_table(rows))
     return Section(
         "How many network evaluations does a sample take?",
-        _answer(rows), _DESIGN, tables, [_figure(rows, folder)], _findings(rows),
+        _answer(rows), _DESIGN, tables, [_figure(rows, folder)],
         reading="`kind` exact: the closed-form denoiser; learned: a trained one; samplers: the digits preset (and"
         " MNIST's after 2,000 steps) by every sampler within a `budget`. `away`: rms from the samples of 40"
         " evaluations, in the data's spread. `fd_floor`: as many rows of the data.",
@@ -214,17 +214,6 @@ def _answer(rows: Sequence[Row]) -> str:
         told += (f". On digits 8 evaluations of DPM-Solver++(2M) have a distance of {mean(few, 'fd').mean:.2f},"
                  f" {many[0]['evaluations']} of annealed Langevin {mean(many, 'fd').mean:.2f}")  # fmt: skip
     return told + "."
-
-
-def _findings(rows: Sequence[Row]) -> list[str]:
-    out = []
-    for kind, name, own in places(rows):
-        arm = "wiener" if select(own, arm="wiener") else "scalar rho=1"
-        mine = select(own, arm=arm)
-        told = [f"{FLOWS[m]} {mean(select(mine, method=m, evaluations=COUNTS[0]), 'fd').mean:.2g} and"
-                f" {mean(select(mine, method=m, evaluations=COUNTS[-1]), 'fd').mean:.2g}" for m in FLOWS]  # fmt: skip
-        out.append(f"{name}, {kind} score, `{arm}`, distance with {COUNTS[0]} and {COUNTS[-1]}: {', '.join(told)}.")
-    return out
 
 
 def _figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:

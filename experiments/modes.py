@@ -217,16 +217,18 @@ Noise: a constant rate, the best by held-out loss; skip: a rate that falls over 
 
 
 def _table(found: list[tuple[str, list[Row]]]) -> tuple[str, str]:
-    lines = []
+    lines: dict[tuple[str, str], dict[str, str]] = {}
     for name, own in found:
+        modes, part = name.split(", ")
         for arm in unique(own, "arm"):
-            mine, line = last(select(own, arm=arm)), [name, arm]
-            for metric in ("tv", "cov"):
-                apart = "" if arm == "scalar" else against(own, arm, metric).show(2)
-                line += [mean(mine, metric).show(2), apart]
-            lines.append(line)
-    head = ["modes", "arm", "weights", "less scalar", "covariance", "less scalar"]
-    return "Error of the modes' weights and of their covariances, learned, and paired differences", table(head, lines)
+            for metric, word in (("tv", "weights"), ("cov", "covariance")):
+                apart = "" if arm == "scalar" else f" ({against(own, arm, metric).show(2)})"
+                shown = mean(last(select(own, arm=arm)), metric).show(2) + apart
+                lines.setdefault((part, arm), {})[f"{modes}: {word}"] = shown
+    heads = list(dict.fromkeys(head for line in lines.values() for head in line))
+    told = "Error of the modes' weights and covariances, learned; in brackets the paired difference to `scalar`"
+    filled = [[*key, *(line.get(head, "") for head in heads)] for key, line in lines.items()]
+    return told, table(["part", "arm", *heads], filled)
 
 
 def _figure(found: list[tuple[str, list[Row]]], folder: Path) -> tuple[str, str]:

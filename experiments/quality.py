@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 
 from ansn.evaluation.neighbours import memorisation, nearest
-from experiments.lab import figure, training
+from experiments.lab import figure, statistics, training
 from experiments.lab.claim import Cell, Claim, Row, Section, Settings, main
 from experiments.lab.problems import Problem, has, problem
-from experiments.lab.statistics import Estimate, Sooner, crossings, listed, mean, paired, select, sooner, table, unique
+from experiments.lab.statistics import Estimate, Sooner, crossings, mean, paired, select, sooner, table, unique
 from experiments.lab.training import TUNING_SEED, Setup, Trained, fit, halfway, one_copy, tuned_for
 
 CONTROL, RATES = "scalar", (1e-3, 3e-3)
@@ -160,8 +160,7 @@ def section(rows: list[Row], folder: Path) -> Section:
         "How soon and how good is a denoiser that begins with what the covariance says?",
         _answer(rows), _DESIGN, [_table(rows)], [_figure(rows, folder)], _findings(rows),
         reading="A row a seed and step; `for`: the metrics that its rate `lr` is best for, the only ones given; `n`"
-        " empty: all rows; `repeated`: share of samples nearer to a training row than 5 % of held-out rows; `found`:"
-        " of the seconds those of the search for structure and regions.",
+        " empty: all rows; `found`: of the seconds those of the search for structure and regions.",
         missing=", ".join(lacking),
     )  # fmt: skip
 
@@ -175,33 +174,35 @@ seconds hold the search for regions, as many as the data asks for, on CIFAR-10 t
 
 
 def _table(rows: Sequence[Row]) -> tuple[str, str]:
-    """One line a data set and number of rows: steps and seconds to the control's best, and likelihood gained."""
-    lines = []
-    for name, own in groups(rows):
-        line = [name, f"{mean(best(of(own, CONTROL, 'fd'), 'fd'), 'fd').mean:.3g} ({own[0]['fd_floor']:.2g})"]
-        for arm in (*ARMS[1:], *SHAPED):
-            found = [gain(own, arm, metric, at) for metric, at in (("fd", "step"), ("fd", "seconds"), ("loss", "step"))]
-            shown = ["-" if each is None else each.bound + f"{math.exp(each.log.mean):.1f}" for each in found]
-            shown = [*(shown[:2] if arm in SHAPED else shown), e.show(2) if (e := apart(own, arm, "nll")) else "-"]
-            line.append(" / ".join(shown) if select(own, arm=arm) else "")
-        lines.append(line)
-    words = "fewer steps / less time to the control's best distance / fewer steps to its best loss / nll less its own"
-    told = f"The control's Frechet distance (floor), and of each arm: times {words}; shaped noise: without the loss"
-    return told, table(["data, rows", CONTROL, *ARMS[1:], *SHAPED], lines)
+    """One line a data set and number of rows."""
+    arms = (*ARMS[1:], *SHAPED)
+    control = {name: mean(best(of(own, CONTROL, "fd"), "fd"), "fd").mean for name, own in groups(rows)}
+    lines = [[name, f"{own[0]['fd_floor']:.2g}", f"{control[name]:.3g}", *(_entry(own, arm) for arm in arms)]
+             for name, own in groups(rows)]  # fmt: skip
+    words = "Frechet distance; how many times fewer steps, and less time, to the control's best distance; negative"
+    told = f"{words} log-likelihood less the control's. **Better than the control**; *worse*"
+    return told, table(["data, rows", "floor", CONTROL, *arms], lines)
+
+
+def _entry(own: Sequence[Row], arm: str) -> str:
+    if not select(own, arm=arm):
+        return ""
+    nll, nearer, ours = apart(own, arm, "nll"), apart(own, arm, "fd"), best(of(own, arm, "fd"), "fd")
+    found = [gain(own, arm, "fd", at) for at in ("step", "seconds")]
+    times = ["-" if e is None else e.brief() for e in found]
+    distance = statistics.marked(f"{mean(ours, 'fd').mean:.3g}", nearer) if ours else "-"
+    return "; ".join([distance, *times, "-" if nll is None else statistics.marked(nll.show(2), nll)])
 
 
 def _findings(rows: Sequence[Row]) -> list[str]:
     out = []
-    for arm in (*ARMS[1:], *SHAPED):
-        control = arm.split()[0] if arm in SHAPED else CONTROL
-        for metric, words in METRICS.items():
-            found = {name: apart(own, arm, metric, control) for name, own in groups(rows)}
-            told = [(e.sign, f"{name} ({e.show(2)})") for name, e in found.items() if e is not None]
-            if told and (metric == "fd" or (control != CONTROL and metric != "loss")):
-                out.append(f"`{arm}` against `{control}`, {words}: {listed(told)}.")
+    for metric in ("fd", "nll"):
+        found = {name: apart(own, SHAPED[1], metric, "wiener") for name, own in groups(rows)}
+        signs = [(e.sign, f"{name} ({e.show(2)})") for name, e in found.items() if e is not None]
+        if signs:
+            out.append(f"`{SHAPED[1]}` against `wiener`, {METRICS[metric]}: {statistics.listed(signs)}.")
     falling = []
-    for name, own in groups(rows):
-        theirs = of(own, CONTROL, "fd")
+    for name, theirs in ((name, of(own, CONTROL, "fd")) for name, own in groups(rows)):
         curve = [mean(select(theirs, step=step), "fd").mean for step in unique(theirs, "step")[-2:]]
         falling += [name] * (len(curve) == 2 and curve[1] < 0.9 * curve[0])
     out.append(f"The control's distance falls by more than a tenth at the last doubling: {'; '.join(falling) or '-'}.")
@@ -210,8 +211,8 @@ def _findings(rows: Sequence[Row]) -> list[str]:
         for name, own in groups([r for r in rows if r.get("repeated") is not None and r["n"] == 500])
         if (arms := unique(own, "arm"))
     ]
-    told = f"share of samples that repeat a training row (0.05 of held-out rows): {'; '.join(repeated) or '-'}"
-    return [*out, f"Of 500 rows, {told}."]
+    told = "Of 500 rows, share of samples that repeat a training row (0.05 of held-out rows do)"
+    return [*out, f"{told}: {'; '.join(repeated) or '-'}."]
 
 
 def _answer(rows: Sequence[Row]) -> str:

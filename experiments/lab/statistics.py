@@ -145,6 +145,11 @@ class Sooner:
     def show(self, digits: int = 2) -> str:
         return self.bound + ratio(self.log, digits)
 
+    def brief(self) -> str:
+        """Without the interval, for a table."""
+        signs = {"at least ": "≥ ", "at most ": "≤ ", "about ": "~ ", "": ""}
+        return signs[self.bound] + f"{math.exp(self.log.mean):.2g}"
+
 
 def sooner(ours: dict[int, float], theirs: dict[int, float], first: float, last: float) -> Sooner | None:
     """From where each seed reached the goal, inf for not; None where fewer than two seeds tell anything."""
@@ -157,6 +162,11 @@ def sooner(ours: dict[int, float], theirs: dict[int, float], first: float, last:
     high = any(not math.isfinite(ours[s]) or theirs[s] <= first for s in both)
     return Sooner(estimate(logs), "about " if low and high else "at least " if low else "at most " if high else "",
                   len(both))  # fmt: skip
+
+
+def marked(shown: str, found: Estimate | None) -> str:
+    """Bold where a difference is below 0 beyond its interval, italic where above."""
+    return shown if found is None else {-1: f"**{shown}**", 0: shown, 1: f"*{shown}*"}[found.sign]
 
 
 def listed(found: Iterable[tuple[int, str]], words: dict[int, str] = WORDS) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,10 @@ def test_sentences_follow_the_rows(tmp_path: Path) -> None:
     ahead, behind = (claim.section(_rows(speed), tmp_path) for speed in (4.0, 0.25))
     assert "`wiener` against EDM's preconditioning: Frechet distance better in 1, worse in 0 of 1" in ahead.answer
     assert "better in 0, worse in 1 of 1" in behind.answer
-    assert ahead.findings[0].startswith("`wiener` against `scalar`, Frechet distance: better: table, 500")
+    shown, against = (section.tables[0][1].splitlines()[-1].split(" | ") for section in (ahead, behind))
+    assert shown[:3] == ["| table, 500", "1", "1.25"]
+    assert re.fullmatch(r"\*\*1.06\*\*; 4; 4; \*\*-0.19 ± 0.*\*\*", shown[3])
+    assert re.fullmatch(r"\*2.01\*; ≤ 1; ≤ 1; \*0.76 ± 0.*\*", against[3])
     assert any("`wiener rho=0.5` against `wiener`, Frechet distance: no difference" in line for line in ahead.findings)
     assert any("share of samples that repeat" in line for line in ahead.findings)
     assert (tmp_path / "quality.png").exists()
