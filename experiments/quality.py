@@ -219,12 +219,11 @@ def _answer(rows: Sequence[Row]) -> str:
     parts = []
     for arm in ARMS[1:]:
         counts = []
-        for metric in METRICS:
-            found = [e for _, own in groups(rows) if (e := apart(own, arm, metric)) is not None]
-            better, worse = (sum(e.sign == sign for e in found) for sign in (-1, 1))
-            counts.append(f"{METRICS[metric].split(',')[0]} better in {better}, worse in {worse} of {len(found)}")
-        parts.append(f"`{arm}` against EDM's preconditioning: {'; '.join(counts)}")
-    return ". ".join(parts) + "."
+        for metric, words in METRICS.items():
+            signs = [e.sign for _, own in groups(rows) if (e := apart(own, arm, metric)) is not None]
+            counts.append(f"{words.split(',')[0]} {signs.count(-1)} and {signs.count(1)} of {len(signs)}")
+        parts.append(f"`{arm}`: {', '.join(counts)}")
+    return f"Better than EDM's preconditioning, and worse, by data set and number of rows: {'; '.join(parts)}."
 
 
 def _figure(rows: Sequence[Row], folder: Path) -> tuple[str, str]:

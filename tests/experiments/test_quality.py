@@ -57,8 +57,8 @@ def test_an_arm_counts_at_its_best_step() -> None:
 
 def test_sentences_follow_the_rows(tmp_path: Path) -> None:
     ahead, behind = (claim.section(_rows(speed), tmp_path) for speed in (4.0, 0.25))
-    assert "`wiener` against EDM's preconditioning: Frechet distance better in 1, worse in 0 of 1" in ahead.answer
-    assert "better in 0, worse in 1 of 1" in behind.answer
+    assert "`wiener`: Frechet distance 1 and 0 of 1, held-out weighted loss 1 and 0 of 1" in ahead.answer
+    assert "`wiener`: Frechet distance 0 and 1 of 1" in behind.answer
     shown, against = (section.tables[0][1].splitlines()[-1].split(" | ") for section in (ahead, behind))
     assert shown[:3] == ["| table, 500", "1", "1.25"]
     assert re.fullmatch(r"\*\*1.06\*\*; 4; 4; \*\*-0.19 ± 0.*\*\*", shown[3])
