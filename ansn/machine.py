@@ -5,23 +5,33 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+_CPUINFO = Path("/proc/cpuinfo")
 _ONCE = 1.0
 """Seconds in which two signals are one: a terminal and its shell say the same twice, torchrun and its group too."""
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """The processor's name where the system gives it, else its architecture. A virtual machine's name may have no
+    number; it has the processor's family and model beside it."""
     try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        text = _CPUINFO.read_text()
+    except OSError:
+        text = ""
+    parts = dict(re.findall(r"^(model name|cpu family|model)[ \t]*:[ \t]*(.+?)[ \t]*$", text, re.M))
+    name = parts.get("model name")
+    if name is None:
         return platform.processor() or platform.machine()
+    if re.search(r"\d", name) or len(parts) < 3:
+        return str(name)
+    return f"{name}, family {parts['cpu family']} model {parts['model']}"
 
 
 def available_memory() -> int:

@@ -132,9 +132,9 @@ def best(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def gain(rows: Sequence[Row], arm: str, metric: str, at: str = "step") -> Sooner | None:
-    """How many times fewer steps (seconds) than the control an arm needs to the control's lowest mean."""
+    """How many times fewer steps (seconds, on one processor) than the control an arm needs to its lowest mean."""
     ours, theirs = of(rows, arm, metric), best(of(rows, CONTROL, metric), metric)
-    if not ours or not theirs:
+    if not ours or not theirs or (at == "seconds" and len({row.get("cpu") for row in (*ours, *theirs)}) > 1):
         return None
     target, stop = (mean(theirs, name).mean for name in (metric, at))
     reached = crossings(ours, metric, target, at)
@@ -179,8 +179,10 @@ def _table(rows: Sequence[Row]) -> tuple[str, str]:
     control = {name: mean(best(of(own, CONTROL, "fd"), "fd"), "fd").mean for name, own in groups(rows)}
     lines = [[name, f"{own[0]['fd_floor']:.2g}", f"{control[name]:.3g}", *(_entry(own, arm) for arm in arms)]
              for name, own in groups(rows)]  # fmt: skip
-    words = "Frechet distance; how many times fewer steps, and less time, to the control's best distance; negative"
-    told = f"{words} log-likelihood less the control's. **Better than the control**; *worse*"
+    words = (
+        "Frechet distance; how many times fewer steps, and less time (-: of another processor), to the control's best"
+    )
+    told = f"{words} distance; negative log-likelihood less the control's. **Better than the control**; *worse*"
     return told, table(["data, rows", "floor", CONTROL, *arms], lines)
 
 

@@ -1,9 +1,11 @@
-"""Asked to end: every signal that means it, none that is ignored."""
+"""The processor's name. Asked to end: every signal that means it, none that is ignored."""
 
 from __future__ import annotations
 
+import platform
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,25 @@ from ansn import machine
 from ansn.machine import asked_to_end
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("AMD EPYC", "AMD EPYC, family 25 model 17"),
+        ("AMD EPYC 9654 96-Core Processor", "AMD EPYC 9654 96-Core Processor"),
+    ],
+)
+def test_a_name_without_a_number_has_family_and_model(
+    name: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    core = f"vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\nstepping\t: 1\n\n"
+    info.write_text(core * 2)
+    monkeypatch.setattr(machine, "_CPUINFO", info)
+    assert machine.cpu_name() == shown
+    info.write_text("processor: 0\n")
+    assert machine.cpu_name() == (platform.processor() or platform.machine())
 
 
 @pytest.mark.parametrize("number", SIGNALS)

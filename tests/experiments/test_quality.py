@@ -32,6 +32,9 @@ def test_twice_as_fast_is_twice_fewer_steps_and_seconds() -> None:
         found = claim.gain(rows, "wiener", "fd", at)
         assert found is not None
         assert math.exp(found.log.mean) == pytest.approx(2.0, rel=0.02)
+    elsewhere = [row | {"cpu": "another"} if row["arm"] == "scalar" else row for row in rows]
+    assert claim.gain(elsewhere, "wiener", "fd", "seconds") is None
+    assert claim.gain(elsewhere, "wiener", "fd") == claim.gain(rows, "wiener", "fd")
     # A control that is at its best early, by 100 steps, which the other has at 200.
     early = [{**row, "fd": 9.0} if row["arm"] == "scalar" and row["step"] > 100 else row for row in _rows(0.5)]
     later = claim.gain(early, "wiener", "fd")
