@@ -63,7 +63,7 @@ benchmark: $(STAMP) ## measures what docs/performance.md says of the kernels and
 evidence: $(STAMP) ## every claim anew, planned for three hours of two cores (DATA=folder of mnist, fashion-mnist, cifar10)
 	$(BIN)/python -m experiments.evidence $(if $(DATA),--data $(DATA))
 
-evidence-quick: $(STAMP) ## the same in small, under five minutes: shows that everything runs, proves nothing
+evidence-quick: $(STAMP) ## the same in small, three to five minutes: shows that everything runs, proves nothing
 	$(BIN)/python -m experiments.evidence --quick
 
 docs: $(STAMP) ## the site, into site/; installs mkdocs and its theme into .venv the first time

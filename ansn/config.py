@@ -73,7 +73,7 @@ class NoiseConfig:
     within 0.005 nats a dimension the smallest)."""
     rho: float | None = None
     """Anisotropy of the noise, 0 (isotropic control) to 1 (the paper's full covariance). When neither rho nor gamma is
-    given: 0 where skip is chosen for the data, and under the mixture skip; else 0.5."""
+    given: 0 for a preconditioned denoiser, else, and where noise has regions, 0.5."""
     gamma: float | None = None
     """Instead of rho: spectral power of the noise shape, S^gamma, -1 to 1."""
     eps: float | None = None
@@ -134,13 +134,12 @@ class NetworkConfig:
     precondition: bool = True
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
-    """What a preconditioned denoiser is before it learns. By default, of vectors and images, under isotropic noise:
-    mixture for up to 1,024 numbers, wiener for more; wiener for all else, such as noise that is given a shape, regions
-    or the paper's ladder. Both need as many examples as the covariance's structure (wiener: in each region); else
-    scalar."""
+    """What a preconditioned denoiser is before it learns. By default, under isotropic noise, mixture for rows of up to
+    1,024 numbers, wiener for more; wiener too where noise is given a shape, regions or the paper's ladder. Both need as
+    many examples as the covariance's structure (wiener: in each region); else scalar."""
     inputs: Annotated[tuple[str, ...] | None, choice(INPUTS, None, many=True)] = None
     """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate; by
-    default that for images whose skip is not given either, else nothing more."""
+    default that for images and fields whose skip is not given either, else nothing more."""
     metric: Annotated[str | None, choice(METRICS, None)] = None
     """Metric of the loss; by default pixel for a denoiser, whitened for a whitened network."""
 

@@ -194,8 +194,10 @@ class NoiseModel(nn.Module):
         if y is None or self.class_means is None or self.covariance.regions > 1:
             return self.covariance.mean_of(region, n)
         last = len(self.class_means) - 1
-        if y.shape != (n,) or (n and not 0 <= int(y.min()) <= int(y.max()) <= last):
-            raise ValueError(f"y: got {_checks.describe(y)}, expected int64 [{n}] from 0 to {last}")
+        if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (n,):
+            raise ValueError(f"y: got {_checks.describe(y)}, expected int64 [{n}]")
+        if n and not 0 <= int(y.min()) <= int(y.max()) <= last:
+            raise ValueError(f"y: got {int(y.min())} to {int(y.max())}, expected labels from 0 to {last}")
         return self.class_means[y.to(self.class_means.device)].flatten(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -60,9 +60,9 @@ _cifar10 = TrainConfig(
     run=RunConfig(out="runs/cifar10", checkpoint_every=1000),
 )
 
-# The paper's settings: unconditional RefineNet, full covariance at Haario's scale (one level), Algorithm 1 as
-# printed with the published
-# ladder of NCSN (1 to 0.01, ten levels), T = 100, step 2e-5, a uniform start and nothing that denoises at the end.
+# The paper's settings: unconditional RefineNet, full covariance at Haario's scale (one level), Algorithm 1 as printed
+# with the published ladder of NCSN (1 to 0.01, ten levels), T = 100, step 2e-5, a uniform start and nothing that
+# denoises at the end.
 _paper_mnist = TrainConfig(
     data=DataConfig(dataset="mnist"),
     noise=NoiseConfig(structure="dense", root="cholesky", rho=1.0, ladder="paper", freeze_after=None),

@@ -199,9 +199,11 @@ def test_labels_that_are_none_are_one_line(x, labels):
     with pytest.raises(ValueError, match=r"^labels: got [^\n]*, expected int64 \[\d\] from 0 to 2$"):
         noise_model(AdaptiveCovariance(D)).center_classes(randn(x, D), torch.tensor(labels), 3)
     noise = noise_model(AdaptiveCovariance(D)).center_classes(randn(40, D), torch.arange(40) % 3, 3)
-    for y in ([0, 1], [0, 1, 2, 4]):
-        with pytest.raises(ValueError, match=r"^y: got [^\n]*, expected int64 \[4\] from 0 to 3$"):
-            noise.prior(4, y=torch.tensor(y))
+    for y in (torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0, 3.0]), 3):
+        with pytest.raises(ValueError, match=r"^y: got [^\n]*, expected int64 \[4\]$"):
+            noise.prior(4, y=y)
+    with pytest.raises(ValueError, match=r"^y: got 0 to 4, expected labels from 0 to 3$"):
+        noise.prior(4, y=torch.tensor([0, 1, 2, 4]))
 
 
 def test_the_uniform_start():

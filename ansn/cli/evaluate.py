@@ -29,7 +29,7 @@ from ansn.lock import alone
 from ansn.sampling import METHODS
 from ansn.training import Run, load_run
 from ansn.training.pictures import sampler_options
-from ansn.training.places import short
+from ansn.training.places import evaluation_folder
 
 _DESCRIPTION = (
     "Measure a run of ansn-train: distances to its training data in named feature spaces, beside what held-out data"
@@ -117,8 +117,7 @@ def _evaluate(arguments: Arguments) -> None:
     if arguments.quick:
         n = min(settings.n or 500, 500)
         settings = dataclasses.replace(settings, n=n, halves=min(settings.halves, 10), likelihood=0)
-    named = short(arguments.run)
-    base = run.path if named is None else Path(f"{named}-evaluation")
+    base = evaluation_folder(arguments.run, run.path)
     folder = arguments.out or (base / "quick" if arguments.quick else base)
     with contextlib.ExitStack() as stack:
         try:

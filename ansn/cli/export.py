@@ -15,13 +15,14 @@ import torch
 import tyro
 
 from ansn.cli.common import RunName, guarded, parsed
+from ansn.data import FILES
 from ansn.errors import InputError
 from ansn.evaluation.measurement import Evaluation
 from ansn.files import write_atomic
 from ansn.machine import cpu_name
 from ansn.presets import command
 from ansn.training import Run, export_run, load_run
-from ansn.training.places import check_target, push
+from ansn.training.places import check_target, evaluation_folder, push
 
 _DESCRIPTION = (
     "Write what sampling needs of a run of ansn-train, its averaged weights, covariances and settings, and a model card"
@@ -61,12 +62,13 @@ def _export(arguments: Arguments) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"OUT: got {out}, which is there, expected a new or an empty folder")
     run = load_run(arguments.run)
+    found = measured(run, evaluation_folder(arguments.run, run.path))
     if not hub:
         out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=None if hub else out.parent, prefix=".ansn-export-") as temporary:
         folder = export_run(run, Path(temporary) / "run", out.name, getattr(torch, arguments.dtype))
         name = arguments.out if hub else out.name
-        write_atomic(folder / "README.md", card(load_run(folder), name, arguments.dtype, measured(run)))
+        write_atomic(folder / "README.md", card(load_run(folder), name, arguments.dtype, found))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if hub:
             where = push(folder, arguments.out, private=arguments.private)
@@ -77,9 +79,9 @@ def _export(arguments: Arguments) -> None:
     print(where)
 
 
-def measured(run: Run) -> Evaluation | None:
-    """What `ansn-evaluate` found of this step, where it is in the run's folder."""
-    file = run.path / "evaluation.json"
+def measured(run: Run, folder: Path) -> Evaluation | None:
+    """What `ansn-evaluate` found of this step, where it is in the folder."""
+    file = folder / "evaluation.json"
     found = Evaluation.from_json(file.read_bytes()) if file.is_file() else None
     drawn = found is not None and found.settings.get("seconds") is not None  # and not of a file of samples
     same = {"step": run.step, "weights": run.weights}
@@ -109,7 +111,7 @@ ansn-sample {name}
 ## How it was made
 
 ```
-{command(run.config)}
+{command(run.config)}{" --data PATH" if run.config.data.dataset in FILES and not run.config.data.data else ""}
 ```
 
 Step {run.step:,}, seed {run.config.run.seed}. Exported with {versions} and Python {platform.python_version()}

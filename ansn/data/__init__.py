@@ -16,7 +16,9 @@ from ansn.errors import InputError
 
 __all__ = ["NAMES", "Dataset", "iterate", "load_dataset"]
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "toy2d")
+FILES = ("mnist", "fashion-mnist", "cifar10")
+"""Names of data whose files have to be given."""
+NAMES = ("digits", *FILES, "toy2d")
 
 
 def load_dataset(

@@ -274,9 +274,10 @@ def _common_shape(paths: list[Path], size: tuple[int, int] | None, channels: int
     for path, shape in zip(paths, shapes, strict=True):
         if shape[1:] != usual:
             like = next(p for p, s in zip(paths, shapes, strict=True) if s[1:] == usual)
+            more = f" and {sizes[usual] - 1} more" if sizes[usual] > 1 else ""
             raise InputError(
-                f"{path}: got {_size(shape)} (H x W), expected {_size(usual)} "
-                f"as of {like} and {sizes[usual] - 1} more; give image_size to resize and crop"
+                f"{path}: got {_size(shape)} (H x W), expected {_size(usual)} as of {like}{more};"
+                " give image_size (--image-size) to resize and crop"
             )
     return (channels, *usual)
 

@@ -55,8 +55,8 @@ def impute(
         model: the denoiser, as it is or wrapped for training.
         x: float ``[N, *shape]``, the model's units, NaN where a number is missing.
         draws: of each row.
-        method: a name in :data:`IMPUTATIONS`; by default ``"particles"`` up to 256 dimensions and without regions of
-            the noise, else ``"jacobian"``; for vectors of which fewer than 2,000 were learned from ``"adapted"``.
+        method: a name in :data:`IMPUTATIONS`; where noise has no regions ``"adapted"`` by default for vectors
+            of which fewer than 2,000 were learned from, else ``"particles"`` up to 256 dimensions; else ``"jacobian"``.
         y: labels, a number or int64 ``[N]``, of a class-conditional network.
         particles: P of a row; at least ``4 draws`` are taken.
         steps: levels.
@@ -77,7 +77,7 @@ def impute(
         raise ValueError(f"x: got {told}, expected finite [N, {', '.join(map(str, covariance.shape))}] or NaN")
     free = covariance.regions == 1
     if method is None:
-        few = len(covariance.shape) == 1 and (covariance.rules.distinct or _FEW) < _FEW
+        few = free and len(covariance.shape) == 1 and (covariance.rules.distinct or _FEW) < _FEW
         method = "adapted" if few else "particles" if free and covariance.dim <= _LARGEST else "jacobian"
     if method not in IMPUTATIONS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(IMPUTATIONS)}")

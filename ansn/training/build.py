@@ -23,11 +23,11 @@ from ansn.errors import InputError
 from ansn.levels import Levels
 from ansn.noise import NoiseModel
 
-MIXED = {"table": (), "image": ("estimate",)}
-"""Kinds of data that a run begins as a mixture of, or as one Gaussian, and what the network then sees."""
-
 MOST_MIXED = 1024
-"""Dimensions up to which it is a mixture, whose regions take minutes to find beyond them."""
+"""Dimensions up to which a run begins as a mixture, whose regions take minutes to find beyond them."""
+
+FEWEST = 4
+"""Rows that can be learned from: the start of sampling asks for a fourth moment."""
 
 _MOST_NUMBERS = 2**34  # of a row; far more than any data has
 
@@ -157,27 +157,28 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
     of the run's order."""
     if config.regions == "labels" and not dataset.num_classes:
         raise InputError(f"--regions: got labels for {dataset.name}, which has none, expected a labelled data set")
+    if len(dataset) < FEWEST:
+        raise InputError(f"--dataset: got {len(dataset)} rows to train on, expected at least {FEWEST}")
     x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
     return x.cpu(), None if labels is None else labels.cpu()
 
 
 def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
-    """A new run's settings, with the skip, the inputs and the shape of the noise that are not given as docs/results.md
-    found them best for the kind of data: isotropic noise for vectors and images, and a mixture's skip or, in many
-    dimensions, one Gaussian's, whose estimate the network of images also sees. Not where noise is given a shape or
-    regions, or rows are fewer than the structure needs."""
+    """A new run's settings, with what is not given as docs/results.md found it best: isotropic noise, unless regions of
+    the noise are asked for; the skip of a mixture or, in many dimensions, of one Gaussian, where noise has no shape and
+    there are as many rows as the structure needs; and a network that sees its estimate, but for tables."""
     noise, network = config.noise, config.network
-    free = network.skip is None and noise.regions == "none"
     usual = network.precondition and network.prediction == "denoiser" and noise.ladder != "paper"
-    enough = info.rows >= max(4, STRUCTURES[structure](info.shape).points())
-    if not (free and usual and info.kind in MIXED and enough) or noise.rho or noise.gamma:
+    if not usual or (noise.regions != "none" and not mixed(config)):
         return config
-    if torch.Size(info.shape).numel() <= MOST_MIXED:
-        skip = "mixture"
-    else:
-        skip, noise = "wiener", replace(noise, rho=0.0 if noise.gamma is None else None)
-    inputs = MIXED[info.kind] if network.inputs is None else network.inputs
-    return replace(config, noise=noise, network=replace(network, skip=skip, inputs=inputs))
+    if noise.rho is None and noise.gamma is None:
+        noise = replace(noise, rho=0.0)
+    enough = info.rows >= max(FEWEST, STRUCTURES[structure](info.shape).points())
+    if network.skip is None and enough and not noise.rho and not noise.gamma:
+        skip = "mixture" if torch.Size(info.shape).numel() <= MOST_MIXED else "wiener"
+        seen = () if info.kind == "table" else ("estimate",)
+        network = replace(network, skip=skip, inputs=seen if network.inputs is None else network.inputs)
+    return replace(config, noise=noise, network=network)
 
 
 def mixed(config: TrainConfig) -> bool:

@@ -48,6 +48,12 @@ def short(run: str) -> str | None:
     return None if _lies(run) else Path(run.removeprefix(HUB).partition("@")[0]).name
 
 
+def evaluation_folder(run: str, path: Path) -> Path:
+    """Where the evaluation of a run lies that is called so and read from ``path``."""
+    name = short(run)
+    return path if name is None else Path(f"{name}-evaluation")
+
+
 def push(folder: Path, name: str, *, private: bool = False) -> str:
     """Make the repository ``hf://OWNER/NAME`` hold the run of this folder and no other. Returns its address. InputError
     in one line, also where the library is missing."""

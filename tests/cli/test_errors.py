@@ -147,7 +147,7 @@ def tiny_images(folder: Path) -> list[Any]:
 
 
 def too_wide(folder: Path) -> list[Any]:
-    np.save(folder / "rows.npy", np.zeros((3, 300_000), np.float32))
+    np.save(folder / "rows.npy", np.zeros((4, 300_000), np.float32))
     return ["--dataset", folder / "rows.npy", "--structure", "dense", "--kind", "field"]
 
 
@@ -182,7 +182,7 @@ def test_an_output_folder_that_cannot_be(tmp_path: Path, out: str) -> None:
 def test_other_settings_in_the_folder(digits: Path) -> None:
     outcome = call("train", *TINY, "--steps", 20, "--rho", 0.25, "--lr", 0.5, "--out", digits)
     assert_refused(
-        outcome, "train", str(digits), "rho: None -> 0.25", "lr: 0.001 -> 0.5", "another --out", "--no-resume"
+        outcome, "train", str(digits), "rho: 0.0 -> 0.25", "lr: 0.001 -> 0.5", "another --out", "--no-resume"
     )
 
 

@@ -138,15 +138,15 @@ def test_guidance(tmp_path: Path) -> None:
     options = ("--class-conditional", "--label-dropout", 0.2, "--steps", 40, "--samples", 0)
     succeeded(call("train", "digits", *TINY, *PLAIN, *options, "--out", run))
     draw = ("-n", 6, "--steps", 3, "--label", 3)
-    guided = drawn(run, tmp_path, *draw, "--guidance", 30)
-    expected = ansn.sample(load_run(run).model, 6, steps=3, y=3, guidance=30.0)
+    guided = drawn(run, tmp_path, *draw, "--guidance", 60)
+    expected = ansn.sample(load_run(run).model, 6, steps=3, y=3, guidance=60.0)
     np.testing.assert_array_equal(guided, expected.numpy())
     plain = drawn(run, tmp_path, *draw)
     assert np.abs(guided - plain).max() > 3 * BATCH_INVARIANCE
-    never = drawn(run, tmp_path, *draw, "--guidance", 30, "--guidance-interval", 100, 200)
+    never = drawn(run, tmp_path, *draw, "--guidance", 60, "--guidance-interval", 100, 200)
     assert np.abs(never - plain).max() < BATCH_INVARIANCE
     # Without a label the classes are drawn in turn, each guided towards its own.
-    in_turn = drawn(run, tmp_path, "-n", 6, "--steps", 3, "--guidance", 30)
+    in_turn = drawn(run, tmp_path, "-n", 6, "--steps", 3, "--guidance", 60)
     assert np.abs(in_turn[3] - guided[3]).max() < BATCH_INVARIANCE
 
 

@@ -50,7 +50,7 @@ def test_the_config_is_what_was_asked_for_and_the_skip_that_was_taken(toy: tuple
     config = from_dict(json.loads((toy[0] / "config.json").read_text()))
     expected = change(
         PRESETS["toy2d"][1], out=str(toy[0]), width=16, blocks=1, batch_size=32, warmup=10, log_every=10, steps=60,
-        checkpoint_every=20, samples=50, threads=1, device="cpu", skip="mixture", inputs=(),
+        checkpoint_every=20, samples=50, threads=1, device="cpu", skip="mixture", inputs=(), rho=0.0,
     )  # fmt: skip
     assert config == expected
     assert load_run(toy[0]).config == expected

@@ -396,7 +396,7 @@ def test_folder_errors(tmp_path: Path) -> None:
     refused(
         tmp_path,
         f"{tmp_path / 'c.png'}: got 4x6 (H x W), expected 4x4 as of {tmp_path / 'a.png'} and 1 more",
-        "give image_size",
+        "give image_size (--image-size)",
     )
     assert len(load_dataset(tmp_path, image_size=4)) == 3
     refused(tmp_path, "image_size: got 0, expected a positive number of pixels", image_size=0)

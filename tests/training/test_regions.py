@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ansn
-from ansn.config import resumed
+from ansn.config import TrainConfig, resumed
 from ansn.errors import InputError
 from ansn.training import build, checkpoint, load_run
 from ansn.training.pictures import draw, write_pictures
@@ -93,25 +93,30 @@ def test_the_skip_that_is_not_given_follows_the_kind_of_data(
     assert model.inputs == settings.get("inputs", seen)
 
 
-def test_large_images_begin_as_one_gaussian_that_their_network_sees(tmp_path: Path) -> None:
+def test_what_is_not_given_follows_the_data(tmp_path: Path) -> None:
     built, config = trainer(small(tmp_path, rho=0.0)), small(tmp_path, skip=None)
-    large = replace(built.info, shape=(1, 33, 33))
-    found = build.settled(config, large, "separable")
-    assert (found.network.skip, found.network.inputs, found.noise.rho) == ("wiener", ("estimate",), 0.0)
-    assert build.settled(config, replace(large, kind="table", shape=(1089,)), "diagonal").network.inputs == ()
-    shaped = small(tmp_path, skip=None, rho=0.5)
-    assert build.settled(shaped, large, "separable") == shaped
-    for now, rho in ((config, 0.0), (shaped, 0.5), (small(tmp_path, gamma=0.5), None)):
-        assert resumed(found, now, "separable").noise.rho == rho
+
+    def settled(config: TrainConfig = config, structure: str = "separable", **changes: Any) -> tuple[Any, ...]:
+        found = build.settled(config, replace(built.info, **changes), structure)
+        return found.network.skip, found.network.inputs, found.noise.rho
+
+    large: dict[str, Any] = {"shape": (1, 33, 33)}
+    assert settled(kind="field") == settled() == ("mixture", ("estimate",), 0.0)
+    assert settled(**large) == ("wiener", ("estimate",), 0.0)
+    assert settled(kind="table", shape=(1089,), structure="diagonal") == ("wiener", (), 0.0)
+    assert settled(rows=3) == (None, None, 0.0), "too few rows for a covariance"
+    for given, found in (({"rho": 0.5}, 0.5), ({"gamma": 0.5}, None)):
+        assert settled(small(tmp_path, skip=None, **given), **large) == (None, None, found)
+    assert settled(small(tmp_path, skip="scalar")) == ("scalar", None, 0.0)
+    for given in ({"regions": 4}, {"ladder": "paper"}, {"prediction": "whitened"}):
+        assert settled(small(tmp_path, skip=None, **given)) == (None, None, None), "as the library has it"
 
 
-def test_what_was_not_measured_begins_as_it_did(tmp_path: Path) -> None:
-    """Too few rows, lines and volumes."""
-    built = trainer(small(tmp_path, rho=0.0))
+def test_what_was_settled_is_what_a_rerun_asks_for(tmp_path: Path) -> None:
     config = small(tmp_path, skip=None)
-    for changes in ({}, {"kind": "field"}, {"rows": 3}):
-        settled = build.settled(config, replace(built.info, **changes), "separable")
-        assert (settled == config) == bool(changes), changes
+    old = replace(config, noise=replace(config.noise, rho=0.0))
+    for given, rho in (({}, 0.0), ({"rho": 0.5}, 0.5), ({"gamma": 0.5}, None)):
+        assert resumed(old, small(tmp_path, skip=None, **given), "separable").noise.rho == rho
 
 
 def test_a_run_of_the_default_skip_goes_on_and_one_of_another_default_too(tmp_path: Path) -> None:
