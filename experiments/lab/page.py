@@ -23,9 +23,10 @@ _HEAD = """# Results: what a learned covariance buys, and what it does not
 
 Made from the CSV files under `experiments/results` by `python -m experiments.lab.page`. `make evidence DATA=PATH`
 measures all of it anew; `make evidence-quick` runs a small version of everything. Intervals are 95 % over seeds
-(Student's t), differences are paired: runs of one seed share first weights, data order, levels and white noise. No
-interval is corrected for how many are looked at: one in twenty leaves out 0 by chance. Measured on {machine}; no figure
-is of a GPU. Speed of the kernels: [performance.md](performance.md); which sampler: [samplers.md](samplers.md).
+(Student's t), differences are paired: runs of one seed share data order, levels and white noise, and first weights
+where their networks see as many inputs. No interval is corrected for how many are looked at: one in twenty leaves out 0
+by chance. Measured on {machine}; no figure is of a GPU. Speed of the kernels: [performance.md](performance.md); which
+sampler: [samplers.md](samplers.md).
 
 *Skip*: what the denoiser is before its network has learned: `scalar` is EDM's preconditioning, `wiener` the best
 denoiser of one Gaussian of the data's covariance, `mixture` that of regions found in the data; `seen`: the network is

@@ -1,6 +1,6 @@
 """Paired training: one problem under one arm, with everything else equal.
 
-Runs of one seed share first weights, data order, levels' normals and white noise; only the arm differs.
+Runs of one seed share data order, levels, noise, and first weights where their networks see as many inputs.
 """
 
 from __future__ import annotations

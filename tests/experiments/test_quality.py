@@ -21,7 +21,7 @@ def _rows(faster: float, data: str = "table") -> list[Row]:
                 value = 1 + 100 / (step * speed) * (1 + 0.01 * seed)
                 both = dict.fromkeys(claim.METRICS, value)
                 rows.append({"data": data, "n": 500, "arm": arm, "seed": seed, "step": step, "lr": 1e-3, **both,
-                             "for": "fd+loss+nll", "fd_floor": 1.0, "seconds": step / 100,
+                             "for": "fd+loss+nll", "fd_floor": 1.0, "seconds": step / 100, "found": 0.0,
                              "repeated": 0.05 if step == 400 else None})  # fmt: skip
     return rows
 
