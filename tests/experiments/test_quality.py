@@ -60,8 +60,11 @@ def test_an_arm_counts_at_its_best_step() -> None:
 
 def test_sentences_follow_the_rows(tmp_path: Path) -> None:
     ahead, behind = (claim.section(_rows(speed), tmp_path) for speed in (4.0, 0.25))
-    assert "`wiener`: Frechet distance 1 and 0 of 1, held-out weighted loss 1 and 0 of 1" in ahead.answer
-    assert "`wiener`: Frechet distance 0 and 1 of 1" in behind.answer
+    told = (
+        "`wiener` Frechet distance in 1 and 0 of 1 (table, 500: 1.06 against 1.25), held-out weighted loss in 1 and 0"
+    )
+    assert told in ahead.answer
+    assert "`wiener` Frechet distance in 0 and 1 of 1" in behind.answer
     shown, against = (section.tables[0][1].splitlines()[-1].split(" | ") for section in (ahead, behind))
     assert shown[:3] == ["| table, 500", "1", "1.25"]
     assert re.fullmatch(r"\*\*1.06\*\*; 4; 4; \*\*-0.19 ± 0.*\*\*", shown[3])
