@@ -177,7 +177,7 @@ def _table(rows: Sequence[Row]) -> tuple[str, str]:
     lines = [[name, f"{own[0]['fd_floor']:.2g}", f"{control[name]:.3g}", *(_entry(own, arm) for arm in arms)]
              for name, own in groups(rows)]  # fmt: skip
     told = ("Frechet distance; how many times fewer steps, and less time (-: of another processor), to the control's"
-            " best distance; negative log-likelihood less the control's. **Better than the control**; *worse*")  # fmt: skip
+            " best distance; nll less the control's. **Better than the control**; *worse*")  # fmt: skip
     return told, table(["data, rows", "floor", CONTROL, *arms], lines)
 
 
