@@ -1,11 +1,12 @@
-"""The paper's own experiment on MNIST: its settings literally, its sampler, beside our defaults at the same cost.
+"""The paper's own experiment on MNIST: its settings literally, its sampler, beside our defaults at about the same cost.
 
     python -m experiments.paper_mnist --data PATH
 
 Trains `paper-mnist` (unconditional RefineNet, noise of the whole covariance at one level) for as many steps as asked,
 draws by Algorithm 1 with T = 100, and shows its chain after 1, 100, 300 and 1,000 iterations, as the paper's figures 4
-to 7. Then the preset `mnist` is trained for as many seconds of the cores, and draws by its own sampler. The distance is
-between features of a small classifier, of as many images as were drawn: read it beside its floor.
+to 7. Then the preset `mnist` is trained for about as many seconds of the cores, by a trial of its speed, and draws by
+its own sampler. The distance is between features of a small classifier, of as many images as were drawn: read it beside
+its floor.
 """
 
 from __future__ import annotations
