@@ -135,7 +135,7 @@ class NetworkConfig:
     """Scale the network's input and output by the level (EDM's preconditioning)."""
     skip: Annotated[str | None, choice(SKIPS, None)] = None
     """What a preconditioned denoiser is before it learns. By default, under isotropic noise, mixture for rows of up to
-    1,024 numbers, wiener for more; wiener too where noise is given a shape, regions or the paper's ladder. Both need as
+    4,096 numbers, wiener for more; wiener too where noise is given a shape, regions or the paper's ladder. Both need as
     many examples as the covariance's structure (wiener: in each region); else scalar."""
     inputs: Annotated[tuple[str, ...] | None, choice(INPUTS, None, many=True)] = None
     """What the network of a preconditioned denoiser sees besides the noisy data, such as the skip's estimate; by

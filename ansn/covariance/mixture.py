@@ -34,6 +34,7 @@ PRIOR = 5
 _LEVEL = 0.01  # nats a dimension that twice the regions must be worth
 _SWEEPS, _SETTLED = 6, 0.01  # of expectation and maximisation, and the share of rows that still move
 _ROWS, _ROWS_A_REGION = 5000, 100  # that are looked at
+_LARGE, _MOST_OF_LARGE = 1024, 8  # dimensions from which "auto" tries no more regions: they take minutes
 _LEADING, _TRIES = 64, 8  # coordinates that the first regions are found in, and how often
 _MEMORY = 2**28  # bytes of a structure that is tried: with more, its decompositions outlast all else
 _NUMBERS = 2**21  # of all regions' coordinates at a time
@@ -229,7 +230,8 @@ def find(
 
     Args:
         regions: K, or ``"auto"``: doubled from 1 as long as a held-out quarter is likelier by 0.01 nats a dimension,
-            there are 40 distinct rows a region, and a structure that is asked for takes less than 256 MiB.
+            there are 40 distinct rows a region, and a structure that is asked for takes less than 256 MiB; up to 8 of
+            rows of more than 1,024 coordinates, up to 32 of others.
         structure: of the regions' covariances, or ``"auto"`` for :func:`choose` with the first regions, which then
             starts from all rows' choice; a :class:`Choice` is that one, where it is known.
         seed: of K-means and of the rows' draws; the result is a function of it and of x.
@@ -253,7 +255,7 @@ def find(
         return made, Found(regions, made.covariance.structure.name, {}, made.covariance.seen)
     held = len(x) // 4
     scores: dict[int, float] = {}
-    most = distinct(x) // 40
+    most = min(distinct(x) // 40, _MOST_OF_LARGE if x[0].numel() > _LARGE else CANDIDATES[-1])
     for k in (k for k in CANDIDATES if k == 1 or (k <= most and search.fits(k))):
         scores[k] = search.score(search.fitted(x[held:][: max(_ROWS, _ROWS_A_REGION * k)], k), x[:held])
         if k > 1 and scores[k] < scores[k // 2] + _LEVEL:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ansn import AdaptiveCovariance
 from ansn.covariance import STRUCTURES, Mixture, Structure, choose, find
+from ansn.covariance import mixture as module
 from tests import oracles
 from tests.covariance.exact import Rotated, root_of, rows_of
 from tests.oracles import randn, spd
@@ -180,6 +181,14 @@ def test_auto_finds_their_number() -> None:
     assert list(found.scores)[:3] == [1, 2, 4]
     assert str(found).startswith(f"4, {found.structure} (found in 2,000 rows; by held-out likelihood, nats/dim: 1 ")
     assert find(randn(2000, 4), "auto", "dense", **NONE)[1].regions == 1
+
+
+def test_auto_tries_fewer_of_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = oracles.Mixture(torch.eye(4) * 9.0, torch.eye(4).expand(4, 4, 4) * 0.3).sample(2000)
+    for large, numbers in ((4, [1, 2, 4, 8]), (3, [1, 2])):
+        monkeypatch.setattr(module, "_LARGE", large)
+        monkeypatch.setattr(module, "_MOST_OF_LARGE", 2)
+        assert list(find(x, seed=1, **NONE)[1].scores) == numbers
 
 
 @pytest.mark.filterwarnings("ignore:eps_floor")

@@ -100,10 +100,10 @@ def test_what_is_not_given_follows_the_data(tmp_path: Path) -> None:
         found = build.settled(config, replace(built.info, **changes), structure)
         return found.network.skip, found.network.inputs, found.noise.rho
 
-    large: dict[str, Any] = {"shape": (1, 33, 33)}
+    large: dict[str, Any] = {"shape": (3, 37, 37)}
     assert settled(kind="field") == settled() == ("mixture", ("estimate",), 0.0)
     assert settled(**large) == ("wiener", ("estimate",), 0.0)
-    assert settled(kind="table", shape=(1089,), structure="diagonal") == ("wiener", (), 0.0)
+    assert settled(kind="table", shape=(4097,), structure="diagonal") == ("wiener", (), 0.0)
     assert settled(rows=3) == (None, None, 0.0), "too few rows for a covariance"
     for given, found in (({"rho": 0.5}, 0.5), ({"gamma": 0.5}, None)):
         assert settled(small(tmp_path, skip=None, **given), **large) == (None, None, found)
