@@ -146,6 +146,11 @@ def tiny_images(folder: Path) -> list[Any]:
     return ["--dataset", folder / "rows.npy", "--network", "ncsn", "--width", 8]
 
 
+def too_few(folder: Path) -> list[Any]:
+    np.save(folder / "rows.npy", np.eye(3, dtype=np.float32))
+    return ["--dataset", folder / "rows.npy", "--test-fraction", 0]
+
+
 def too_wide(folder: Path) -> list[Any]:
     np.save(folder / "rows.npy", np.zeros((4, 300_000), np.float32))
     return ["--dataset", folder / "rows.npy", "--structure", "dense", "--kind", "field"]
@@ -155,6 +160,7 @@ FILES: dict[str, tuple[Callable[[Path], list[Any]], tuple[str, ...]]] = {
     "truncated": (truncated_mnist, ("train-images-idx3-ubyte.gz",)),
     "not finite": (not_finite, ("rows.npy", "inf", "expected a finite number")),
     "pickled": (objects, ("rows.npy", "pickle")),
+    "three rows": (too_few, ("--dataset", "got 3 rows to train on", "at least 4")),
     "ragged": (ragged_table, ("rows.csv", "3")),
     "images too small for the network": (tiny_images, ("got 3x3", "at least 4x4 for NCSN")),
     # 300000^2 numbers of float64: each matrix of them is 670 GiB.

@@ -190,6 +190,18 @@ def test_a_card_without_numbers_has_no_table(exported: Path) -> None:
     assert "measured" not in card(load_run(exported), "x", "float16", None)
 
 
+def test_of_a_named_run_the_evaluation_lies_in_the_folder_that_it_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mnist-evaluation").mkdir()
+    Path("mnist-evaluation/evaluation.json").write_text(evaluation(20_000, load_run("mnist").weights).to_json())
+    succeeded(call("export", "mnist", "out"))
+    text = Path("out/README.md").read_text()
+    assert "| Frechet distance | 12.35 |" in text
+    assert "--threads 1 --data PATH\n" in text, "a command that runs"
+
+
 def test_an_evaluation_that_is_damaged_is_one_line(digits: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     (run / "evaluation.json").write_text("{")
