@@ -1,7 +1,7 @@
 """The tables and sentences of the docs that come from files of measurements; a test holds the docs to them.
 
-python -m benchmarks.table            # prints them
-python -m benchmarks.table --write    # puts them into docs/performance.md, between their marks
+    python -m benchmarks.table            # prints them
+    python -m benchmarks.table --write    # puts them into docs/performance.md, between their marks
 """
 
 from __future__ import annotations

@@ -196,7 +196,9 @@ def main() -> None:
     from ansn.kernels.production import CASES
 
     parser = argparse.ArgumentParser(description="Registers, spills and widths of the Triton kernels, without a GPU.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="of the cases or kernels whose name contains TEXT")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="of the cases or kernels whose name contains TEXT"
+    )
     parser.add_argument("--into", type=Path, metavar="FILE", help="the document whose table is written anew")
     arguments = parser.parse_args()
     only, into = arguments.only, arguments.into

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_a_name_without_a_number_has_family_and_model(
     assert machine.cpu_name() == (platform.processor() or platform.machine())
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Signals as a terminal has them, also where the tests run under nohup, which ignores one."""
+    kept = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in kept.items():
+        signal.signal(number, signal.SIG_DFL if handler is signal.SIG_IGN else handler)
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_is_heard_and_handed_back(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     before, heard = [signal.getsignal(s) for s in SIGNALS], []

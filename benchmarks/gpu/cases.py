@@ -39,7 +39,9 @@ class Case:
 
     def oracle(self) -> tuple[Tensor, ...]:
         """The call in float64 on the reference back end of the CPU."""
-        wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in self.inputs.items()}
+        wide = {
+            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in self.inputs.items()
+        }
         with ops.backend("reference"):
             return self.call(**wide)
 

@@ -92,7 +92,12 @@ def _cell(value: Any) -> str:
 
 
 def _trouble(rows: list[Row], limit: int = 30) -> list[str]:
-    found = [f"* {row['key']}: {kind}: {_cell(row[kind])}" for row in rows for kind in WRONG if kind in row]
+    found = [
+        f"* {row['key']}: {kind}: {_cell(row[kind])}"
+        for row in rows
+        for kind in WRONG
+        if kind in row
+    ]
     rest = [f"* and {len(found) - limit} more, in gpu_check.json"] if len(found) > limit else []
     return ["", *found[:limit], *rest] if found else []
 
