@@ -44,7 +44,7 @@ Array = NDArray[np.floating[Any]]
 
 
 def kind_of(shape: Sequence[int], kind: str | None = None) -> str:
-    """ "table", "lines", "image", "map" or "volume", by the shape of a row; ``kind`` "field" tells a map from an
+    """"table", "lines", "image", "map" or "volume", by the shape of a row; ``kind`` "field" tells a map from an
     image."""
     return {1: "table", 2: "lines", 3: "map" if kind == "field" else "image", 4: "volume"}[len(shape)]
 

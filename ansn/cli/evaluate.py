@@ -187,13 +187,7 @@ def _report(folder: Path, run: Run, found: Evaluated, way: dict[str, Any] | None
     shown = 200 if run.info.kind == "table" else 8  # rows of a table are a cloud of points
     trajectory = None if way is None else record(run, min(shown, len(found.samples)), **way)
     return write_report(
-        folder,
-        run,
-        found.evaluation,
-        samples=found.samples,
-        train=found.train,
-        test=found.test,
-        trajectory=trajectory,
+        folder, run, found.evaluation, samples=found.samples, train=found.train, test=found.test, trajectory=trajectory,
         shares=shares,
     )[:1]
 

@@ -1,6 +1,6 @@
 r"""Regions found in the data: a mixture of K Gaussians, learned online (math section 12)::
 
-p(x) = sum_k w_k N(x; m_k, S_k)
+    p(x) = sum_k w_k N(x; m_k, S_k)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""The pencil of S and R, the algebra of everything that asks the two together (math section 10)::
 
-R = B B^T,      S = B diag(l) B^T,      B = Q diag(s),   Q orthonormal, s the noise's deviations
+    R = B B^T,      S = B diag(l) B^T,      B = Q diag(s),   Q orthonormal, s the noise's deviations
 """
 
 from __future__ import annotations

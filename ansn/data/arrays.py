@@ -344,7 +344,9 @@ def categories(
     return torch.from_numpy(code.astype(np.int64)), tuple(words) if classes is None else tuple(classes)
 
 
-def _as_images(rows: NDArray[Any], path: Path | str, levels: int | None, notes: list[str]) -> tuple[NDArray[Any], int]:
+def _as_images(
+    rows: NDArray[Any], path: Path | str, levels: int | None, notes: list[str]
+) -> tuple[NDArray[Any], int]:
     """uint8 or float32 [N, C, H, W], and the number of grey values."""
     if rows.shape[1] > 4:
         raise InputError(f"{path}: got {rows.shape[1]} channels, expected images of 1 to 4; --kind field takes any")

@@ -129,7 +129,7 @@ def _neighbours_alike(rows: NDArray[Any]) -> bool:
     """Whether the numbers of a row follow each other as those of a line do, and no two others at random."""
     if rows.shape[1] < _LINE or len(rows) < 3:
         return False
-    some = rows[:_LOOKED_AT].astype(np.float64)
+    some = rows[: _LOOKED_AT].astype(np.float64)
     deviation = some.std(0)
     if not np.isfinite(deviation).all() or (deviation == 0).mean() > 0.5:
         return False

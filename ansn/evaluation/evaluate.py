@@ -181,12 +181,7 @@ class _Work:
         return x.cpu(), None if labels is None else labels.cpu()
 
     def _in_space(
-        self,
-        space: Features,
-        samples: Tensor,
-        asked: Any,
-        held: tuple[Tensor, Tensor | None] | None,
-        baseline: Tensor,
+        self, space: Features, samples: Tensor, asked: Any, held: tuple[Tensor, Tensor | None] | None, baseline: Tensor,
         measured: tuple[str, int, float] | None = None,
     ) -> list[dict[str, Any]]:
         """Numbers in one space; rows of the sweep, which is made in the first."""
@@ -247,7 +242,9 @@ class _Work:
         # One probe a row: the interval is over rows and holds its error. A sum over regions is biased by noise.
         by_class = told and self.run.config.noise.regions == "labels"
         probes = 1 if by_class or self.run.model.noise.covariance.regions == 1 else 2
-        found = bits_per_dim(self.run.model, self.test, index, seed=self.settings.seed, conditional=told, probes=probes)
+        found = bits_per_dim(
+            self.run.model, self.test, index, seed=self.settings.seed, conditional=told, probes=probes
+        )
         note = f"of held-out rows; interval from the standard error over rows; {found.evaluations} evaluations a row"
         if self.test.levels is not None:
             note += f"; an upper bound, dequantisation {found.dequantisation}"

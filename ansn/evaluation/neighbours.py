@@ -134,7 +134,9 @@ def _candidates(rows: Array, among: Array, k: int) -> tuple[Array, NDArray[np.in
     return np.concatenate(squares), np.concatenate(places)
 
 
-def _within(apart: Array, reach: Array, error: Array, exact: Callable[..., Array], *places: NDArray[np.intp]) -> Parts:
+def _within(
+    apart: Array, reach: Array, error: Array, exact: Callable[..., Array], *places: NDArray[np.intp]
+) -> Parts:
     """``apart <= reach`` of squares known to ``error``: where that decides, they are made again, in place, by ``exact``
     of their ``places`` (by default their indices)."""
     unsure = np.nonzero(np.abs(apart - reach) <= error)

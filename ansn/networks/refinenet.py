@@ -34,7 +34,6 @@ from .normalization import Condition, InstanceNormPlus, NoNorm
 
 NormFactory = Callable[[int], nn.Module]
 
-
 def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     """3x3 convolution that keeps the resolution."""
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
@@ -204,13 +203,7 @@ class RefineNet(nn.Module):
         return 2 ** (len(cls.widths) - 2)
 
     def __init__(
-        self,
-        channels: int,
-        ngf: int,
-        norm: NormFactory,
-        refine_norm: NormFactory,
-        pool: str,
-        rescale: bool,
+        self, channels: int, ngf: int, norm: NormFactory, refine_norm: NormFactory, pool: str, rescale: bool,
         inputs: int,
     ) -> None:
         super().__init__()

@@ -228,7 +228,9 @@ def separable_update_(
     ]:
         given = ", ".join(map(_checks.describe, axis_scatters))
         raise ValueError(f"axis_scatters: got {given}, expected contiguous {mean.dtype} {sizes} on {x.device}")
-    _run_update(weight, weight2, mean, scatter, list(axis_scatters), flat, region, *map(list, q), decay)
+    _run_update(
+        weight, weight2, mean, scatter, list(axis_scatters), flat, region, *map(list, q), decay
+    )
 
 
 def mixture(

@@ -269,18 +269,8 @@ def sample(
     Raises ValueError naming the argument.
     """
     n, batch_size = whole("n", n, 1), whole("batch_size", batch_size, 1)
-    draw = Draw(
-        model,
-        method,
-        steps,
-        taus=taus,
-        schedule=schedule,
-        start=start,
-        seed=seed,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        **options,
-    )
+    draw = Draw(model, method, steps, taus=taus, schedule=schedule, start=start, seed=seed, guidance=guidance,
+                guidance_interval=guidance_interval, **options)
     if options.get("noise_sampler") is not None and n > batch_size:
         raise ValueError(f"noise_sampler: got n = {n} > batch_size = {batch_size}, expected one batch")
     labels = label_rows(y, n)

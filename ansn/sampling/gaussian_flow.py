@@ -90,7 +90,9 @@ class Frame:
     l: Tensor
 
     @classmethod
-    def of(cls, learned: AdaptiveCovariance, pencil: Pencil, x: Tensor, region: Tensor | None, least: Tensor) -> Frame:
+    def of(
+        cls, learned: AdaptiveCovariance, pencil: Pencil, x: Tensor, region: Tensor | None, least: Tensor
+    ) -> Frame:
         """Of rows like x; l is at least ``least``, so that sqrt(l) w stays small where the data has no variance."""
         mean = learned.mean_of(region, len(x)).to(x.dtype).reshape(x.shape)
         l = (pencil.l if region is None else pencil.l[region]).to(least.dtype)

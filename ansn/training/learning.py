@@ -36,7 +36,9 @@ def regions(
     return out, found
 
 
-def learners(config: TrainConfig, model: Denoiser, found: Found | None, rows: int, step: int) -> list[Learner]:
+def learners(
+    config: TrainConfig, model: Denoiser, found: Found | None, rows: int, step: int
+) -> list[Learner]:
     """Of the noise's covariance and of the skip's, in a run that goes on from ``step``. Regions began with the first
     rows of the run's order: these do not count again, and more than one epoch of few ``rows`` tells nothing new (they
     go on where ``freeze_after`` is None)."""

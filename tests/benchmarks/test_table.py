@@ -29,7 +29,9 @@ def test_a_row_says_what_is_beside_the_best_of_torch():
 
 def test_sentences_come_from_the_rows():
     other = ROW | {"name": "Langevin step 3 x 2", "ratio": "6.0"}
-    assert table.claims([ROW, ONE, other]) == ("elementwise step 4.5 to 6.0 (one thread 2.0; beside JAX 2.0).")
+    assert table.claims([ROW, ONE, other]) == (
+        "elementwise step 4.5 to 6.0 (one thread 2.0; beside JAX 2.0)."
+    )
     assert table.short([ROW, ONE, other]) == "* Langevin step 1 x 2: 4.50 of 5."
     assert table.short([other]) == "None."
 

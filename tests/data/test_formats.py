@@ -281,7 +281,9 @@ def test_csv_columns_can_be_ignored_and_a_numeric_header_stated(tmp_path: Path) 
 def test_test_fraction_splits_rows_once_and_standardises_by_train(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(50, 2))
     np.savetxt(tmp_path / "t.csv", values, delimiter=",")
-    train, test = (load_dataset(tmp_path / "t.csv", split=split, test_fraction=0.2) for split in ("train", "test"))
+    train, test = (
+        load_dataset(tmp_path / "t.csv", split=split, test_fraction=0.2) for split in ("train", "test")
+    )
     assert (len(train), len(test)) == (40, 10)
     both = torch.cat([d.to_data_units(d.rows) for d in (train, test)])  # type: ignore[arg-type]
     np.testing.assert_allclose(np.sort(both, 0), np.sort(values, 0), atol=1e-6)
@@ -306,7 +308,9 @@ def test_digits_are_scikit_learns() -> None:
     assert x.max() == 1
 
     def multiset(images: np.ndarray, targets: np.ndarray) -> list[bytes]:
-        return sorted(bytes(np.append(i.ravel(), k).astype(np.uint8)) for i, k in zip(images, targets, strict=True))
+        return sorted(
+            bytes(np.append(i.ravel(), k).astype(np.uint8)) for i, k in zip(images, targets, strict=True)
+        )
 
     assert multiset((x * 16).numpy(), labels.numpy()) == multiset(bunch.images, bunch.target)
     assert torch.equal(load_dataset("digits").rows, train.rows)  # type: ignore[arg-type]

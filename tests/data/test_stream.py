@@ -24,7 +24,9 @@ def images(count: int = 20, *shape: int, **options: object) -> Dataset:
     return Dataset(rows, labels=torch.arange(count) % 3, **options)  # type: ignore[arg-type]
 
 
-def taken(dataset: Dataset, batch_size: int, steps: int, **where: int) -> list[tuple[int, Tensor, Tensor | None]]:
+def taken(
+    dataset: Dataset, batch_size: int, steps: int, **where: int
+) -> list[tuple[int, Tensor, Tensor | None]]:
     return list(itertools.islice(iterate(dataset, batch_size, 7, **where), steps))
 
 
@@ -94,7 +96,9 @@ def test_the_order_is_pinned() -> None:
 def test_batches_are_the_epochs_end_to_end(n: int, batch: int, steps: int, seed: int) -> None:
     got = np.concatenate([streams.batch_indices(n, step, batch, seed) for step in range(steps)])
     epochs = -(-batch * steps // n)
-    expected = np.concatenate([streams.permutation(n, seed, epoch) for epoch in range(epochs)])[: batch * steps]
+    expected = np.concatenate([streams.permutation(n, seed, epoch) for epoch in range(epochs)])[
+        : batch * steps
+    ]
     assert np.array_equal(got, expected)
 
 
@@ -113,7 +117,9 @@ def test_values_are_the_stored_ones() -> None:
 def test_resuming_gives_the_same_stream(options: dict[str, bool]) -> None:
     dataset = images(11, **options)
     whole = taken(dataset, 8, 9)
-    for (step, x, labels), (step2, x2, labels2) in zip(whole[5:], taken(dataset, 8, 4, start_step=5), strict=True):
+    for (step, x, labels), (step2, x2, labels2) in zip(
+        whole[5:], taken(dataset, 8, 4, start_step=5), strict=True
+    ):
         assert step == step2
         assert torch.equal(x, x2)
         assert torch.equal(labels, labels2)  # type: ignore[arg-type]

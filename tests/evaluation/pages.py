@@ -23,7 +23,7 @@ from ansn.training.pictures import draw
 from tests.training.helpers import small
 
 EVIL = "<script>alert(1)</script>"
-COLUMNS = (EVIL, r"$\frac{1}{", "日本語", "_under", 'a column\'s "name" that goes on & on, and further on')
+COLUMNS = (EVIL, r"$\frac{1}{", "日本語", "_under", "a column's \"name\" that goes on & on, and further on")
 CLASSES = ("$x", '"><img src=http://example.org/x.png onerror=alert(2)>', "cat")
 VOID = {"meta", "link", "img", "source", "br", "hr", "input"}
 

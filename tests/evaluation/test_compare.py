@@ -97,7 +97,8 @@ def test_more_samples_than_held_out_rows_are_measured_in_blocks_of_the_floors_n(
 def test_blocks_narrow_the_interval() -> None:
     rows = normal(4000, 0, 1)
     (one,), (many,) = (
-        measure([Number("mean", low=-9.0)], MEAN, rows[: 50 * b], normal(50, 1, 1), Resampling(100)) for b in (1, 16)
+        measure([Number("mean", low=-9.0)], MEAN, rows[: 50 * b], normal(50, 1, 1), Resampling(100))
+        for b in (1, 16)
     )
     assert one.n == many.n == 50
     assert one.high is not None

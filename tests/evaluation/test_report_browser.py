@@ -54,7 +54,9 @@ def opened(page: Path, folder: Path, *options: str) -> str:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (400, True)])
-def test_the_page_in_a_browser(width: int, dark: bool, digits_report: tuple[Page, list[Path]], tmp_path: Path) -> None:
+def test_the_page_in_a_browser(
+    width: int, dark: bool, digits_report: tuple[Page, list[Path]], tmp_path: Path
+) -> None:
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     size = f"--window-size={width},2400"
     page, shot = digits_report[1][0], tmp_path / "shot.png"

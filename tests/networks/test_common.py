@@ -223,7 +223,9 @@ def test_the_settings_know_every_network():
 
 
 def test_build_errors():
-    with pytest.raises(ValueError, match=r"^name: got 'resnet', expected one of mlp, unet, ncsn, ncsnv2"):
+    with pytest.raises(
+        ValueError, match=r"^name: got 'resnet', expected one of mlp, unet, ncsn, ncsnv2"
+    ):
         build("resnet", (1, 8, 8))
     for name in ("ncsn", "ncsnv2", "unet"):
         with pytest.raises(ValueError, match=r"^shape: got \(2,\), expected .*\(C, H, W\).*; the MLP takes any"):

@@ -184,7 +184,9 @@ def test_level_conditioning_starts_as_the_unconditional_network_and_then_matters
     same = x[:1].expand(4, -1, -1, -1)
     assert (told(same, level)[1:] - told(same, level)[:-1]).abs().amax((1, 2, 3)).min() > 1e-4
     y = torch.tensor([0, 1, 2, 3])
-    assert (told(same, level[:1].expand(4), y)[1:] - told(same, level[:1].expand(4), y)[:-1]).abs().amax() > 1e-4
+    assert (
+        told(same, level[:1].expand(4), y)[1:] - told(same, level[:1].expand(4), y)[:-1]
+    ).abs().amax() > 1e-4
 
 
 def test_each_level_of_ncsn_has_its_own_norm():
@@ -208,7 +210,9 @@ def test_norm_matches_its_formula():
         v = sum((u - m) ** 2 for u in mu) / 4
         for c in range(5):
             normal = (x[b, c] - mu[c]) / torch.sqrt(((x[b, c] - mu[c]) ** 2).mean() + 1e-5)
-            expected = norm.gamma[c] * (normal + norm.alpha[c] * (mu[c] - m) / torch.sqrt(v + 1e-5)) + norm.beta[c]
+            expected = (
+                norm.gamma[c] * (normal + norm.alpha[c] * (mu[c] - m) / torch.sqrt(v + 1e-5)) + norm.beta[c]
+            )
             torch.testing.assert_close(out[b, c], expected, **TOL["float64"])
 
 

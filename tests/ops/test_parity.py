@@ -238,7 +238,9 @@ def compare_factors(d: Draw, matrix: Tensor, good: Tensor, factor: Tensor, info:
 def cholesky(data: st.DataObject) -> Case:
     d = Draw(data, DTYPES[:2])
     matrix, good = symmetric(d, d.pick(0, 1, 2, 5, 17), d.pick(True, False))
-    return Case(lambda: ops.cholesky(matrix), [matrix], lambda out: compare_factors(d, matrix, good, out[0], out[1]))
+    return Case(
+        lambda: ops.cholesky(matrix), [matrix], lambda out: compare_factors(d, matrix, good, out[0], out[1])
+    )
 
 
 def dsm_loss(data: st.DataObject) -> Case:

@@ -51,7 +51,9 @@ def some_data(
 ) -> DataInfo:
     """What a model must know of such data, its classes alike large."""
     counts = (rows // max(classes, 1),) * classes
-    return DataInfo(name, kind, shape, quantisation, None, rows, tuple(map(str, range(classes))), counts, None, "", ())
+    return DataInfo(
+        name, kind, shape, quantisation, None, rows, tuple(map(str, range(classes))), counts, None, "", ()
+    )
 
 
 # At d = 3072 the eigenvalues of R, for the condition number, take seconds.
