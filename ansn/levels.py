@@ -22,6 +22,7 @@ from ansn.errors import whole
 TRAINING = ("lognormal", "ladder")
 START_KL = 0.003  # nats between the start of the flow and the perturbed data
 PAIRS = 1000  # points that are enough for what looks at pairs of them
+FEWEST = 4  # points that have a fourth moment, which the start of sampling asks for
 _START_LIMIT = 1e3
 _FIXED_RATIO = 1.5  # where NCSNv2's rule has no solution (d <= 4)
 
@@ -193,8 +194,8 @@ def tau_start(
     """
     if not kl > 0:
         raise ValueError(f"kl: got {kl}, expected > 0 nats")
-    if x.shape[0] < 4:
-        raise ValueError(f"x: got {x.shape[0]} points, expected at least 4 for a fourth moment")
+    if x.shape[0] < FEWEST:
+        raise ValueError(f"x: got {x.shape[0]} points, expected at least {FEWEST} for a fourth moment")
     flat = x.reshape(x.shape[0], -1).to(covariance.center.dtype)
     white = covariance.whiten(flat, region).double()
     region = region if mixture is None else mixture.draw(x, row=0)  # every process looks at the same rows
@@ -202,7 +203,7 @@ def tau_start(
     grams = []
     for k in owner.unique():
         rows = white[owner == k]
-        if len(rows) >= 4:
+        if len(rows) >= FEWEST:
             centred = rows - rows.mean(0)
             if len(rows) > centred.shape[1]:  # a matrix of few columns, not the large one of which most values are 0
                 vectors, singular, _ = torch.linalg.svd(centred, full_matrices=False)

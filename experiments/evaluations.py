@@ -35,7 +35,7 @@ ARMS = ("scalar", "scalar rho=0.5", "scalar rho=1", "wiener", "wiener rho=0.5")
 EXACT = ARMS[:3]  # an exact denoiser has nothing to begin with
 PROBLEMS = ("mixture", "digits", "fields")
 COUNTS = (3, 4, 6, 8, 12, 20, 40)
-FLOWS = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", "gaussian_2m": "Gaussian 2M"}
+FLOWS = ("dpmpp_2m", "heun", "gaussian_2m")
 STEPS, RATES, EXACT_N = 700, (5e-4, 1e-3, 2e-3), 3000
 FIXED = 1.25  # of the control's limit of the same seed, its value at the most evaluations
 PRESETS = ("scalar rho=0.5", "wiener rho=0.5")  # of the digits preset, for the samplers

@@ -121,15 +121,16 @@ def of(rows: Sequence[Row], arm: str, metric: str) -> list[Row]:
     return [r for r in select(rows, arm=arm) if metric in r["for"].split("+") and r[metric] is not None]
 
 
-def best(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Rows of the step with the lowest mean: every arm may stop early."""
-    at = unique(rows, "step")
-    return select(rows, step=min(at, key=lambda step: mean(select(rows, step=step), metric).mean)) if at else []
+def best(rows: Sequence[Row], arm: str, metric: str = "fd") -> list[Row]:
+    """Rows of an arm at its rate for a metric, of the step with the lowest mean: every arm may stop early."""
+    own = of(rows, arm, metric)
+    at = unique(own, "step")
+    return select(own, step=min(at, key=lambda step: mean(select(own, step=step), metric).mean)) if at else []
 
 
 def gain(rows: Sequence[Row], arm: str, metric: str, at: str = "step") -> Sooner | None:
     """How many times fewer steps (seconds, on one processor) than the control an arm needs to its lowest mean."""
-    ours, theirs = of(rows, arm, metric), best(of(rows, CONTROL, metric), metric)
+    ours, theirs = of(rows, arm, metric), best(rows, CONTROL, metric)
     if not ours or not theirs or (at == "seconds" and len({row.get("cpu") for row in (*ours, *theirs)}) > 1):
         return None
     searched = mean(theirs, "found").mean if at == "seconds" else 0.0  # for what the control does not need
@@ -141,7 +142,7 @@ def gain(rows: Sequence[Row], arm: str, metric: str, at: str = "step") -> Sooner
 
 def apart(rows: Sequence[Row], arm: str, metric: str, control: str = CONTROL) -> Estimate | None:
     """Paired difference, each arm at its best step; below 0 is better."""
-    ours, theirs = (best(of(rows, name, metric), metric) for name in (arm, control))
+    ours, theirs = (best(rows, name, metric) for name in (arm, control))
     return paired(ours, theirs, metric) if ours and theirs else None
 
 
@@ -173,9 +174,8 @@ likelihood at the last two looks; seconds hold the search for regions, as many a
 def _table(rows: Sequence[Row]) -> tuple[str, str]:
     """One line a data set and number of rows."""
     arms = (*ARMS[1:], *SHAPED)
-    control = {name: mean(best(of(own, CONTROL, "fd"), "fd"), "fd").mean for name, own in groups(rows)}
-    lines = [[name, f"{own[0]['fd_floor']:.2g}", f"{control[name]:.3g}", *(_entry(own, arm) for arm in arms)]
-             for name, own in groups(rows)]  # fmt: skip
+    lines = [[name, f"{own[0]['fd_floor']:.2g}", f"{mean(best(own, CONTROL), 'fd').mean:.3g}",
+              *(_entry(own, arm) for arm in arms)] for name, own in groups(rows)]  # fmt: skip
     told = ("Frechet distance; how many times fewer steps, and less time (-: of another processor), to the control's"
             " best distance; nll less the control's. **Better than the control**; *worse*")  # fmt: skip
     return told, table(["data, rows", "floor", CONTROL, *arms], lines)
@@ -184,7 +184,7 @@ def _table(rows: Sequence[Row]) -> tuple[str, str]:
 def _entry(own: Sequence[Row], arm: str) -> str:
     if not select(own, arm=arm):
         return ""
-    nll, nearer, ours = apart(own, arm, "nll"), apart(own, arm, "fd"), best(of(own, arm, "fd"), "fd")
+    nll, nearer, ours = apart(own, arm, "nll"), apart(own, arm, "fd"), best(own, arm)
     found = [gain(own, arm, "fd", at) for at in ("step", "seconds")]
     times = ["-" if e is None else e.brief() for e in found]
     distance = statistics.marked(f"{mean(ours, 'fd').mean:.3g}", nearer) if ours else "-"
@@ -222,7 +222,7 @@ def _answer(rows: Sequence[Row]) -> str:
             told.append(f"{words.split(',')[0]} in {better} and {worse} of {len(found)}")
             if metric == "fd" and found:
                 name, own, _ = ([each for each in found if each[1][0]["n"] is None] or found)[-1]
-                ours, theirs = (mean(best(of(own, each, "fd"), "fd"), "fd").mean for each in (arm, CONTROL))
+                ours, theirs = (mean(best(own, each), "fd").mean for each in (arm, CONTROL))
                 told[0] += f" ({name}: {ours:.3g} against {theirs:.3g})"
         parts.append(f"`{arm}` {', '.join(told)}")
     return f"Better than EDM's preconditioning, and worse: {'; '.join(parts)}."

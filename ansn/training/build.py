@@ -26,9 +26,6 @@ from ansn.noise import NoiseModel
 MOST_MIXED = 4096
 """Dimensions up to which a run begins as a mixture: the largest that docs/results.md has are the 3,072 of CIFAR-10."""
 
-FEWEST = 4
-"""Rows that can be learned from: the start of sampling asks for a fourth moment."""
-
 _MOST_NUMBERS = 2**34  # of a row; far more than any data has
 
 
@@ -157,8 +154,8 @@ def first_rows(config: NoiseConfig, dataset: Dataset, seed: int) -> tuple[Tensor
     of the run's order."""
     if config.regions == "labels" and not dataset.num_classes:
         raise InputError(f"--regions: got labels for {dataset.name}, which has none, expected a labelled data set")
-    if len(dataset) < FEWEST:
-        raise InputError(f"--dataset: got {len(dataset)} rows to train on, expected at least {FEWEST}")
+    if len(dataset) < levels.FEWEST:
+        raise InputError(f"--dataset: got {len(dataset)} rows to train on, expected at least {levels.FEWEST}")
     x, labels = dataset.batch(dataset.order(seed, 0)[: rows_wanted(torch.Size(dataset.shape).numel())].cpu())
     return x.cpu(), None if labels is None else labels.cpu()
 
@@ -173,7 +170,7 @@ def settled(config: TrainConfig, info: DataInfo, structure: str) -> TrainConfig:
         return config
     if noise.rho is None and noise.gamma is None:
         noise = replace(noise, rho=0.0)
-    enough = info.rows >= max(FEWEST, STRUCTURES[structure](info.shape).points())
+    enough = info.rows >= max(levels.FEWEST, STRUCTURES[structure](info.shape).points())
     if network.skip is None and enough and not noise.rho and not noise.gamma:
         skip = "mixture" if torch.Size(info.shape).numel() <= MOST_MIXED else "wiener"
         seen = () if info.kind == "table" else ("estimate",)

@@ -55,7 +55,7 @@ def test_a_metric_is_seen_at_its_rate_alone() -> None:
 
 def test_an_arm_counts_at_its_best_step() -> None:
     rows = [{**row, "nll": abs(row["step"] - 100)} for row in _rows(2.0)]
-    assert {row["step"] for row in claim.best(claim.of(rows, "wiener", "nll"), "nll")} == {100}
+    assert {row["step"] for row in claim.best(rows, "wiener", "nll")} == {100}
 
 
 def test_sentences_follow_the_rows(tmp_path: Path) -> None:
